@@ -1,0 +1,88 @@
+"""What is chosen when the user leaves a component at None.
+
+======================================  ==========================  ==============================
+situation                               noise                       solver
+======================================  ==========================  ==============================
+model knows its expectations            ClosedForm                  CoordinateAscent where offered
+few latents a row and few globals       GaussHermite, refined       Newton
+more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
+networks, coupled rows, many globals    any of the above            LBFGS
+rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
+======================================  ==========================  ==============================
+"""
+
+import torch
+
+from skavi.inference_functions import MLP
+from skavi.models import FactorAnalysis
+from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.objective import Objective
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+
+#: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
+BUDGET = 8_000_000
+_MAX_PRODUCT_DIMENSION = 4
+_MAX_NEWTON_GLOBALS = 40
+_MAX_NEWTON_LATENTS = 10
+_MAX_DENSE_UNKNOWNS = 1000
+_BATCH = 1000
+
+
+def default_model(X, weights):
+    """Choose probabilistic PCA with as many components as have more than average variance."""
+    total = weights.sum()
+    rows = (X - weights @ X / total) * (weights / total).sqrt().unsqueeze(-1)
+    variances = torch.linalg.eigvalsh(rows.mT @ rows)
+    above = int((variances > 1.0001 * variances.mean()).sum())
+    return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, 20)))
+
+
+def default_function(n_outputs):
+    """Choose a network wide enough to carry any linear map of the row to the factor."""
+    width = min(64, max(16, 2 * n_outputs))
+    return MLP(hidden_layer_sizes=(max(width, 2 * n_outputs),) * 2)
+
+
+def default_noise(objective: Objective, n_rows: int):
+    """Choose a deterministic rule if one evaluation is of a size for it."""
+    if objective.model.has_closed_form(objective.family, objective.global_family):
+        return ClosedForm()
+    n_latents, n_globals = objective.n_latents, objective.space.size
+    if n_latents + n_globals <= _MAX_PRODUCT_DIMENSION:
+        n_nodes = 3
+        if n_rows * n_latents * n_nodes ** (n_latents + n_globals) <= BUDGET:
+            return GaussHermite(n_nodes)
+    n_draws = 256
+    if n_rows * n_latents * n_draws <= BUDGET and n_globals <= 2000:
+        return QuasiMonteCarlo(n_draws)
+    return MonteCarlo()
+
+
+def default_solver(objective: Objective, function, noise, n_rows: int, n_features: int):
+    """Choose the fastest solver that fits the model, the noise and the inference function."""
+    if not noise.deterministic:
+        big = objective.model.rowwise and n_rows > 2 * _BATCH
+        return Adam(batch_size=_BATCH if big else None)
+    families = objective.family, objective.global_family
+    if function.tabular and objective.model.has_coordinate_updates(*families):
+        return CoordinateAscent()
+    small = (
+        objective.space.size <= _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
+    )
+    if objective.model.rowwise and small and _has_newton_form(objective, function, n_features):
+        return Newton()
+    return LBFGS()
+
+
+def _has_newton_form(objective, function, n_features):
+    n_outputs = objective.family.n_parameters(objective.n_latents)
+    return function.tabular or (function.linear and n_features * n_outputs <= _MAX_DENSE_UNKNOWNS)
+
+
+def affordable(noise, objective: Objective, n_rows: int) -> bool:
+    """Say whether one evaluation under `noise` stays within the budget."""
+    try:
+        nodes = noise.nodes(objective.space.size, objective.n_latents, 1, None)
+    except ValueError:
+        return False
+    return n_rows * objective.n_latents * len(nodes.weights) <= BUDGET

@@ -1,0 +1,38 @@
+"""The base of everything that is passed to an estimator: models, families, functions, noise, solvers."""
+
+from numbers import Integral, Real
+
+from sklearn.base import BaseEstimator
+
+
+class Component(BaseEstimator):
+    """Store the arguments of ``__init__`` and nothing else; `check` validates them at fit.
+
+    Being a scikit-learn `BaseEstimator` gives ``get_params``, ``set_params``, ``clone`` and a repr.
+    """
+
+    def check(self):
+        """Raise a ValueError or TypeError that names the first argument that is not usable."""
+
+    def _require(self, name, condition, need):
+        if not condition:
+            value = getattr(self, name)
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {need}.")
+
+    def _require_integer(self, name, minimum):
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(
+                f"{type(self).__name__}({name}={value!r}): {name} must be an integer, "
+                f"got {type(value).__name__}."
+            )
+        self._require(name, value >= minimum, f">= {minimum}")
+
+    def _require_positive(self, name):
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(
+                f"{type(self).__name__}({name}={value!r}): {name} must be a number, "
+                f"got {type(value).__name__}."
+            )
+        self._require(name, 0 < value < float("inf"), "positive and finite")

@@ -1,0 +1,296 @@
+"""A fit, step by step: bind the problem, start, solve, refine the noise, look into other basins."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from skavi._basins import other_basins
+from skavi._choice import affordable, default_function, default_noise, default_solver
+from skavi._problem import Problem
+from skavi._rows import Rows, windows
+from skavi.families import DiagonalFactors, Family
+from skavi.inference_functions import InferenceFunction, Table
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise, QuasiMonteCarlo
+from skavi.objective import Objective
+from skavi.solvers import LBFGS, CoordinateAscent, Newton, Outcome, Progress, Solver, State
+
+_REFERENCE_ROWS = 2000
+_LOCAL_ITERATIONS = 200
+_MAX_BASIN_ROUNDS = 5
+_MAX_REFINEMENTS = 6
+_START_SD = 0.1
+_SE_TARGET = 1e-4
+_CHUNK_BUDGET = 2_000_000
+
+
+def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
+    """Return the objective of a model for data like X."""
+    n_latents = model.n_latents(X.shape[1])
+    objective = Objective(model, model.global_space(X), family, global_family, n_latents)
+    return objective
+
+
+def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
+    """Return what an inference function reads of each row: the row, or a window around it."""
+    context = function.context if function.context is not None else model.context
+    return windows(X, context or (0, 0), model.padding)
+
+
+def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
+    """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
+    space = objective.space
+    centre, spread = space.start(generator)
+    centre, spread = centre.to(rows.X), spread.to(rows.X)
+    given = objective.model.initial_globals(rows.X, rows.weights)
+    if given is not None:
+        centre = space.unconstrain(given).to(rows.X)
+    else:
+        # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
+        for name, where in space.slices.items():
+            size = where.stop - where.start
+            if size > 1:
+                noise = torch.randn(size, generator=generator, dtype=torch.float64)
+                centre[where] += 0.1 * spread[where] * noise.to(centre)
+    return objective.global_family.raw(DiagonalFactors(centre, _START_SD * spread))
+
+
+def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
+    """Return raw local parameters at the closed-form optimum, or at the local prior."""
+    factor = objective.global_factor(globals_)
+    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
+        return objective.family.raw(objective.model.local_optimum(factor, X, objective.family))
+    theta = objective.space.constrain(factor.mean)
+    mean, sd = objective.model.initial_locals(theta, X)
+    mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
+    return objective.family.raw(DiagonalFactors(mean, sd))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fit_problem` needs beside the data: components, limits and chance.
+
+    Attributes
+    ----------
+    objective : Objective
+    function : InferenceFunction or None
+        None asks for the default one.
+    noise, solver : Noise, Solver or None
+        None asks for the automatic choice.
+    tol : float
+        Nats a row.
+    max_iter : int
+    generator : torch.Generator
+    """
+
+    objective: Objective
+    function: InferenceFunction | None
+    noise: Noise | None
+    solver: Solver | None
+    tol: float
+    max_iter: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A solved problem, and how it was solved."""
+
+    problem: Problem
+    solver: Solver
+    outcome: Outcome
+
+
+def fit_problem(plan: Plan, rows: Rows, start: State | None, progress: Progress) -> Fitted:
+    """Solve the problem of `plan` from `start` = (raw local targets, raw globals), if given."""
+    objective, generator = plan.objective, plan.generator
+    noise = plan.noise or default_noise(objective, len(rows))
+    if start is None:
+        start = _reference(plan, noise, rows)
+    targets, globals_ = start.parameters["values"], start.globals_
+    function = plan.function or default_function(targets.shape[1])
+    inputs = inputs_of(objective.model, function, rows.X)
+    function = function.fit_inputs(inputs, rows.weights)
+    features = function.features(inputs)
+    solver = plan.solver or default_solver(
+        objective, function, noise, len(rows), features.shape[1]
+    )
+    if function.tabular and isinstance(solver, CoordinateAscent):
+        X, weights = objective.model.compressed(rows.X, rows.weights)
+        rows = Rows(X, weights)
+        features, targets = X, start_locals(objective, globals_, X)
+    problem = Problem(objective, function, rows, features, noise, generator)
+    solver.check_problem(problem)
+    state = State(function.start(features, targets, rows.weights, generator), globals_)
+    outcome = solver.solve(problem, state, plan.tol, plan.max_iter, progress)
+    if plan.noise is None:
+        problem, outcome = _refine_noise(problem, solver, plan, outcome, progress)
+    outcome = _leave_basins(problem, solver, plan, outcome, progress)
+    return Fitted(problem, solver, outcome)
+
+
+def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
+    """Return raw factors of all rows and globals to start from.
+
+    Factorized VI starts at the model's own start; amortized VI at a factorized fit where one is
+    cheap (on a subset of rows when there are many), extended to the other rows by regression.
+    """
+    objective = plan.objective
+    globals_ = start_globals(objective, rows, plan.generator)
+    here = State({"values": start_locals(objective, globals_, rows.X)}, globals_)
+    if plan.function is not None and plan.function.tabular:
+        return here
+    table = Table()
+    solver = default_solver(objective, table, noise, len(rows), 0)
+    if not isinstance(solver, CoordinateAscent | Newton):
+        return here
+    few = rows if isinstance(solver, CoordinateAscent) else _subset(objective.model, rows)
+    quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
+    globals_ = fitted.outcome.state.globals_
+    problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
+    if isinstance(solver, CoordinateAscent) or len(rows) <= _REFERENCE_ROWS:
+        return State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
+    return State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
+
+
+def _subset(model, rows: Rows) -> Rows:
+    if len(rows) <= _REFERENCE_ROWS:
+        return rows
+    if model.ordered:
+        return rows[:_REFERENCE_ROWS]
+    index = torch.linspace(0, len(rows) - 1, _REFERENCE_ROWS).round().long().to(rows.X.device)
+    few = rows[index]
+    return Rows(few.X, few.weights * rows.total_weight / max(float(few.weights.sum()), 1e-300))
+
+
+def _restricted(state, few, rows, objective):
+    if len(few) == len(rows):
+        return state
+    return State({"values": start_locals(objective, state.globals_, few.X)}, state.globals_)
+
+
+def _no_progress(state, elbo):
+    return False
+
+
+def _refine_noise(problem, solver, plan, outcome, progress):
+    """Double the nodes of an automatic rule until the ELBO stands still."""
+    for _ in range(_MAX_REFINEMENTS):
+        old = float(problem.elbo(outcome.state))
+        finer_rule, worst = None, _resolution(problem, plan.tol, old)
+        for finer in problem.noise.refined():
+            if not affordable(finer, problem.objective, len(problem.rows)):
+                continue
+            change = abs(float(problem.with_noise(finer).elbo(outcome.state)) - old)
+            if not change <= worst:
+                finer_rule, worst = finer, change
+        if finer_rule is None:
+            break
+        problem = problem.with_noise(finer_rule)
+        left = max(plan.max_iter - len(outcome.curve), 1)
+        outcome = _joined(
+            outcome, solver.solve(problem, outcome.state, plan.tol, left, progress)
+        )
+    return problem, outcome
+
+
+def _resolution(problem, tol, elbo):
+    """How far two rules may differ: rounding and tol for quadrature, a few mnats for draws."""
+    exact = tol * problem.total_weight + 1e-11 * abs(elbo)
+    return max(exact, 2e-3) if isinstance(problem.noise, QuasiMonteCarlo) else exact
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    return replace(second, curve=first.curve + second.curve)
+
+
+def _leave_basins(problem, solver, plan, outcome, progress):
+    """Move rows whose factor has a better local optimum elsewhere, and solve on, until none does."""
+    if not problem.function.tabular or isinstance(solver, CoordinateAscent):
+        return outcome
+    if not problem.noise.deterministic:
+        return outcome
+    for _ in range(_MAX_BASIN_ROUNDS):
+        globals_ = outcome.state.globals_
+        frozen = replace(problem, frozen_globals=True)
+        moved = other_basins(frozen, outcome.state.parameters["values"], globals_, plan.tol)
+        if moved is None:
+            break
+        left = max(plan.max_iter - len(outcome.curve), 1)
+        again = State({"values": moved}, globals_)
+        outcome = _joined(outcome, solver.solve(problem, again, plan.tol, left, progress))
+    return outcome
+
+
+def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:
+    """Return the factorized problem of some rows with q(theta) frozen and unit weights."""
+    ones = Rows(rows.X, torch.ones_like(rows.weights))
+    return replace(
+        problem,
+        function=Table(),
+        rows=ones,
+        features=rows.X,
+        noise=noise,
+        frozen_globals=True,
+        _kept=[],
+    )
+
+
+def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | None = None):
+    """Solve every row's local problem with q(theta) frozen.
+
+    Returns
+    -------
+    raw : Tensor of shape (n_rows, P)
+    converged : bool
+    """
+    objective = problem.objective
+    raw = start_locals(objective, globals_, problem.rows.X) if start is None else start
+    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
+        return (raw if start is None else start_locals(objective, globals_, problem.rows.X)), True
+    solver = Newton() if objective.model.rowwise else LBFGS()
+    state = State({"values": raw}, globals_)
+    outcome = solver.solve(problem, state, tol, _LOCAL_ITERATIONS, _no_progress)
+    raw = outcome.state.parameters["values"]
+    moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
+    return (raw if moved is None else moved), outcome.converged
+
+
+def frozen_noise(noise: Noise) -> Noise:
+    """Return a deterministic stand-in for rules that draw afresh."""
+    return noise if noise.deterministic else QuasiMonteCarlo(max(128, 2 * noise.n_draws))
+
+
+def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
+    """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative."""
+    if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
+        return float(problem.elbo(state)), 0.0
+    values: list[float] = []
+    for seed in range(64):
+        rule = QuasiMonteCarlo(getattr(problem.noise, "n_draws", 1) * 2, seed=10_000 + seed)
+        values.append(float(problem.with_noise(rule).elbo(state)))
+        if len(values) >= 8:
+            spread = torch.tensor(values, dtype=torch.float64)
+            se = float(spread.std() / len(values) ** 0.5)
+            if se < _SE_TARGET * max(abs(float(spread.mean())), 1.0):
+                break
+    return float(spread.mean()), se
+
+
+def antithetic(n_draws: int, dimension: int) -> Tensor:
+    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
+    return torch.cat([noise, -noise])
+
+
+def chunk_size(objective: Objective, noise: Noise) -> int:
+    """Return how many rows to solve at once, so that memory stays bounded."""
+    nodes = frozen_noise(noise).nodes(objective.space.size, objective.n_latents, 1, None)
+    n_nodes = 1 if nodes is None else len(nodes.weights)
+    return max(1, _CHUNK_BUDGET // (n_nodes * objective.n_latents))

@@ -1,0 +1,132 @@
+"""The globals theta of a model: names, constraints and priors on one unconstrained vector u.
+
+`GlobalSpace` is the only place that knows how theta on the model's scale and the vector u on which
+q(theta) is normal belong together (torch's own bijections, their Jacobian in the density).
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, biject_to
+
+from skavi._quadrature import hermite_rule, sobol_normal
+from skavi.distributions import Flat, expected_log_prob, innermost
+from skavi.families import NormalFactors
+
+
+N_PRIOR_NODES = 40
+N_PRIOR_DRAWS = 256
+
+
+def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
+    nodes, weights = hermite_rule(N_PRIOR_NODES)
+    return torch.as_tensor(nodes).to(like), torch.as_tensor(weights).to(like)
+
+
+class Theta(dict):
+    """The globals of one draw, by name; an unknown name raises a ValueError that lists the known."""
+
+    def __missing__(self, name):
+        known = ", ".join(repr(key) for key in self) or "none"
+        raise ValueError(f"theta has no global {name!r}; global_prior names: {known}.")
+
+
+class GlobalSpace:
+    """The unconstrained space R^size of a model's globals.
+
+    Parameters
+    ----------
+    prior : dict of str to torch.distributions.Distribution
+        As returned by ``model.global_prior(n_features)``.
+    """
+
+    def __init__(self, prior: dict[str, Distribution]):
+        if not isinstance(prior, dict) or not all(
+            isinstance(d, Distribution) for d in prior.values()
+        ):
+            raise TypeError(
+                "global_prior must return a dict from names to torch.distributions, "
+                f"got {type(prior).__name__}."
+            )
+        self.prior = prior
+        self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
+        self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
+        self.raw_shapes = {
+            name: self.bijections[name].inverse_shape(shape) for name, shape in self.shapes.items()
+        }
+        self.slices = {}
+        self.size = 0
+        for name, shape in self.raw_shapes.items():
+            self.slices[name] = slice(self.size, self.size + math.prod(shape))
+            self.size += math.prod(shape)
+
+    def constrain(self, u: Tensor) -> Theta:
+        """Map one unconstrained vector, shape (size,), to named globals on the model's scale."""
+        return Theta((name, self.bijections[name](part)) for name, part in self._parts(u))
+
+    def unconstrain(self, theta: dict[str, Tensor]) -> Tensor:
+        """Map named globals to one unconstrained vector, shape (size,)."""
+        parts = [self.bijections[name].inv(theta[name]).reshape(-1) for name in self.prior]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Log prior density of one unconstrained vector, Jacobian of the bijections included."""
+        return sum((self._log_prior(name, part) for name, part in self._parts(u)), u.new_zeros(()))
+
+    def _parts(self, u):
+        return ((n, u[self.slices[n]].reshape(shape)) for n, shape in self.raw_shapes.items())
+
+    def _log_prior(self, name, part):
+        bijection, prior = self.bijections[name], self.prior[name]
+        value = bijection(part)
+        prior._validate_args = False
+        jacobian = bijection.log_abs_det_jacobian(part, value)
+        return prior.log_prob(value).sum() + jacobian.sum()
+
+    def expected_log_prior(self, factor: NormalFactors) -> Tensor:
+        """E_q log prior on the unconstrained scale, Jacobians included, in nats.
+
+        Closed for normal and flat priors, Gauss-Hermite quadrature for other univariate ones, and a
+        fixed quasi-Monte Carlo rule for the multivariate (simplex, Cholesky): never fresh noise.
+        """
+        total = factor.mean.new_zeros(())
+        for name, prior in self.prior.items():
+            where, shape = self.slices[name], self.raw_shapes[name]
+            mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
+            closed = expected_log_prob(prior, mean, sd)
+            if closed is not None:
+                total = total + closed.sum()
+            elif not self.prior[name].event_shape:
+                nodes, weights = _nodes(mean)
+                values = mean + sd * nodes.reshape(-1, *[1] * mean.dim())
+                density = torch.func.vmap(partial(self._log_prior, name))(values)
+                total = total + weights @ density
+            else:
+                noise = torch.as_tensor(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
+                draws = factor.draw(noise)[:, where].reshape(-1, *shape)
+                total = total + torch.func.vmap(partial(self._log_prior, name))(draws).mean()
+        return total
+
+    def start(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Centre and spread of the prior on the unconstrained scale, shapes (size,).
+
+        Medians and half-widths of prior draws; a flat prior starts at 0 with spread 1.
+        """
+        centre, spread = torch.zeros(self.size), torch.ones(self.size)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for name, prior in self.prior.items():
+                if isinstance(innermost(prior), Flat):
+                    continue
+                raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
+                quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
+                if isinstance(innermost(prior), Normal):
+                    base = innermost(prior)
+                    quartiles[1] = base.loc.expand(self.shapes[name]).reshape(-1)
+                centre[self.slices[name]] = quartiles[1].to(centre)
+                spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
+        return centre, spread

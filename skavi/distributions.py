@@ -1,0 +1,111 @@
+"""What torch.distributions lacks: a flat prior, closed-form expectations, the fit's own dtype."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.overrides import TorchFunctionMode
+
+_FACTORIES = frozenset(
+    (torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.linspace, torch.tensor)
+    + (torch.arange, torch.as_tensor)
+)
+
+
+class Flat(Distribution):
+    """The improper flat prior on the real line: density 1 everywhere.
+
+    Parameters
+    ----------
+    shape : tuple of int, default=()
+        Shape of the variable; its entries are independent.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.distributions import Flat
+    >>> Flat().log_prob(torch.tensor(3.0)).item()
+    0.0
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, shape=()):
+        super().__init__(batch_shape=torch.Size(shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value)
+
+    def sample(self, sample_shape=torch.Size()):
+        raise NotImplementedError("Flat is improper: it cannot be sampled.")
+
+
+class _Defaults(TorchFunctionMode):
+    """Give tensors made from Python numbers the fit's dtype and device.
+
+    ``Normal(0.0, 0.1)`` inside a user's model would otherwise hold a float32 scale, off by 1e-8.
+    The mode is local to the thread; torch's global default dtype is never touched.
+    """
+
+    def __init__(self, dtype, device):
+        super().__init__()
+        self.dtype, self.device = dtype, device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            kwargs = self._with_defaults(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _with_defaults(self, func, args, kwargs):
+        kwargs = dict(kwargs)
+        if kwargs.get("device") is None:
+            kwargs["device"] = self.device
+        floating = kwargs.get("dtype") == torch.get_default_dtype()
+        if kwargs.get("dtype") is None:
+            if func in (torch.tensor, torch.as_tensor):
+                made = func(*args, **kwargs)
+                return kwargs | {"dtype": self.dtype if made.is_floating_point() else made.dtype}
+            integral = func is torch.arange and all(isinstance(a, int) for a in args)
+            integral |= func is torch.full and isinstance(args[-1], int)
+            floating = not integral
+        return kwargs | {"dtype": self.dtype} if floating else kwargs
+
+
+@contextmanager
+def defaults_of(tensor: Tensor):
+    """Make the body's Python numbers tensors of `tensor`'s dtype and device."""
+    with _Defaults(tensor.dtype, tensor.device):
+        yield
+
+
+def log_prob(distribution: Distribution, value: Tensor) -> Tensor:
+    """Log density of `value`, summed over a univariate distribution's last dimension.
+
+    Values are validated once, outside (inside vmap torch's validation misleads).
+    """
+    distribution._validate_args = False
+    density = distribution.log_prob(value)
+    return density if distribution.event_shape else density.sum(-1)
+
+
+def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> Tensor | None:
+    """E log density of a normal variable with that mean and sd, elementwise; None if not closed."""
+    base = innermost(distribution)
+    if isinstance(base, Flat):
+        return torch.zeros_like(mean)
+    if not isinstance(base, Normal):
+        return None
+    spread = (mean - base.loc) ** 2 + sd**2
+    return -0.5 * (spread / base.scale**2 + math.log(2 * math.pi)) - base.scale.log()
+
+
+def innermost(distribution: Distribution) -> Distribution:
+    """Strip `Independent` wrappers."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution

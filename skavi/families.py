@@ -1,0 +1,188 @@
+"""Variational families: what a factor q(z_n), or the global factor q(theta), may look like.
+
+A family turns a row of unconstrained numbers into a normal factor and back. Both families speak the
+same protocol, so neither the ELBO nor a solver knows which one it is given.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skavi._component import Component
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class NormalFactors(ABC):
+    """A batch of normal distributions with means of shape (..., k)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    @abstractmethod
+    def sd(self) -> Tensor:
+        """Marginal standard deviations, shape (..., k)."""
+
+    @property
+    @abstractmethod
+    def log_det_scale(self) -> Tensor:
+        """Half the log determinant of the covariance, shape (...)."""
+
+    @abstractmethod
+    def draw(self, noise: Tensor) -> Tensor:
+        """Map standard normal `noise`, broadcast against (..., k), to draws."""
+
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """Covariance matrices, shape (..., k, k)."""
+
+    @abstractmethod
+    def block_covariance(self, index: Tensor) -> Tensor:
+        """Covariances within tuples of coordinates `index` (b, j), shape (..., b, j, j)."""
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, shape (...)."""
+        return self.log_det_scale + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
+
+    def log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of ``draw(noise)``, in nats."""
+        return -0.5 * (noise**2 + LOG_2PI).sum(-1) - self.log_det_scale
+
+
+class DiagonalFactors(NormalFactors):
+    """Independent coordinates; `scale` holds the standard deviations."""
+
+    @property
+    def sd(self) -> Tensor:
+        return self.scale
+
+    @property
+    def log_det_scale(self) -> Tensor:
+        return self.scale.log().sum(-1)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        return self.mean + self.scale * noise
+
+    def covariance(self) -> Tensor:
+        return torch.diag_embed(self.scale**2)
+
+    def block_covariance(self, index: Tensor) -> Tensor:
+        return torch.diag_embed(self.scale[..., index] ** 2)
+
+
+class FullFactors(NormalFactors):
+    """Correlated coordinates; `scale` holds lower Cholesky factors."""
+
+    @property
+    def sd(self) -> Tensor:
+        return self.scale.square().sum(-1).sqrt()
+
+    @property
+    def log_det_scale(self) -> Tensor:
+        return self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        return self.mean + (self.scale @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def covariance(self) -> Tensor:
+        return self.scale @ self.scale.mT
+
+    def block_covariance(self, index: Tensor) -> Tensor:
+        rows = self.scale[..., index, :]
+        return rows @ rows.mT
+
+
+class Family(Component):
+    """A parametric family of normal factors over unconstrained numbers."""
+
+    @abstractmethod
+    def n_parameters(self, n_latents: int) -> int:
+        """Count the unconstrained numbers that describe one factor of `n_latents` latents."""
+
+    @abstractmethod
+    def factors(self, raw: Tensor, n_latents: int) -> NormalFactors:
+        """Read unconstrained numbers, shape (..., n_parameters), as factors."""
+
+    @abstractmethod
+    def raw(self, factors: NormalFactors) -> Tensor:
+        """Write factors of any family as unconstrained numbers (moments kept where they fit)."""
+
+    @abstractmethod
+    def steps(self, factors: NormalFactors) -> Tensor:
+        """Return the natural length of a step in each unconstrained number, shape (..., n_parameters).
+
+        One over the root of the diagonal of the Fisher information: in these units the ELBO near
+        its optimum is about as steep in a mean as in a log sd, whatever the scale of the data.
+        """
+
+
+class DiagonalNormal(Family):
+    """Normal with independent coordinates: the mean-field choice and the default.
+
+    Parameters of one factor: the means, then the log standard deviations.
+
+    Examples
+    --------
+    >>> from skavi.families import DiagonalNormal
+    >>> DiagonalNormal().n_parameters(3)
+    6
+    """
+
+    def n_parameters(self, n_latents):
+        return 2 * n_latents
+
+    def factors(self, raw, n_latents):
+        return DiagonalFactors(raw[..., :n_latents], raw[..., n_latents:].exp())
+
+    def raw(self, factors):
+        return torch.cat([factors.mean, factors.sd.log()], -1)
+
+    def steps(self, factors):
+        return torch.cat([factors.sd, torch.full_like(factors.sd, math.sqrt(0.5))], -1)
+
+
+class FullNormal(Family):
+    """Normal with a full covariance matrix.
+
+    Parameters of one factor: the means, the log diagonal of the Cholesky factor, then its entries
+    below the diagonal, row by row.
+
+    Examples
+    --------
+    >>> from skavi.families import FullNormal
+    >>> FullNormal().n_parameters(3)
+    9
+    """
+
+    def n_parameters(self, n_latents):
+        return n_latents + n_latents * (n_latents + 1) // 2
+
+    def factors(self, raw, n_latents):
+        k = n_latents
+        row, column = torch.tril_indices(k, k, offset=-1, device=raw.device)
+        # Scatter through one constant index map: works under vmap, grad and jvp alike.
+        position = torch.zeros(k, k, dtype=torch.long, device=raw.device)
+        position[row, column] = torch.arange(len(row), device=raw.device) + 2 * k
+        below = raw[..., position] if len(row) else raw.new_zeros(*raw.shape[:-1], k, k)
+        mask = torch.ones(k, k, dtype=torch.bool, device=raw.device).tril(-1)
+        lower = torch.where(mask, below, torch.zeros((), dtype=raw.dtype, device=raw.device))
+        return FullFactors(raw[..., :k], lower + torch.diag_embed(raw[..., k : 2 * k].exp()))
+
+    def raw(self, factors):
+        k = factors.mean.shape[-1]
+        scale = torch.linalg.cholesky(factors.covariance())
+        row, column = torch.tril_indices(k, k, offset=-1, device=scale.device)
+        diagonal = scale.diagonal(dim1=-2, dim2=-1).log()
+        return torch.cat([factors.mean, diagonal, scale[..., row, column]], -1)
+
+    def steps(self, factors):
+        k = factors.mean.shape[-1]
+        sd = factors.sd
+        diagonal = factors.covariance().diagonal(dim1=-2, dim2=-1).sqrt()
+        row, _ = torch.tril_indices(k, k, offset=-1, device=sd.device)
+        return torch.cat([sd, torch.full_like(sd, math.sqrt(0.5)), diagonal[..., row]], -1)

@@ -1,0 +1,332 @@
+"""Inference functions: the map from a row to the unconstrained parameters of its factor q(z_n).
+
+A `Table` looks a row up (factorized VI); `Constant`, `Polynomial`, `MLP` and any torch module read
+the row, or a window of rows around it (amortized VI). This map is the only thing in which the two
+methods differ. Functions are pure: `features` prepares what is read once, `evaluate` maps features
+and parameters to outputs, `start` fits the parameters to given factors by regression.
+"""
+
+import math
+from abc import abstractmethod
+from itertools import combinations_with_replacement
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from skavi._component import Component
+
+Parameters = dict[str, Tensor]
+
+# act(a) - act(-a) = gain * a: through such pairs a network can carry a linear map exactly.
+_ACTIVATIONS = {
+    "relu": (F.relu, 1.0),
+    "leaky_relu": (lambda a: F.leaky_relu(a, 0.2), 1.2),
+    "gelu": (F.gelu, 1.0),
+    "silu": (F.silu, 1.0),
+    "softplus": (F.softplus, 1.0),
+    "tanh": (torch.tanh, None),
+}
+_RIDGE = 1e-6
+
+
+class InferenceFunction(Component):
+    """A map from what is read of a row to the parameters of its factor."""
+
+    #: Whether outputs are linear in the parameters: ``features @ parameters["coefficients"]``.
+    linear: bool = False
+    #: Whether there is a free factor for every training row, and nothing for other rows.
+    tabular: bool = False
+    context: tuple[int, int] | None
+
+    def check(self):
+        context = self.context
+        if context is None:
+            return
+        pair = isinstance(context, tuple | list) and len(context) == 2
+        whole = pair and all(isinstance(c, Integral) and c >= 0 for c in context)
+        self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
+
+    def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
+        """Return a copy that standardises its inputs by the weighted moments of these."""
+        fitted = type(self)(**self.get_params(deep=False))
+        total = weights.sum()
+        mean = weights @ inputs / total
+        sd = (weights @ (inputs - mean) ** 2 / total).sqrt()
+        constant = sd <= 1e-12 * inputs.abs().amax(0)
+        fitted.input_mean_ = mean.cpu().numpy()
+        fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
+        return fitted
+
+    def standardised(self, inputs: Tensor) -> Tensor:
+        """Return inputs in units of the training data's standard deviations."""
+        mean = torch.as_tensor(self.input_mean_).to(inputs)
+        return (inputs - mean) / torch.as_tensor(self.input_scale_).to(inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return what `evaluate` reads, shape (n_rows, ...); computed once a data set."""
+        return self.standardised(inputs)
+
+    @abstractmethod
+    def start(
+        self, features: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
+    ) -> Parameters:
+        """Return parameters that come close to the `targets`, shape (n_rows, n_outputs)."""
+
+    @abstractmethod
+    def evaluate(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Return outputs, shape (n_rows, n_outputs)."""
+
+
+class Table(InferenceFunction):
+    """Look the row up: a free factor for every row, which makes the method factorized VI."""
+
+    tabular = True
+    context = (0, 0)
+
+    def fit_inputs(self, inputs, weights):
+        return Table()
+
+    def features(self, inputs):
+        return inputs
+
+    def start(self, features, targets, weights, generator):
+        return {"values": targets.clone()}
+
+    def evaluate(self, parameters, features):
+        return parameters["values"]
+
+
+def _regress(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted least squares of smallest norm."""
+    root = weights.sqrt().unsqueeze(-1)
+    left, right = (root * features).cpu(), (root * targets).cpu()
+    return torch.linalg.lstsq(left, right, driver="gelsd").solution.to(features)
+
+
+class _LinearInParameters(InferenceFunction):
+    linear = True
+
+    def start(self, features, targets, weights, generator):
+        return {"coefficients": _regress(features, targets, weights)}
+
+    def evaluate(self, parameters, features):
+        return features @ parameters["coefficients"]
+
+
+class Constant(_LinearInParameters):
+    """Give every row the same factor: the smallest inference function.
+
+    Parameters
+    ----------
+    context : (int, int) or None, default=None
+        Accepted for symmetry with the other functions; a constant reads nothing.
+
+    Examples
+    --------
+    >>> from skavi import AmortizedVI
+    >>> from skavi.inference_functions import Constant
+    >>> from skavi.models import LinearModel
+    >>> vi = AmortizedVI(LinearModel(), Constant()).fit([[0.0], [1.0], [5.0]])
+    >>> vi.transform([[0.0], [9.0]]).round(6) + 0.0
+    array([[0.],
+           [0.]])
+    """
+
+    def __init__(self, context=None):
+        self.context = context
+
+    def features(self, inputs):
+        return inputs.new_ones(len(inputs), 1)
+
+
+class Polynomial(_LinearInParameters):
+    """Polynomial in the (standardised) inputs, cross terms included.
+
+    Parameters
+    ----------
+    degree : int, default=1
+        Total degree.
+    context : (int, int) or None, default=None
+        Rows (before, after) that are read beside the row itself; None: the model's own.
+
+    Examples
+    --------
+    >>> from skavi import AmortizedVI
+    >>> from skavi.inference_functions import Polynomial
+    >>> from skavi.models import LinearModel
+    >>> vi = AmortizedVI(LinearModel(), Polynomial(1)).fit([[0.0], [1.0], [5.0]])
+    >>> vi.inference_function_
+    Polynomial()
+    """
+
+    def __init__(self, degree=1, context=None):
+        self.degree = degree
+        self.context = context
+
+    def check(self):
+        super().check()
+        self._require_integer("degree", 0)
+
+    def features(self, inputs):
+        x = self.standardised(inputs)
+        columns = range(x.shape[1])
+        terms = [x.new_ones(len(x))]
+        for degree in range(1, self.degree + 1):
+            for chosen in combinations_with_replacement(columns, degree):
+                terms.append(x[:, list(chosen)].prod(1))
+        return torch.stack(terms, 1)
+
+
+class MLP(InferenceFunction):
+    """Multilayer perceptron on the (standardised) inputs.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(64, 64)
+        Widths of the hidden layers.
+    activation : {"relu", "leaky_relu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+        Activation of the hidden units ("leaky_relu" has slope 0.2 below zero).
+    context : (int, int) or None, default=None
+        Rows (before, after) that are read beside the row itself; None: the model's own.
+
+    Notes
+    -----
+    A fit starts from regression on factors: pairs of units (a, -a) carry the least-squares linear
+    map through the network, the other units are random (He et al. 2015) and their outgoing weights
+    are regressed on what the linear map leaves over.
+
+    Examples
+    --------
+    >>> from skavi.inference_functions import MLP
+    >>> MLP(hidden_layer_sizes=(32,)).get_params()["activation"]
+    'relu'
+    """
+
+    def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.context = context
+
+    def check(self):
+        super().check()
+        need = f"one of {list(_ACTIVATIONS)}"
+        self._require("activation", self.activation in _ACTIVATIONS, need)
+        sizes = self._sizes()
+        valid = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in sizes)
+        self._require("hidden_layer_sizes", valid, "integers >= 1")
+
+    def _sizes(self):
+        sizes = self.hidden_layer_sizes
+        return tuple(sizes) if isinstance(sizes, tuple | list | np.ndarray) else (sizes,)
+
+    def evaluate(self, parameters, features):
+        hidden = self._hidden(parameters, features)
+        last = len(self._sizes())
+        return torch.addmm(parameters[f"bias_{last}"], hidden, parameters[f"weight_{last}"])
+
+    def _hidden(self, parameters, features):
+        activate, _ = _ACTIVATIONS[self.activation]
+        for layer in range(len(self._sizes())):
+            weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
+            features = activate(torch.addmm(bias, features, weight))
+        return features
+
+    def start(self, features, targets, weights, generator):
+        ones = features.new_ones(len(features), 1)
+        linear = _regress(torch.cat([ones, features], 1), targets, weights)
+        directions, carried = self._carried(linear[1:])
+        parameters = self._random_layers(features, directions, generator)
+        hidden = self._hidden(parameters, features)
+        last, n_carried = len(self._sizes()), 2 * directions.shape[1]
+        weight = features.new_zeros(hidden.shape[1], targets.shape[1])
+        weight[: n_carried // 2] = carried
+        weight[n_carried // 2 : n_carried] = -carried
+        rest = targets - linear[0] - hidden @ weight
+        spare, bias = self._regress_spare(hidden[:, n_carried:], rest, weights)
+        weight[n_carried:] = spare
+        return parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
+
+    def _carried(self, slope):
+        """Split a linear map (inputs, outputs) into directions read and what they contribute."""
+        _, gain = _ACTIVATIONS[self.activation]
+        left, scale, right = torch.linalg.svd(slope, full_matrices=False)
+        rank = int((scale > 1e-12 * scale.amax().clamp_min(1e-300)).sum())
+        kept = 0 if gain is None else min(rank, min(self._sizes()) // 2)
+        return left[:, :kept], scale[:kept, None] * right[:kept] / (gain or 1.0)
+
+    def _random_layers(self, features, directions, generator):
+        """Hidden layers whose first units carry +-directions and whose others are random."""
+        _, gain = _ACTIVATIONS[self.activation]
+        n_in, n_carried, parameters = features.shape[1], 2 * directions.shape[1], {}
+        carry = torch.cat([directions, -directions], 1)
+        for layer, width in enumerate(self._sizes()):
+            spread = math.sqrt(2 / n_in)
+            weight = spread * _randn(n_in, width, generator).to(features)
+            bias = _randn(1, width, generator).to(features)[0]
+            weight[:, :n_carried] = 0
+            weight[: len(carry), :n_carried] = carry
+            bias[:n_carried] = 0
+            parameters |= {f"weight_{layer}": weight, f"bias_{layer}": bias}
+            half = torch.eye(n_carried // 2).to(features) / (gain or 1.0)
+            carry = torch.cat([torch.cat([half, -half], 1), torch.cat([-half, half], 1)])
+            n_in = width
+        return parameters
+
+    def _regress_spare(self, hidden, rest, weights):
+        """Ridge regression of `rest` on random hidden units and a bias."""
+        design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
+        gram = design.mT @ (weights.unsqueeze(-1) * design) / weights.sum()
+        cross = design.mT @ (weights.unsqueeze(-1) * rest) / weights.sum()
+        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+        solution = torch.linalg.solve(gram + ridge, cross)
+        return solution[:-1], solution[-1]
+
+
+def _randn(rows, columns, generator):
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+
+class TorchFunction(InferenceFunction):
+    """Any `torch.nn.Module` from (standardised) inputs to a factor's unconstrained parameters.
+
+    A module given as ``inference_function`` is wrapped in this. It starts from its own weights.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Maps (n_rows, n_inputs) to (n_rows, n_outputs): means, then log standard deviations.
+    context : (int, int) or None, default=None
+        Rows (before, after) that are read beside the row itself; None: the model's own.
+    """
+
+    def __init__(self, module, context=None):
+        self.module = module
+        self.context = context
+
+    def check(self):
+        super().check()
+        if not isinstance(self.module, torch.nn.Module):
+            raise TypeError(
+                "inference_function must be Constant, Polynomial, MLP or a torch.nn.Module, got "
+                f"{type(self.module).__name__}."
+            )
+
+    def start(self, features, targets, weights, generator):
+        parameters = {
+            name: value.detach().to(features).clone()
+            for name, value in self.module.named_parameters()
+        }
+        shape = tuple(self.evaluate(parameters, features[:2]).shape)
+        needed = (len(features[:2]), targets.shape[1])
+        if shape != needed:
+            raise ValueError(
+                f"inference_function maps {len(features[:2])} rows of {features.shape[1]} inputs "
+                f"to shape {shape}, but the factors need {needed}: means and log sds."
+            )
+        return parameters
+
+    def evaluate(self, parameters, features):
+        return torch.func.functional_call(self.module, parameters, (features,))

@@ -1,0 +1,225 @@
+"""What a model is: a prior over globals and a log joint over rows, for one draw of theta.
+
+The library adds the draws (`torch.func.vmap`), so nobody writes a draw dimension by hand.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from skavi._component import Component
+from skavi._globals import GlobalSpace, Theta
+from skavi.distributions import defaults_of, expected_log_prob, log_prob
+from skavi.families import Family, NormalFactors
+
+
+class LatentVariableModel(Component, ABC):
+    """A model with one latent vector a row, given by its log joint.
+
+    Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
+    `n_latents`, `global_prior` and `log_joint`. Where rows are independent given theta,
+    subclass `HierarchicalModel` instead: it needs only distributions, and fits faster.
+    """
+
+    #: (rows before, rows after) that an inference function should read by default.
+    context: tuple[int, int] = (0, 0)
+    #: Whether p(z_n, x | z_-n, theta) depends on no other row's latent.
+    rowwise: bool = False
+    #: Whether the log density is one number for all rows, not a term a row.
+    one_log_joint: bool = True
+    #: Whether missing cells (NaN in X) are marginalised.
+    allows_missing: bool = False
+    #: Whether the rows are a series in time order, so that no row can be moved or left out.
+    ordered: bool = False
+    #: What rows before the first and after the last read as, in a window.
+    padding: float = 0.0
+
+    @abstractmethod
+    def n_latents(self, n_features: int) -> int:
+        """Return the number of latents a row."""
+
+    @abstractmethod
+    def global_prior(self, n_features: int) -> dict[str, Distribution]:
+        """Return the priors of the globals by name; may be empty."""
+
+    @abstractmethod
+    def log_joint(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(z, X | theta) of all rows, a scalar, in nats."""
+
+    # --- what a model may add -------------------------------------------------------------------
+
+    def adapted(self, X: Tensor, weights: Tensor) -> "LatentVariableModel":
+        """Return the model with every argument left open (None) set from the training data."""
+        return self
+
+    def check_data(self, X: Tensor) -> None:
+        """Raise a ValueError that says which rows of X the model cannot take."""
+
+    def check_shapes(self, theta: Theta, z: Tensor, X: Tensor) -> None:
+        """Raise a ValueError if a declared distribution does not fit z or X."""
+
+    def initial_globals(self, X: Tensor, weights: Tensor) -> dict[str, Tensor] | None:
+        """Return globals to start from, on the model's scale; None starts at the prior's centre."""
+        return None
+
+    def initial_locals(self, theta: Theta, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and sds, shape (n_rows, n_latents), that local factors start from."""
+        shape = len(X), self.n_latents(X.shape[1])
+        return X.new_zeros(shape), X.new_ones(shape)
+
+    def has_closed_form(self, family: Family, global_family: Family) -> bool:
+        """Say whether `expected_log_local` is available for these families."""
+        return False
+
+    def expected_log_local(self, factors: NormalFactors, globals_: NormalFactors, X: Tensor):
+        """Return E_q log p(z_n, x_n | theta) in closed form, shape (n_rows,)."""
+        raise NotImplementedError
+
+    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
+        """Say whether `local_optimum` and `global_optimum` are available for these families."""
+        return False
+
+    def local_optimum(self, globals_: NormalFactors, X: Tensor, family: Family) -> NormalFactors:
+        """Return every row's best factor given q(theta), in closed form."""
+        raise NotImplementedError
+
+    def global_optimum(
+        self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor
+    ) -> NormalFactors:
+        """Return q(theta) after one closed-form sweep over its blocks, given the local factors."""
+        raise NotImplementedError
+
+    def compressed(self, X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
+        return X, weights
+
+    def simulate(self, theta: Theta, n_samples: int) -> tuple[Tensor, Tensor]:
+        """Draw n_samples rows (X, Z) given one theta, from torch's current generator."""
+        raise NotImplementedError(f"{type(self).__name__} does not define simulate.")
+
+    def predicted_mean(self, theta: Theta, z: Tensor) -> Tensor:
+        """Return E[x_n | z_n, theta], shape (n_rows, n_features)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define predicted_mean.")
+
+    # --- what the library calls -----------------------------------------------------------------
+
+    def global_space(self, X: Tensor) -> GlobalSpace:
+        """Return the space of the globals for data like X."""
+        with defaults_of(X):
+            return GlobalSpace(self.global_prior(X.shape[1]))
+
+    def log_terms(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
+        return self.log_joint(theta, z, X)
+
+    def half_expected_terms(self, theta: Theta, z: Tensor, factors: NormalFactors, X: Tensor):
+        """Return `log_terms` with whatever is known in closed form given theta not sampled in z."""
+        return self.log_terms(theta, z, X)
+
+
+class HierarchicalModel(LatentVariableModel):
+    """Rows independent given theta: p(theta) prod_n p(z_n | theta) p(x_n | z_n, theta).
+
+    Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`; they may override
+    `log_local` for speed. Univariate distributions are read as independent over the last dimension.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import HierarchicalModel
+    >>> class Shift(HierarchicalModel):
+    ...     def n_latents(self, n_features):
+    ...         return 1
+    ...     def global_prior(self, n_features):
+    ...         return {"theta": Normal(0.0, 10.0)}
+    ...     def local_prior(self, theta):
+    ...         return Normal(torch.zeros(1), 1.0)
+    ...     def likelihood(self, z, theta):
+    ...         return Normal(theta["theta"] + z, 0.5)
+    >>> X = [[1.0], [2.0], [3.0]]
+    >>> FactorizedVI(Shift()).fit(X).transform(X).shape
+    (3, 1)
+    """
+
+    rowwise = True
+    one_log_joint = False
+
+    @abstractmethod
+    def local_prior(self, theta: Theta) -> Distribution:
+        """Return p(z_n | theta), event shape (n_latents,)."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
+        """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+
+    def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(z_n, x_n | theta), shape (n_rows,)."""
+        return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
+
+    def log_prior(self, theta, z, X):
+        """Return log p(z_n | theta), shape (n_rows,)."""
+        with defaults_of(z):
+            return log_prob(self.local_prior(theta), z)
+
+    def log_likelihood(self, theta, z, X):
+        """Return log p(x_n | z_n, theta), shape (n_rows,)."""
+        with defaults_of(z):
+            return log_prob(self.likelihood(z, theta), X)
+
+    def log_joint(self, theta, z, X):
+        return self.log_local(theta, z, X).sum()
+
+    def log_terms(self, theta, z, X):
+        return self.log_local(theta, z, X)
+
+    def half_expected_terms(self, theta, z, factors, X):
+        if type(self).log_local is not HierarchicalModel.log_local:
+            return self.log_local(theta, z, X)  # written out: nothing to take apart
+        with defaults_of(z):
+            closed = expected_log_prob(self.local_prior(theta), factors.mean, factors.sd)
+        prior = self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
+        return prior + self.log_likelihood(theta, z, X)
+
+    def check_shapes(self, theta, z, X):
+        own = type(self)
+        if own.log_local is not HierarchicalModel.log_local:
+            return
+        if own.log_prior is HierarchicalModel.log_prior:
+            with defaults_of(z):
+                prior = self.local_prior(theta)
+            _check_event(self, "local_prior", prior, z)
+        if own.log_likelihood is HierarchicalModel.log_likelihood:
+            with defaults_of(z):
+                likelihood = self.likelihood(z, theta)
+            _check_event(self, "likelihood", likelihood, X)
+
+    def initial_locals(self, theta, X):
+        with defaults_of(X):
+            prior = self.local_prior(theta)
+        shape = len(X), self.n_latents(X.shape[1])
+        return prior.mean.expand(shape).clone(), prior.stddev.expand(shape).clone()
+
+    def simulate(self, theta, n_samples):
+        prior = self.local_prior(theta)
+        z = prior.expand((n_samples, *prior.batch_shape)).sample()
+        return self.likelihood(z, theta).sample(), z
+
+    def predicted_mean(self, theta, z):
+        with defaults_of(z):
+            return self.likelihood(z, theta).mean
+
+
+def _check_event(model, method, distribution, value):
+    """Compare a distribution's last dimension with that of the values it is to explain."""
+    shape = tuple(distribution.batch_shape + distribution.event_shape)
+    needed = tuple(value.shape)
+    if shape[-1:] != needed[-1:] or (method == "likelihood" and shape != needed):
+        what = "n_features" if method == "likelihood" else "n_latents"
+        raise ValueError(
+            f"{type(model).__name__}.{method} has shape {shape} for {needed[0]} rows, but it must "
+            f"cover {needed}: its last dimension is {what}={needed[-1]}."
+        )

@@ -1,0 +1,249 @@
+"""Noise rules: where the draws that estimate an expectation under q come from.
+
+Monte Carlo, fixed draws, quasi-Monte Carlo and Gauss-Hermite quadrature are one ELBO fed other
+(noise, weights). A rule with ``deterministic = True`` gives the same nodes at each call, shared by
+all rows, so the ELBO is a function that a solver can maximise to the last digit.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from skavi._component import Component
+from skavi._quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
+
+MAX_NODES = 200_000
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Standard normal noise with weights that sum to one.
+
+    Attributes
+    ----------
+    globals_ : Tensor of shape (n_draws, n_globals)
+    locals_ : Tensor of shape (n_draws, 1, n_latents), or (n_draws, n_rows, n_latents)
+        A second dimension of 1 means shared by all rows.
+    weights : Tensor of shape (n_draws,)
+    """
+
+    globals_: Tensor
+    locals_: Tensor
+    weights: Tensor
+
+    def to(self, like: Tensor) -> "Nodes":
+        """Move to the dtype and device of `like`."""
+        return Nodes(self.globals_.to(like), self.locals_.to(like), self.weights.to(like))
+
+
+class Noise(Component):
+    """A rule for the nodes of E_q."""
+
+    #: Whether every call of `nodes` gives the same answer.
+    deterministic: bool = True
+
+    @abstractmethod
+    def nodes(
+        self, n_globals: int, n_latents: int, n_rows: int, generator: torch.Generator
+    ) -> Nodes | None:
+        """Return the nodes for q(theta) of n_globals and n_rows factors of n_latents numbers.
+
+        None stands for no nodes at all: the model's own closed form.
+        """
+
+    def refined(self) -> "list[Noise]":
+        """Return finer rules of the same kind to check this one against; empty when it is exact."""
+        return []
+
+
+class ClosedForm(Noise):
+    """No noise: the model's expectations in closed form. Chosen where the model offers them.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> vi = FactorizedVI().fit([[0.0, 1.0], [1.0, 3.0], [2.0, 4.0]])
+    >>> vi.noise_
+    ClosedForm()
+    """
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        return None
+
+
+def _normal_nodes(n_draws, n_globals, n_latents, n_rows, generator):
+    shape = n_draws, n_rows, n_latents
+    globals_ = torch.randn(n_draws, n_globals, generator=generator, dtype=torch.float64)
+    locals_ = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return Nodes(globals_, locals_, torch.full((n_draws,), 1 / n_draws, dtype=torch.float64))
+
+
+class MonteCarlo(Noise):
+    """Fresh draws at each step, independent over rows: unbiased, for stochastic solvers only.
+
+    Parameters
+    ----------
+    n_draws : int, default=1
+        Draws a step.
+
+    Examples
+    --------
+    >>> from skavi.noise import MonteCarlo
+    >>> MonteCarlo(n_draws=10).deterministic
+    False
+    """
+
+    deterministic = False
+
+    def __init__(self, n_draws=1):
+        self.n_draws = n_draws
+
+    def check(self):
+        self._require_integer("n_draws", 1)
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        return _normal_nodes(self.n_draws, n_globals, n_latents, n_rows, generator)
+
+
+class FixedDraws(Noise):
+    """Draws made once and kept, shared by all rows (sample average approximation).
+
+    Parameters
+    ----------
+    n_draws : int, default=64
+        Number of draws. The optimum is biased by the draws' own error, of order
+        1 / sqrt(n_draws): `QuasiMonteCarlo` and `GaussHermite` are nearly always better.
+    seed : int, default=0
+        Seed of the draws.
+
+    Notes
+    -----
+    Source: Giordano, Ingram & Broderick (2024), "Black box variational inference with a
+    deterministic objective".
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LinearModel
+    >>> from skavi.noise import FixedDraws
+    >>> vi = FactorizedVI(LinearModel(), noise=FixedDraws(30)).fit([[0.0], [1.0], [5.0]])
+    >>> vi.converged_
+    True
+    """
+
+    def __init__(self, n_draws=64, seed=0):
+        self.n_draws = n_draws
+        self.seed = seed
+
+    def check(self):
+        self._require_integer("n_draws", 1)
+        self._require_integer("seed", 0)
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        own = torch.Generator().manual_seed(self.seed)
+        return _normal_nodes(self.n_draws, n_globals, n_latents, 1, own)
+
+    def refined(self):
+        return [FixedDraws(16 * self.n_draws, self.seed + 1)]
+
+
+class QuasiMonteCarlo(Noise):
+    """Scrambled Sobol points as normals, shared by all rows, in antithetic pairs, whitened.
+
+    Means and covariances of the points are exact, so quadratic log densities are integrated
+    without error; the rest converges nearly as 1 / n_draws.
+
+    Parameters
+    ----------
+    n_draws : int, default=256
+        Number of points, rounded down to an even number; powers of two are best.
+    seed : int, default=0
+        Seed of the scrambling.
+
+    Notes
+    -----
+    Source: Buchholz, Wenzel & Mandt (2018), "Quasi-Monte Carlo variational inference"; the points
+    are `scipy.stats.qmc.Sobol`'s.
+
+    Examples
+    --------
+    >>> from skavi.noise import QuasiMonteCarlo
+    >>> QuasiMonteCarlo(128).deterministic
+    True
+    """
+
+    def __init__(self, n_draws=256, seed=0):
+        self.n_draws = n_draws
+        self.seed = seed
+
+    def check(self):
+        self._require_integer("n_draws", 2)
+        self._require_integer("seed", 0)
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        dimension = n_globals + n_latents
+        if dimension > SOBOL_MAX_DIMENSION:
+            raise ValueError(
+                f"QuasiMonteCarlo reaches {SOBOL_MAX_DIMENSION} dimensions, but this model has "
+                f"{n_globals} globals + {n_latents} latents: use noise=MonteCarlo()."
+            )
+        noise = torch.as_tensor(sobol_normal(self.n_draws, dimension, self.seed))
+        weights = torch.full((len(noise),), 1 / len(noise), dtype=noise.dtype)
+        return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], weights)
+
+    def refined(self):
+        return [QuasiMonteCarlo(4 * self.n_draws, self.seed + 1)]
+
+
+class GaussHermite(Noise):
+    """Product Gauss-Hermite quadrature over a row's latents and the globals.
+
+    Exact for log densities that are polynomials of degree 2 n_nodes - 1 in every coordinate, and
+    meant for few of them: the rule has n_nodes ** (latents a row + globals) nodes.
+
+    Parameters
+    ----------
+    n_nodes : int or (int, int), default=5
+        Nodes a dimension, or (nodes a latent, nodes a global).
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LinearModel
+    >>> from skavi.noise import GaussHermite
+    >>> vi = FactorizedVI(LinearModel(), noise=GaussHermite(3)).fit([[0.0], [1.0], [5.0]])
+    >>> vi.noise_
+    GaussHermite(n_nodes=3)
+    """
+
+    def __init__(self, n_nodes=5):
+        self.n_nodes = n_nodes
+
+    def check(self):
+        pair = self._counts()
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
+            raise TypeError(f"GaussHermite(n_nodes={self.n_nodes!r}): need an int, or two of them.")
+        self._require("n_nodes", len(pair) == 2 and min(pair) >= 1, ">= 1, an int or two of them")
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        n_local, n_global = self._counts()
+        size = n_local**n_latents * n_global**n_globals
+        if size > MAX_NODES:
+            raise ValueError(
+                f"GaussHermite(n_nodes={self.n_nodes!r}) over {n_latents} latents and {n_globals} "
+                f"globals needs {float(size):.1e} nodes, more than {MAX_NODES}: use fewer nodes, "
+                "or noise=QuasiMonteCarlo()."
+            )
+        nodes, weights = product_rule((n_local,) * n_latents + (n_global,) * n_globals)
+        noise = torch.as_tensor(nodes)
+        return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], torch.as_tensor(weights))
+
+    def refined(self):
+        n_local, n_global = self._counts()
+        return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, 2 * n_global))]
+
+    def _counts(self):
+        return tuple(self.n_nodes) if isinstance(self.n_nodes, tuple | list) else (self.n_nodes,) * 2
