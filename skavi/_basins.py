@@ -1,12 +1,12 @@
 """Other basins: a row's local problem may have several optima; look beyond the nearest.
 
-With one or two latents a row, the log joint at the centre of q(theta) is screened on a grid in one
-batched evaluation. Where a row has further local maxima of comparable mass, Newton polishes a
-factor started at each, and the row keeps the best.
+With one or two latents a row, the ELBO at the centre of q(theta) is screened over a grid of means
+and sds in one batched evaluation. Where a row has further local optima of comparable height,
+Newton polishes a factor started at each, and the row keeps the best.
 """
 
+import math
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from skavi.families import DiagonalFactors
 from skavi.solvers import Newton, State
 
 _MAX_LATENTS = 2
-_POINTS = {1: 161, 2: 21}
+_POINTS = {1: 201, 2: 33}
+_WIDTHS = tuple(2.0 ** (i / 2) for i in range(9))
+_LOWEST = -1e12
 _REACH = 8.0
-_CANDIDATES = 3
-_COMPARABLE = 12.0
+_CANDIDATES = 4
+_COMPARABLE = 4.0
 _LOCAL_ITERATIONS = 50
+_ROUGH = 1e-4
 
 
 def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor | None:
@@ -32,19 +35,15 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
     if not len(owner):
         return None
     rows = problem.rows
-    several = replace(
-        problem,
-        rows=Rows(rows.X[owner], torch.ones_like(rows.weights[owner])),
-        features=rows.X[owner],
-        _kept=list(problem._kept),
-    )
+    unit = replace(problem, rows=Rows(rows.X, torch.ones_like(rows.weights)))
+    several = unit.restricted(owner)
     state = State({"values": objective.family.raw(starts)}, globals_)
-    solved = Newton().solve(several, state, tol, _LOCAL_ITERATIONS, lambda *_: False)
+    solved = Newton().solve(several, state, max(tol, _ROUGH), _LOCAL_ITERATIONS, lambda *_: False)
     found = solved.state.parameters["values"]
     new = several.row_terms(found, globals_)
     old = problem.row_terms(raw, globals_)
     best = old.clone().scatter_reduce(0, owner, new, "amax")
-    margin = 1e-9 * (1 + old.abs())
+    margin = 10 * max(tol, _ROUGH)
     wins = (new >= best[owner]) & (new > (old + margin)[owner])
     if not bool(wins.any()):
         return None
@@ -54,41 +53,52 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
 
 
 def _screen(problem, raw, globals_):
-    """Return factors at the further local maxima of the log joint, and the rows they belong to."""
+    """Return starts in the other basins of every row's ELBO, and the rows they belong to.
+
+    With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
+    the ELBO of every (m, s) on the grid costs one small matrix product an axis.
+    """
     objective, X = problem.objective, problem.rows.X
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
-    factors = objective.local_factors(raw)
+    factors, k = objective.local_factors(raw), objective.n_latents
     centre, spread = objective.model.initial_locals(theta, X)
     reach = _REACH * spread.amax(0) + (factors.mean - centre).abs().amax(0)
-    n_points, k = _POINTS[objective.n_latents], objective.n_latents
-    axis = torch.linspace(-1, 1, n_points, dtype=X.dtype, device=X.device)
-    grid = torch.tensor(list(product(axis.tolist(), repeat=k)), dtype=X.dtype, device=X.device)
-    points = centre.mean(0) + reach * grid
+    axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
+    points = centre.mean(0) + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
     density = torch.stack(
         [objective.model.log_terms(theta, point.expand(len(X), k), X) for point in points], 1
     )
-    step = 2 * reach / (n_points - 1)
-    peaks, curvature = _peaks(density.reshape(len(X), *[n_points] * k), step)
-    peaks, curvature = peaks.reshape(len(X), -1), curvature.reshape(len(X), -1, k)
-    sd = curvature.clamp_min(1e-300).rsqrt().clamp(step / 4, reach)
-    mass = torch.where(peaks, density + sd.log().sum(-1), -torch.inf)
-    top, where = mass.topk(min(_CANDIDATES, mass.shape[1]), dim=1)
-    away = ((points[where] - factors.mean.unsqueeze(1)).abs() > factors.sd.unsqueeze(1) + step).any(-1)
-    chosen = away & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
+    density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
+    step = 2 * reach / (_POINTS[k] - 1)
+    blurred = [_blurred(density.reshape(len(X), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
+    elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
+    value = torch.where(_peaks(elbo), elbo, -torch.inf).reshape(len(X), -1)
+    top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
+    width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where % len(_WIDTHS)]
+    mean, sd = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
+    here, here_sd = factors.mean.unsqueeze(1), factors.sd.unsqueeze(1)
+    away = ((mean - here).abs() > 0.5 * here_sd + step) | ((sd / here_sd).log().abs() > 1.0)
+    chosen = away.any(-1) & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
     owner, rank = chosen.nonzero(as_tuple=True)
-    which = where[owner, rank]
-    return DiagonalFactors(points[which], sd[owner, which]), owner
+    return DiagonalFactors(mean[owner, rank], sd[owner, rank]), owner
 
 
-def _peaks(density, step):
-    """Interior local maxima of a gridded density and the curvature along each axis there."""
-    k = density.dim() - 1
-    is_peak = torch.ones_like(density, dtype=torch.bool)
-    curvature = []
-    for axis in range(1, k + 1):
-        left, right = density.roll(1, axis), density.roll(-1, axis)
-        edge = torch.zeros_like(is_peak)
-        edge.index_fill_(axis, torch.tensor([0, density.shape[axis] - 1], device=edge.device), True)
-        is_peak &= (density >= left) & (density > right) & ~edge
-        curvature.append((2 * density - left - right) / step[axis - 1] ** 2)
-    return is_peak, torch.stack(curvature, -1)
+def _blurred(density, axis, width):
+    """Average a gridded function under normals of sd `width` grid steps around every grid point."""
+    step = float(axis[1] - axis[0])
+    kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
+    kernel = kernel / kernel.sum(0)
+    for dimension in range(1, density.dim()):
+        density = torch.tensordot(density, kernel, ([dimension], [0])).movedim(-1, dimension)
+    return density
+
+
+def _peaks(values):
+    """Local maxima of a gridded function, shape (n_rows, points..., widths)."""
+    is_peak = torch.ones_like(values, dtype=torch.bool)
+    for axis in range(1, values.dim()):
+        n = values.shape[axis]
+        inner, outer = values.narrow(axis, 1, n - 1), values.narrow(axis, 0, n - 1)
+        is_peak.narrow(axis, 1, n - 1).logical_and_(inner >= outer)
+        is_peak.narrow(axis, 0, n - 1).logical_and_(outer > inner)
+    return is_peak

@@ -1,5 +1,6 @@
 """A fit, step by step: bind the problem, start, solve, refine the noise, look into other basins."""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ _MAX_REFINEMENTS = 6
 _START_SD = 0.1
 _SE_TARGET = 1e-4
 _CHUNK_BUDGET = 2_000_000
+_ROUGH = 1e-4
 
 
 def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
@@ -124,11 +126,56 @@ def fit_problem(plan: Plan, rows: Rows, start: State | None, progress: Progress)
     problem = Problem(objective, function, rows, features, noise, generator)
     solver.check_problem(problem)
     state = State(function.start(features, targets, rows.weights, generator), globals_)
-    outcome = solver.solve(problem, state, plan.tol, plan.max_iter, progress)
-    if plan.noise is None:
-        problem, outcome = _refine_noise(problem, solver, plan, outcome, progress)
-    outcome = _leave_basins(problem, solver, plan, outcome, progress)
-    return Fitted(problem, solver, outcome)
+    climb = _Climb(solver, plan.max_iter, progress)
+    rough = plan.noise is None and bool(noise.refined())
+    state = climb(problem, state, max(plan.tol, _ROUGH) if rough else plan.tol)
+    if rough:
+        problem, state = _refine_noise(problem, state, plan.tol, climb)
+    if function.tabular and noise.deterministic and not isinstance(solver, CoordinateAscent):
+        state = _leave_basins(problem, state, plan.tol, climb)
+    if rough:
+        climb(problem, state, plan.tol)
+    return Fitted(problem, solver, climb.outcome)
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where a fit stands after an iteration; `curve` grows as it goes on."""
+
+    problem: Problem
+    solver: Solver
+    state: State
+    curve: list[float]
+
+    def fitted(self) -> Fitted:
+        """Return a copy of everything, as if the fit had stopped here."""
+        parameters = {name: value.clone() for name, value in self.state.parameters.items()}
+        state = State(parameters, self.state.globals_.clone())
+        outcome = Outcome(state, list(self.curve), False, math.nan, math.nan)
+        return Fitted(self.problem, self.solver, outcome)
+
+
+class _Climb:
+    """Call the solver again and again on one count of iterations and one curve."""
+
+    def __init__(self, solver, max_iter, progress):
+        self.solver, self.left, self.progress = solver, max_iter, progress
+        self.outcome, self.curve, self.stopped = None, [], False
+
+    def __call__(self, problem, state, tol):
+        if self.left <= 0 or self.stopped:
+            return state
+
+        def report(state, elbo):
+            self.curve.append(elbo)
+            self.stopped = self.progress(Iterate(problem, self.solver, state, self.curve))
+            return self.stopped
+
+        new = self.solver.solve(problem, state, tol, self.left, report)
+        self.left -= len(new.curve)
+        before = self.outcome.curve if self.outcome else []
+        self.outcome = replace(new, curve=before + new.curve)
+        return new.state
 
 
 def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
@@ -153,8 +200,6 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
         fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-    if isinstance(solver, CoordinateAscent) or len(rows) <= _REFERENCE_ROWS:
-        return State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
     return State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
 
 
@@ -174,57 +219,43 @@ def _restricted(state, few, rows, objective):
     return State({"values": start_locals(objective, state.globals_, few.X)}, state.globals_)
 
 
-def _no_progress(state, elbo):
+def _no_progress(*_):
     return False
 
 
-def _refine_noise(problem, solver, plan, outcome, progress):
+def _refine_noise(problem, state, tol, climb):
     """Double the nodes of an automatic rule until the ELBO stands still."""
     for _ in range(_MAX_REFINEMENTS):
-        old = float(problem.elbo(outcome.state))
-        finer_rule, worst = None, _resolution(problem, plan.tol, old)
+        old = float(problem.elbo(state))
+        finer_rule, worst = None, _resolution(problem, tol, old)
         for finer in problem.noise.refined():
             if not affordable(finer, problem.objective, len(problem.rows)):
                 continue
-            change = abs(float(problem.with_noise(finer).elbo(outcome.state)) - old)
+            change = abs(float(problem.with_noise(finer).elbo(state)) - old)
             if not change <= worst:
                 finer_rule, worst = finer, change
         if finer_rule is None:
             break
         problem = problem.with_noise(finer_rule)
-        left = max(plan.max_iter - len(outcome.curve), 1)
-        outcome = _joined(
-            outcome, solver.solve(problem, outcome.state, plan.tol, left, progress)
-        )
-    return problem, outcome
+        state = climb(problem, state, max(tol, _ROUGH))
+    return problem, state
 
 
 def _resolution(problem, tol, elbo):
-    """How far two rules may differ: rounding and tol for quadrature, a few mnats for draws."""
-    exact = tol * problem.total_weight + 1e-11 * abs(elbo)
+    """How far two rules may differ: 1e-7 relative for quadrature, 2e-3 nats for draws."""
+    exact = tol * problem.total_weight + 1e-7 * abs(elbo)
     return max(exact, 2e-3) if isinstance(problem.noise, QuasiMonteCarlo) else exact
 
 
-def _joined(first: Outcome, second: Outcome) -> Outcome:
-    return replace(second, curve=first.curve + second.curve)
-
-
-def _leave_basins(problem, solver, plan, outcome, progress):
-    """Move rows whose factor has a better local optimum elsewhere, and solve on, until none does."""
-    if not problem.function.tabular or isinstance(solver, CoordinateAscent):
-        return outcome
-    if not problem.noise.deterministic:
-        return outcome
+def _leave_basins(problem, state, tol, climb):
+    """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
     for _ in range(_MAX_BASIN_ROUNDS):
-        globals_ = outcome.state.globals_
         frozen = replace(problem, frozen_globals=True)
-        moved = other_basins(frozen, outcome.state.parameters["values"], globals_, plan.tol)
+        moved = other_basins(frozen, state.parameters["values"], state.globals_, tol)
         if moved is None:
             break
-        left = max(plan.max_iter - len(outcome.curve), 1)
-        again = State({"values": moved}, globals_)
-        outcome = _joined(outcome, solver.solve(problem, again, plan.tol, left, progress))
-    return outcome
+        state = climb(problem, State({"values": moved}, state.globals_), max(tol, _ROUGH))
+    return state
 
 
 def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:

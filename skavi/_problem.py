@@ -51,6 +51,11 @@ class Problem:
         """Return the same problem under another noise rule."""
         return replace(self, noise=noise, _kept=[])
 
+    def restricted(self, index: Tensor) -> "Problem":
+        """Return the problem of the rows at `index` alone, under the same kept noise."""
+        self.nodes()
+        return replace(self, rows=self.rows[index], features=self.features[index])
+
     def nodes(self, n_rows: int | None = None) -> Nodes | None:
         """Return the noise of one evaluation: the same each time when the rule is deterministic."""
         if self._kept:

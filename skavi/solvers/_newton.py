@@ -11,6 +11,8 @@ _MAX_GLOBALS = 400
 _LONGEST_LOG_STEP = 2.0
 _FLOOR = 1e-3
 _SHRINK = 0.25
+_SHORTEST = 1e-9
+_AT_ROUNDING = 1e-9
 
 
 class Newton(Solver):
@@ -58,6 +60,8 @@ class Newton(Solver):
             )
 
     def solve(self, problem, state, tol, max_iter, progress):
+        if problem.frozen_globals and problem.function.tabular:
+            return _solve_rows(problem, state, tol, max_iter)
         system = _Dense(problem) if problem.function.linear else _Arrow(problem)
         unknowns, globals_ = system.read(state), state.globals_
         value = system.value(unknowns, globals_)
@@ -83,11 +87,38 @@ class Newton(Solver):
         )
 
 
+def _solve_rows(problem, state, tol, max_iter):
+    """Solve every row on its own, q(theta) given; rows that have converged are left in peace."""
+    raw, globals_ = state.parameters["values"].clone(), state.globals_
+    separable = not problem.objective.model.ordered
+    everyone = torch.arange(len(raw), device=raw.device)
+    active, decrement = everyone, raw.new_full((len(raw),), math.inf)
+    longest = raw.new_ones(len(raw))
+    n_iter = 0
+    while len(active) and n_iter < max_iter:
+        n_iter += 1
+        system = _Arrow(problem.restricted(active) if separable else problem)
+        which = active if separable else everyone
+        step = system.step(raw[which], globals_)
+        raw[which], gained = system.move_rows(raw[which], globals_, step, longest[which])
+        decrement[which] = step.row_decrement
+        longest[which] = torch.where(gained, (4 * longest[which]).clamp_max(1.0), longest[which] / 64)
+        live = (decrement > tol) & (longest > _SHORTEST)
+        active = live.nonzero()[:, 0]
+    return Outcome(
+        state=State({"values": raw}, globals_),
+        curve=[math.nan] * max(n_iter, 1),
+        converged=bool((decrement <= max(tol, _AT_ROUNDING)).all()),
+        suboptimality=float(decrement.sum()),
+        gradient_norm=math.nan,
+    )
+
+
 class _Step:
     """A proposed step: `local(d_globals)` gives the rows' steps for a step of the globals."""
 
-    def __init__(self, local, d_globals, decrement, gradient_norm):
-        self.local, self.d_globals = local, d_globals
+    def __init__(self, local, d_globals, decrement, gradient_norm, row_decrement=None):
+        self.local, self.d_globals, self.row_decrement = local, d_globals, row_decrement
         self.decrement, self.gradient_norm = decrement, gradient_norm
 
 
@@ -157,38 +188,52 @@ class _Arrow(_System):
         free, response = pulled[..., 0], pulled[..., 1:]
         schur = -H_globals - torch.einsum("npq,npr->qr", C, response)
         right = g_globals + torch.einsum("npq,np->q", C, free)
-        d_globals = torch.linalg.solve(_positive(0.5 * (schur + schur.mT)), right)
+        schur = _positive(0.5 * (schur + schur.mT))
+        d_globals = torch.linalg.solve(schur, right)
 
-        each = g / self.weights.clamp_min(1e-300).unsqueeze(-1)
+        weights = torch.where(live, self.weights, torch.ones_like(self.weights))
+        each, unweighted = g / weights.unsqueeze(-1), A / weights[:, None, None]
 
         def local(d):
-            return _safe_logs(free + response @ d, each, self.objective.n_latents) * row_steps
+            d_raw = free + response @ d
+            return _safe_logs(d_raw, each, unweighted, self.objective.n_latents) * row_steps
 
-        decrement = 0.5 * float((g * free).sum() + right @ d_globals)
+        row_decrement = 0.5 * (g * free).sum(-1)
+        decrement = float(row_decrement.sum()) + 0.5 * float(right @ d_globals)
         norm = math.sqrt(float((g**2).sum() + (g_globals**2).sum())) / self.problem.total_weight
-        d_globals = _safe_logs(d_globals, g_globals, self.objective.space.size)
-        return _Step(local, (d_globals, steps), decrement, norm)
+        d_globals = _safe_logs(d_globals, right, schur, self.objective.space.size)
+        return _Step(local, (d_globals, steps), decrement, norm, row_decrement)
 
     def move(self, raw, globals_, value, step):
         """Try shrinking steps of the globals; each row keeps the best of its own candidates."""
+        d_globals, lengths = step.d_globals
         for trial in range(9):
             scale = _SHRINK**trial if trial < 8 else 0.0
-            d_globals, lengths = step.d_globals
-            moved = globals_ if self.frozen else globals_ + scale * lengths * d_globals
-            local = step.local(scale * d_globals)
-            best, best_value = raw, self.value(raw, moved)
-            for length in (1.0, _SHRINK, _SHRINK**2):
-                new = self.value(raw + length * local, moved)
-                better = (new > best_value) | ~torch.isfinite(best_value)
-                best = torch.where(better[:-1].unsqueeze(-1), raw + length * local, best)
-                best_value = torch.where(better, new, best_value)
-                if bool((new >= best_value)[:-1].all()):
-                    break
+            moved = globals_ + scale * lengths * d_globals
+            best, best_value, _ = self._best_of(raw, moved, step.local(scale * d_globals))
             if float(best_value.sum()) > float(value.sum()):
                 return best, moved, best_value
-            if self.frozen:
-                break
         return None
+
+    def move_rows(self, raw, globals_, step, longest):
+        """Move every row as far as is good for it, up to its own `longest`; say which gained."""
+        local = longest.unsqueeze(-1) * step.local(step.d_globals[0])
+        best, _, gained = self._best_of(raw, globals_, local)
+        return best, gained
+
+    def _best_of(self, raw, globals_, local):
+        """Give each row the best of its full step, two shorter ones, and none."""
+        best, best_value = raw, self.value(raw, globals_)
+        gained = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        for length in (1.0, _SHRINK, _SHRINK**2):
+            new = self.value(raw + length * local, globals_)
+            better = (new > best_value) | ~torch.isfinite(best_value)
+            best = torch.where(better[:-1].unsqueeze(-1), raw + length * local, best)
+            best_value = torch.where(better, new, best_value)
+            gained |= better[:-1]
+            if length == 1.0 and bool(gained.all()):
+                break
+        return best, best_value, gained
 
 
 class _Dense(_System):
@@ -259,17 +304,22 @@ def _positive(A):
     return A + ridge
 
 
-def _safe_logs(step, gradient, k):
-    """Mend a step's log-scale coordinates (k, ..., 2k - 1) where they are far from their optimum.
+def _safe_logs(step, gradient, curvature, k):
+    """Mend a step where log scales (coordinates k, ..., 2k - 1) are far from their optimum.
 
     In log s the gradient is 1 - s^2 E[-d2 log p], so s has the fixed point log s - log(1 - g) / 2,
-    while Newton creeps towards it (or leaps past it). Units are natural ones: sqrt(1/2) in log s.
+    while Newton creeps towards it (or leaps past it). The means then take a Newton step of their
+    own, so that each part, and so the whole, points uphill. Units are natural: sqrt(1/2) in log s.
     """
     root = math.sqrt(0.5)
     g = gradient[..., k : 2 * k] / root
     floor = math.exp(-2 * _LONGEST_LOG_STEP)
     fixed_point = -0.5 * (1 - g).clamp_min(floor).log() / root
-    longest = _LONGEST_LOG_STEP / root
-    newton = step[..., k : 2 * k].clamp(-longest, longest)
-    logs = torch.where(g.abs() > 0.5, fixed_point, newton)
-    return torch.cat([step[..., :k], logs, step[..., 2 * k :]], -1)
+    far = (g.abs() > 0.5).any(-1, keepdim=True)
+    if not bool(far.any()):
+        return step
+    own = torch.linalg.solve(curvature[..., :k, :k], gradient[..., :k].unsqueeze(-1)).squeeze(-1)
+    means = torch.where(far, own, step[..., :k])
+    logs = torch.where(far, fixed_point, step[..., k : 2 * k])
+    rest = torch.where(far, torch.zeros_like(step[..., 2 * k :]), step[..., 2 * k :])
+    return torch.cat([means, logs, rest], -1)
