@@ -43,13 +43,17 @@ class GlobalSpace:
     """
 
     def __init__(self, prior: dict[str, Distribution]):
-        if not isinstance(prior, dict) or not all(
-            isinstance(d, Distribution) for d in prior.values()
-        ):
+        if not isinstance(prior, dict):
             raise TypeError(
                 "global_prior must return a dict from names to torch.distributions, "
                 f"got {type(prior).__name__}."
             )
+        for name, distribution in prior.items():
+            if not isinstance(distribution, Distribution):
+                raise TypeError(
+                    "global_prior must return a dict from names to torch.distributions, but "
+                    f"{name!r} is a {type(distribution).__name__}."
+                )
         self.prior = prior
         self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
