@@ -1,6 +1,8 @@
 """Newton's method on the arrow: rows meet only in the globals."""
 
 import math
+import warnings
+from functools import lru_cache
 
 import torch
 from torch.func import grad, jvp
@@ -122,6 +124,14 @@ class _Step:
         self.decrement, self.gradient_norm = decrement, gradient_norm
 
 
+@lru_cache(maxsize=1)
+def _load_forward_mode():
+    """Let torch load its forward-mode rules here, where it warns of its own deprecated parts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
 class _System:
     """Derivatives of the ELBO in every row's raw parameters and in the globals'."""
 
@@ -139,6 +149,7 @@ class _System:
 
     def derivatives(self, raw, globals_):
         """Gradient and Hessian blocks, all in natural units; rows (n, P), globals (Q,)."""
+        _load_forward_mode()
         row_steps = self.objective.family.steps(self.objective.local_factors(raw))
         steps = self.objective.global_family.steps(self.objective.global_factor(globals_))
         gradients = grad(self.total, argnums=(0, 1))
