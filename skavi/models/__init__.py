@@ -1,15 +1,25 @@
 """Models to subclass and models to use: one latent vector a row."""
 
 from skavi.models._base import HierarchicalModel, LatentVariableModel
+from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
+from skavi.models._gaussian_process import GaussianProcess
+from skavi.models._local_level import LocalLevel
+from skavi.models._ordered import MarkovModel, SawTimeSeries, TimeSeriesModel
 from skavi.models._paper import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
 
 __all__ = [
+    "BayesianDecoder",
     "FactorAnalysis",
+    "GaussianProcess",
     "HierarchicalModel",
     "LatentVariableModel",
     "LinearModel",
+    "LocalLevel",
+    "MarkovModel",
     "NonlinearModel",
     "RandomEffects",
+    "SawTimeSeries",
+    "TimeSeriesModel",
 ]

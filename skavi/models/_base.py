@@ -95,7 +95,7 @@ class LatentVariableModel(Component, ABC):
         """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
         return X, weights
 
-    def simulate(self, theta: Theta, n_samples: int) -> tuple[Tensor, Tensor]:
+    def simulate(self, theta: Theta, n_samples: int, n_features: int = 1) -> tuple[Tensor, Tensor]:
         """Draw n_samples rows (X, Z) given one theta, from torch's current generator."""
         raise NotImplementedError(f"{type(self).__name__} does not define simulate.")
 
@@ -156,19 +156,27 @@ class HierarchicalModel(LatentVariableModel):
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
         """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
 
+    def observation(self, z: Tensor, theta: Theta) -> Distribution:
+        """Return the likelihood; models with an *argument* named likelihood override this."""
+        return self.likelihood(z, theta)
+
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z_n, x_n | theta), shape (n_rows,)."""
         return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
 
+    def prior_of_rows(self, theta, X):
+        """Return the local prior of the rows of X, whatever it conditions on."""
+        return self.local_prior(theta)
+
     def log_prior(self, theta, z, X):
         """Return log p(z_n | theta), shape (n_rows,)."""
         with defaults_of(z):
-            return log_prob(self.local_prior(theta), z)
+            return log_prob(self.prior_of_rows(theta, X), z)
 
     def log_likelihood(self, theta, z, X):
         """Return log p(x_n | z_n, theta), shape (n_rows,)."""
         with defaults_of(z):
-            return log_prob(self.likelihood(z, theta), X)
+            return log_prob(self.observation(z, theta), X)
 
     def log_joint(self, theta, z, X):
         return self.log_local(theta, z, X).sum()
@@ -180,9 +188,10 @@ class HierarchicalModel(LatentVariableModel):
         if type(self).log_local is not HierarchicalModel.log_local:
             return self.log_local(theta, z, X)  # written out: nothing to take apart
         with defaults_of(z):
-            closed = expected_log_prob(self.local_prior(theta), factors.mean, factors.sd)
-        prior = self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
-        return prior + self.log_likelihood(theta, z, X)
+            prior = self.prior_of_rows(theta, X)
+            closed = expected_log_prob(prior, factors.mean, factors.sd)
+        expected = self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
+        return expected + self.log_likelihood(theta, z, X)
 
     def check_shapes(self, theta, z, X):
         own = type(self)
@@ -190,27 +199,27 @@ class HierarchicalModel(LatentVariableModel):
             return
         if own.log_prior is HierarchicalModel.log_prior:
             with defaults_of(z):
-                prior = self.local_prior(theta)
+                prior = self.prior_of_rows(theta, X)
             _check_event(self, "local_prior", prior, z)
         if own.log_likelihood is HierarchicalModel.log_likelihood:
             with defaults_of(z):
-                likelihood = self.likelihood(z, theta)
+                likelihood = self.observation(z, theta)
             _check_event(self, "likelihood", likelihood, X)
 
     def initial_locals(self, theta, X):
         with defaults_of(X):
-            prior = self.local_prior(theta)
+            prior = self.prior_of_rows(theta, X)
         shape = len(X), self.n_latents(X.shape[1])
         return prior.mean.expand(shape).clone(), prior.stddev.expand(shape).clone()
 
-    def simulate(self, theta, n_samples):
+    def simulate(self, theta, n_samples, n_features=1):
         prior = self.local_prior(theta)
         z = prior.expand((n_samples, *prior.batch_shape)).sample()
-        return self.likelihood(z, theta).sample(), z
+        return self.observation(z, theta).sample(), z
 
     def predicted_mean(self, theta, z):
         with defaults_of(z):
-            return self.likelihood(z, theta).mean
+            return self.observation(z, theta).mean
 
 
 def _check_event(model, method, distribution, value):

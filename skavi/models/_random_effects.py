@@ -100,9 +100,14 @@ class RandomEffects(HierarchicalModel):
         effect = self.effect(theta, z)
         return torch.stack([effect, torch.full_like(effect, se)], -1)
 
-    def simulate(self, theta, n_samples, standard_errors=None):
-        """Draw rows; standard errors, which the model does not explain, are drawn from X's."""
-        known = self.standard_errors_ if standard_errors is None else standard_errors
+    def simulate(self, theta, n_samples, n_features=2, standard_errors=None):
+        """Draw rows; standard errors, which the model does not explain, are drawn from X's.
+
+        Before a fit they are spread evenly over half to twice tau's scale.
+        """
+        grid = np.linspace(0.5, 2.0, 16) * self.tau_scale
+        known = getattr(self, "standard_errors_", grid)
+        known = known if standard_errors is None else standard_errors
         known = torch.as_tensor(np.asarray(known, dtype=float)).to(theta["mu"])
         prior = self.local_prior(theta)
         z = prior.expand((n_samples, 1)).sample()

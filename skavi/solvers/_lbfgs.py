@@ -111,9 +111,10 @@ class _Loss:
         return -value * self.scale
 
     def __call__(self, position):
-        position = position.detach().requires_grad_(True)
-        value = -self.problem.elbo(self.state(position)) / self.scale
-        (gradient,) = torch.autograd.grad(value, position)
+        with torch.enable_grad():  # also from `transform`, which runs without
+            position = position.detach().requires_grad_(True)
+            value = -self.problem.elbo(self.state(position)) / self.scale
+            (gradient,) = torch.autograd.grad(value, position)
         return float(value.detach()), gradient
 
 
