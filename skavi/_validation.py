@@ -7,6 +7,8 @@ import torch
 
 from skavi import _fit
 from skavi._rows import Rows
+from skavi.distributions import defaults_of
+from skavi.models import HierarchicalModel
 from skavi.objective import Objective
 
 
@@ -33,12 +35,57 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     objective = _fit.bind(model, family, global_family, rows.X)
     globals_ = _fit.start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    few = rows.X[:3]
+    _check_parameters(model, model.check_shapes, theta, few.new_zeros(len(few), n_latents), few)
     raw = _fit.start_locals(objective, globals_, rows.X)
     z = objective.local_factors(raw).mean
-    model.check_shapes(theta, z[:3], rows.X[:3])
-    terms = model.log_terms(theta, z, rows.X)
+    terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
+    _check_support(model, theta, z, rows.X)
     return replace(objective, batched=_goes_through_vmap(objective, globals_, z, rows.X))
+
+
+def _check_parameters(model, method, theta, z, X):
+    """Call a method of the model; say which row's distribution torch refuses, not its values."""
+    try:
+        return method(theta, z, X)
+    except ValueError as error:
+        if "Expected parameter" not in str(error):
+            raise
+        row = next((n for n in range(len(X)) if _refused(method, theta, z, X, n)), None)
+        where = "for all rows together" if row is None else f"first at row {row}"
+        raise ValueError(
+            f"{type(model).__name__} makes a distribution with parameters that are not valid at "
+            f"the start ({where}): {str(error).split(', but found')[0]}."
+        ) from None
+
+
+def _refused(method, theta, z, X, row):
+    try:
+        method(theta, z[: row + 1], X[: row + 1])
+    except ValueError:
+        return True
+    return False
+
+
+def _check_support(model, theta, z, X):
+    """Compare X with the support of a declared likelihood: inside vmap torch does not."""
+    own = type(model)
+    declared = isinstance(model, HierarchicalModel) and (
+        own.log_local is HierarchicalModel.log_local
+        and own.log_likelihood is HierarchicalModel.log_likelihood
+    )
+    if not declared:
+        return
+    with defaults_of(X):
+        support = model.likelihood(z, theta).support
+    bad = (~support.check(X)).nonzero()
+    if len(bad):
+        column = f", column {int(bad[0, 1])}" if bad.shape[1] > 1 else ""
+        raise ValueError(
+            f"X has {len(bad)} values (first at row {int(bad[0, 0])}{column}) outside the support "
+            f"of {own.__name__}.likelihood, {support}."
+        )
 
 
 def _check_terms(model, terms, X):

@@ -61,6 +61,11 @@ class Objective:
     def expected_log_terms(self, factors, globals_, X, nodes):
         """E_q[log p(z, X | theta)], a term a row or one scalar."""
         if nodes is None:
+            if not self.model.has_closed_form(self.family, self.global_family):
+                raise ValueError(
+                    f"noise=ClosedForm(): {type(self.model).__name__} has no closed form for "
+                    f"{self.family} and {self.global_family}; leave noise at None."
+                )
             return self.model.expected_log_local(factors, globals_, X)
 
         def density(u, z):

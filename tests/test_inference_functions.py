@@ -91,7 +91,7 @@ def test_a_row_s_output_depends_on_that_row_alone(function, inputs, targets, wei
 
 @each_amortized
 def test_scales_of_the_inputs_do_not_matter(function, inputs, targets, weights):
-    fitted, features, _ = started(function, inputs, targets, weights)
+    _, features, _ = started(function, inputs, targets, weights)
     moved = inputs * torch.tensor([1e6, 1e-6, 7.0]).double() - 2
     again = function.fit_inputs(moved, weights).features(moved)
     torch.testing.assert_close(again, features, rtol=1e-6, atol=1e-6)  # 3 / 1e-3 of the digits go
@@ -183,7 +183,7 @@ def test_polynomial_features_are_all_monomials(inputs, weights):
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_polynomials_start_at_weighted_least_squares(degree, inputs, targets):
     weights = torch.linspace(0, 2, N_ROWS, dtype=torch.float64)
-    fitted, features, parameters = started(Polynomial(degree), inputs, targets**2, weights)
+    _, features, parameters = started(Polynomial(degree), inputs, targets**2, weights)
     root = weights.sqrt().numpy()[:, None]
     expected = np.linalg.lstsq(root * features.numpy(), root * targets.numpy() ** 2, rcond=None)[0]
     np.testing.assert_allclose(parameters["coefficients"].numpy(), expected, atol=1e-9)

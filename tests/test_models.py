@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import sklearn.decomposition
 import torch
+from scipy import stats
+from sklearn.decomposition import PCA
+
 from closed_forms import (
     linear_evidence,
     ppca_log_evidence,
@@ -11,9 +14,6 @@ from closed_forms import (
     random_effects_evidence,
     random_effects_meanfield_noncentred,
 )
-from scipy import stats
-from sklearn.decomposition import PCA
-
 from skavi import AmortizedVI, FactorizedVI
 from skavi._fit import bind
 from skavi.distributions import Flat, defaults_of, innermost, log_prob

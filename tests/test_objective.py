@@ -12,10 +12,11 @@ from closed_forms import factor_analysis_elbo_rows, linear_evidence
 from skavi._fit import bind
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.models import FactorAnalysis, HierarchicalModel, LatentVariableModel, LinearModel
-from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.noise import FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 
 N_ROWS, N_FEATURES, N_COMPONENTS = 6, 3, 2
-FAMILIES = [DiagonalNormal(), FullNormal()]
+DIAGONAL = DiagonalNormal()
+FAMILIES = [DIAGONAL, FullNormal()]
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=repr)
 each_global_family = pytest.mark.parametrize("global_family", FAMILIES, ids=repr)
@@ -32,7 +33,7 @@ def factor_analysis(noise="diagonal"):
     )
 
 
-def bound(model, family, global_family=DiagonalNormal(), n_features=N_FEATURES, n_rows=N_ROWS):
+def bound(model, family, global_family=DIAGONAL, n_features=N_FEATURES, n_rows=N_ROWS):
     """Return the objective, data, and random factors of moderate width."""
     X = random_(n_rows, n_features, seed=1)
     objective = bind(model, family, global_family, X)
@@ -185,8 +186,7 @@ def test_no_factors_lift_the_elbo_above_the_evidence(family, global_family):
         assert float(objective.elbo(raw, raw_globals, X, weights, nodes)) < evidence
 
 
-def test_closed_forms_are_asked_for_only_where_there_are_none_to_sample():
-    assert ClosedForm().nodes(1, 1, 1, None) is None
-    with pytest.raises(NotImplementedError):
-        objective, X, raw, raw_globals = bound(LinearModel(), DiagonalNormal(), n_features=1)
+def test_closed_form_noise_needs_a_model_that_has_one():
+    objective, X, raw, raw_globals = bound(LinearModel(), DIAGONAL, n_features=1)
+    with pytest.raises(ValueError, match=r"ClosedForm\(\): LinearModel has no closed form for"):
         objective.row_terms(raw, raw_globals, X, None)

@@ -67,7 +67,7 @@ def test_draws_agree_with_the_moments(posterior):
     draws = posterior.sample(40_000, random_state=0)
     assert {n: d.shape for n, d in draws.items()} == {
         "mu": (40_000, 2),
-        "tau": (40_000,) + posterior.mean["tau"].shape,
+        "tau": (40_000, *posterior.mean["tau"].shape),
         "weights": (40_000, 3),
     }
     for name, draw in draws.items():

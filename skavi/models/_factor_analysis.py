@@ -126,9 +126,10 @@ class FactorAnalysis(HierarchicalModel):
         mean = weights @ X / total
         variance = weights @ (X - mean) ** 2 / total
         overall = variance.mean()
-        overall = overall if overall > 0 else torch.ones_like(overall)
+        rounding = 1e-24 * (weights @ X**2 / total)  # what a constant column's variance may be
+        overall = overall if overall > rounding.mean() else torch.ones_like(overall)
         if self.noise == "diagonal":
-            variance = torch.where(variance > 1e-12 * overall, variance, overall)
+            variance = torch.where(variance > rounding, variance, overall)
         else:
             variance = overall
         defaults = {
