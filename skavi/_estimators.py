@@ -9,13 +9,13 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from skavi import _fit
 from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, fit_context
 from skavi._problem import Problem
+from skavi._random import private_state
 from skavi._rows import Rows
 from skavi._validation import validated_objective
 from skavi.distributions import defaults_of
@@ -84,11 +84,15 @@ class _VariationalInference(
         """
         with self._unchanged_on_error(), self._progress_bar():
             X = validate_data(self, X, dtype=[np.float64, np.float32])
+            # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             self.__dict__.update(self._fit(X, sample_weight, context))
             context.call_on_fit_task_end(estimator=self, X=X, y=y)
-        if not self.converged_:
+            restored = self.__dict__.pop("_iterate", None)
+            if restored is not None:
+                self.elbo_, self.elbo_se_ = _fit.final_elbo(restored.problem, restored.outcome.state)
+        if not self.converged_ and not self.stopped_early_:
             warnings.warn(
                 f"{type(self).__name__} did not converge in n_iter_={self.n_iter_} iterations: "
                 f"estimated to be {self.suboptimality_:.2e} nats below the optimum, gradient norm "
@@ -102,7 +106,7 @@ class _VariationalInference(
     def _fit(self, X, sample_weight, context):
         rows = self._rows(X, sample_weight)
         generator = torch.Generator().manual_seed(
-            int(check_random_state(self.random_state).randint(2**31 - 1))
+            int(private_state(self.random_state).randint(2**31 - 1))
         )
         model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
         family, global_family = (clone(f) if f is not None else DiagonalNormal()
@@ -126,12 +130,14 @@ class _VariationalInference(
             generator,
         )
         start = self._start(objective, rows)
-        reporter = _Reporter(self, context, X, plan)
+        reporter = _Reporter(self, context, X)
         fitted = _fit.fit_problem(plan, rows, start, reporter)
-        return self._attributes(plan, fitted, X.shape[1])
+        elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        return _attributes(fitted, elbo, se, X.shape[1], stopped_early=reporter.stopped)
 
     def _rows(self, X, sample_weight=None):
-        tensor = torch.as_tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
+        # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
+        tensor = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
         if sample_weight is None:
             weights = np.ones(len(X))
         else:
@@ -140,7 +146,7 @@ class _VariationalInference(
             )
             if not (weights > 0).any():
                 raise ValueError("sample_weight is zero for every row: nothing to fit.")
-        return Rows(tensor, torch.as_tensor(np.array(weights)).to(tensor))
+        return Rows(tensor, torch.tensor(weights).to(tensor))
 
     def _device(self):
         if self.device == "auto":
@@ -171,34 +177,6 @@ class _VariationalInference(
         globals_ = objective.global_family.raw(theirs.global_factor(globals_))
         return State({"values": locals_}, globals_)
 
-    def _attributes(self, plan, fitted, n_features):
-        """Return every fitted attribute, as numpy arrays and plain numbers."""
-        problem, outcome = fitted.problem, fitted.outcome
-        objective, state = problem.objective, outcome.state
-        elbo, se = _fit.final_elbo(problem, state)
-        raw_globals = state.globals_.detach().cpu().numpy().copy()
-        values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
-        return {
-            "model_": objective.model,
-            "family_": objective.family,
-            "global_family_": objective.global_family,
-            "inference_function_": problem.function,
-            "noise_": problem.noise,
-            "solver_": fitted.solver,
-            "elbo_": elbo,
-            "elbo_se_": se,
-            "elbo_curve_": np.array(outcome.curve),
-            "n_iter_": len(outcome.curve),
-            "converged_": bool(outcome.converged),
-            "suboptimality_": float(outcome.suboptimality),
-            "gradient_norm_": float(outcome.gradient_norm),
-            "global_posterior_": GlobalPosterior(
-                objective.model, objective.global_family, raw_globals, n_features
-            ),
-            "_raw_globals": raw_globals,
-            "_parameters": {} if problem.function.tabular else values,
-        }
-
     @contextmanager
     def _unchanged_on_error(self):
         before = {k: v for k, v in self.__dict__.items() if k.endswith("_in_")}
@@ -219,7 +197,14 @@ class _VariationalInference(
         if not wanted or any(isinstance(c, ProgressBar) for c in present):
             yield
             return
-        self.set_callbacks(*present, ProgressBar())
+        try:
+            bar = ProgressBar()
+        except ImportError as error:
+            raise ImportError(
+                f"verbose={self.verbose} shows a progress bar, which needs rich: "
+                'pip install "skavi[progress]", or set verbose=0.'
+            ) from error
+        self.set_callbacks(*present, bar)
         try:
             yield
         finally:
@@ -355,14 +340,14 @@ class _VariationalInference(
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
-        state = check_random_state(random_state)
+        state = private_state(random_state)
         space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
         u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
         theta = space.constrain(torch.as_tensor(u[0]))
         seed = int(state.randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]), defaults_of(torch.as_tensor(u)):
             torch.manual_seed(seed)
-            X, Z = self.model_.simulate(theta, n_samples)
+            X, Z = self.model_.simulate(theta, n_samples, self.n_features_in_)
         return X.numpy(), Z.numpy()
 
     def _theta_draws(self, n_draws):
@@ -484,6 +469,9 @@ class FactorizedVI(_VariationalInference):
         Number of iterations.
     converged_ : bool
         Whether the solver's stopping rule was met.
+    stopped_early_ : bool
+        Whether a callback ended the fit, or put an earlier iterate back: then ``converged_`` is
+        False, no ConvergenceWarning is given, and ``suboptimality_`` may be NaN.
     suboptimality_ : float
         Estimate of how far ``elbo_`` is below the optimum, in nats.
     gradient_norm_ : float
@@ -560,9 +548,9 @@ random_state, verbose
 
     Attributes
     ----------
-    elbo_, elbo_se_, elbo_curve_, n_iter_, converged_, suboptimality_, gradient_norm_, \
-global_posterior_, model_, inference_function_, noise_, solver_, family_, global_family_, \
-n_features_in_
+    elbo_, elbo_se_, elbo_curve_, n_iter_, converged_, stopped_early_, \
+suboptimality_, gradient_norm_, global_posterior_, model_, inference_function_, noise_, solver_, \
+family_, global_family_, n_features_in_
         As in `FactorizedVI`.
 
     Notes
@@ -627,22 +615,67 @@ def _pair(rows):
     return rows.X, rows.weights
 
 
+def _attributes(fitted, elbo, se, n_features, stopped_early):
+    """Return every fitted attribute, as numpy arrays and plain numbers."""
+    problem, outcome = fitted.problem, fitted.outcome
+    objective, state = problem.objective, outcome.state
+    raw_globals = state.globals_.detach().cpu().numpy().copy()
+    values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
+    return {
+        "model_": objective.model,
+        "family_": objective.family,
+        "global_family_": objective.global_family,
+        "inference_function_": problem.function,
+        "noise_": problem.noise,
+        "solver_": fitted.solver,
+        "elbo_": elbo,
+        "elbo_se_": se,
+        "elbo_curve_": np.array(outcome.curve),
+        "n_iter_": len(outcome.curve),
+        "converged_": bool(outcome.converged),
+        "stopped_early_": stopped_early and not outcome.converged,
+        "suboptimality_": float(outcome.suboptimality),
+        "gradient_norm_": float(outcome.gradient_norm),
+        "global_posterior_": GlobalPosterior(
+            objective.model, objective.global_family, raw_globals, n_features
+        ),
+        "_raw_globals": raw_globals,
+        "_parameters": {} if problem.function.tabular else values,
+    }
+
+
 class _Reporter:
     """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit."""
 
-    def __init__(self, estimator, context, X, plan):
-        self.estimator, self.context, self.X, self.plan = estimator, context, X, plan
+    def __init__(self, estimator, context, X):
+        self.estimator, self.context, self.X = estimator, context, X
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
-        self.iteration = 0
+        self.noise, self.stage, self.stopped = None, 0, False
 
-    def __call__(self, state, elbo):
+    def __call__(self, iterate):
         if not self.listening:
             return False
-        self.iteration += 1
+        if iterate.problem.noise is not self.noise:
+            self.noise, self.stage = iterate.problem.noise, self.stage + 1
         task = self.context.subcontext(task_name="iteration")
         task.call_on_fit_task_begin(estimator=self.estimator, X=self.X)
-        return task.call_on_fit_task_end(
+        self.stopped = task.call_on_fit_task_end(
             estimator=self.estimator,
             X=self.X,
-            metadata={"elbo": elbo, "iteration": self.iteration},
+            metadata={
+                "elbo": iterate.curve[-1],
+                "iteration": len(iterate.curve),
+                "stage": self.stage,
+            },
+            reconstruction_attributes=lambda: self._attributes(iterate.fitted()),
         )
+        return self.stopped
+
+    def _attributes(self, fitted):
+        """Return the fitted attributes as if the fit had stopped here.
+
+        The ELBO is the solver's own, an estimate where the noise is random; ``_iterate`` lets
+        `fit` evaluate it properly should a callback put this iterate back.
+        """
+        elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
+        return _attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,10 +17,11 @@ from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import LBFGS, CoordinateAscent, Newton, Outcome, Progress, Solver, State
+from skavi.solvers import LBFGS, CoordinateAscent, Newton, Outcome, Solver, State
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
+_REFERENCE_ITERATIONS = 200
 _MAX_BASIN_ROUNDS = 5
 _MAX_REFINEMENTS = 6
 _START_SD = 0.1
@@ -105,8 +107,30 @@ class Fitted:
     outcome: Outcome
 
 
-def fit_problem(plan: Plan, rows: Rows, start: State | None, progress: Progress) -> Fitted:
-    """Solve the problem of `plan` from `start` = (raw local targets, raw globals), if given."""
+@dataclass(frozen=True)
+class Iterate:
+    """Where a fit stands after an iteration; `curve` grows as it goes on."""
+
+    problem: Problem
+    solver: Solver
+    state: State
+    curve: list[float]
+
+    def fitted(self) -> Fitted:
+        """Return a copy of everything, as if the fit had stopped here."""
+        parameters = {name: value.clone() for name, value in self.state.parameters.items()}
+        state = State(parameters, self.state.globals_.clone())
+        outcome = Outcome(state, list(self.curve), False, math.nan, math.nan)
+        return Fitted(self.problem, self.solver, outcome)
+
+
+def fit_problem(
+    plan: Plan, rows: Rows, start: State | None, progress: Callable[[Iterate], bool]
+) -> Fitted:
+    """Solve the problem of `plan` from `start` = (raw local targets, raw globals), if given.
+
+    `progress` is called after each iteration; True stops the fit.
+    """
     objective, generator = plan.objective, plan.generator
     noise = plan.noise or default_noise(objective, len(rows))
     if start is None:
@@ -138,23 +162,6 @@ def fit_problem(plan: Plan, rows: Rows, start: State | None, progress: Progress)
     return Fitted(problem, solver, climb.outcome)
 
 
-@dataclass(frozen=True)
-class Iterate:
-    """Where a fit stands after an iteration; `curve` grows as it goes on."""
-
-    problem: Problem
-    solver: Solver
-    state: State
-    curve: list[float]
-
-    def fitted(self) -> Fitted:
-        """Return a copy of everything, as if the fit had stopped here."""
-        parameters = {name: value.clone() for name, value in self.state.parameters.items()}
-        state = State(parameters, self.state.globals_.clone())
-        outcome = Outcome(state, list(self.curve), False, math.nan, math.nan)
-        return Fitted(self.problem, self.solver, outcome)
-
-
 class _Climb:
     """Call the solver again and again on one count of iterations and one curve."""
 
@@ -164,6 +171,8 @@ class _Climb:
 
     def __call__(self, problem, state, tol):
         if self.left <= 0 or self.stopped:
+            reached = self.outcome.suboptimality <= tol * problem.total_weight
+            self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
             return state
 
         def report(state, elbo):
@@ -193,8 +202,10 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
     solver = default_solver(objective, table, noise, len(rows), 0)
     if not isinstance(solver, CoordinateAscent | Newton):
         return here
-    few = rows if isinstance(solver, CoordinateAscent) else _subset(objective.model, rows)
-    quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=200)
+    cheap = isinstance(solver, CoordinateAscent)
+    few = rows if cheap else _subset(objective.model, rows)
+    most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
+    quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)

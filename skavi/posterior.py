@@ -1,12 +1,13 @@
 """Posteriors of a fit: of the latents of given rows, and of the globals."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 
 from skavi._quadrature import hermite_rule, sobol_normal
+from skavi._random import private_state
 from skavi.distributions import defaults_of
 from skavi.families import Family
 from skavi.models import LatentVariableModel
@@ -53,7 +54,7 @@ class LatentPosterior:
         -------
         ndarray of shape (n_draws, n_rows, n_latents)
         """
-        noise = check_random_state(random_state).standard_normal((n_draws, *self.mean.shape))
+        noise = private_state(random_state).standard_normal((n_draws, *self.mean.shape))
         return self.mean + np.einsum("nij,dnj->dni", self.scale, noise)
 
 
@@ -81,15 +82,35 @@ class GlobalPosterior:
     ):
         self._model, self._family, self._raw = model, family, raw
         self._n_features = n_features
+
+    # Moments are taken when they are read: callbacks see a posterior after every iteration.
+
+    @cached_property
+    def unconstrained_mean(self):
         space, factor = self._space_and_factor()
-        u_mean, u_sd = factor.mean, factor.sd
-        self.unconstrained_mean = {n: u_mean[w].numpy().copy() for n, w in space.slices.items()}
-        self.unconstrained_sd = {n: u_sd[w].numpy().copy() for n, w in space.slices.items()}
-        self.mean, self.sd = {}, {}
+        return {name: factor.mean[where].numpy().copy() for name, where in space.slices.items()}
+
+    @cached_property
+    def unconstrained_sd(self):
+        space, factor = self._space_and_factor()
+        return {name: factor.sd[where].numpy().copy() for name, where in space.slices.items()}
+
+    @property
+    def mean(self):
+        return {name: mean for name, (mean, _) in self._mean_and_sd.items()}
+
+    @property
+    def sd(self):
+        return {name: sd for name, (_, sd) in self._mean_and_sd.items()}
+
+    @cached_property
+    def _mean_and_sd(self):
+        space, factor = self._space_and_factor()
+        moments = {}
         for name, where in space.slices.items():
-            mean, second = _moments(space, name, u_mean[where], u_sd[where], factor, where)
-            self.mean[name] = mean.numpy().copy()
-            self.sd[name] = second.numpy().copy()
+            mean, sd = _moments(space, name, factor.mean[where], factor.sd[where], factor, where)
+            moments[name] = mean.numpy().copy(), sd.numpy().copy()
+        return moments
 
     def _space_and_factor(self):
         raw = torch.as_tensor(self._raw, dtype=torch.float64)
@@ -116,7 +137,7 @@ class GlobalPosterior:
         dict of str to ndarray of shape (n_draws, ...)
         """
         space, _ = self._space_and_factor()
-        noise = check_random_state(random_state).standard_normal((n_draws, space.size))
+        noise = private_state(random_state).standard_normal((n_draws, space.size))
         u = torch.as_tensor(self.draw_unconstrained(noise))
         with defaults_of(u):
             theta = {
