@@ -6,6 +6,10 @@ import torch
 
 from skavi.solvers._base import Outcome, Solver, State
 
+# The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
+# sweep moves q(theta) by less than this share of tol (in sds), or no sweep halves the move.
+_STILL, _STALLED, _ROUNDING = 0.01, 20, 1e-14
+
 
 class CoordinateAscent(Solver):
     """Closed-form updates of q(theta) and of all q(z_n) in turn, where the model offers them.
@@ -54,6 +58,7 @@ class CoordinateAscent(Solver):
         globals_, pairs, curve, calm = state.globals_, [], [], 0
         raw, value = ascent.locals_and_elbo(globals_)
         tolerance, remaining, residual = tol * problem.total_weight, math.inf, math.inf
+        best, stalled = math.inf, 0
         while len(curve) < max_iter and calm < 2:
             swept = ascent.sweep(globals_, raw)
             lengths = ascent.lengths(swept)
@@ -67,7 +72,10 @@ class CoordinateAscent(Solver):
             remaining = max(gain, 0.5 * residual**2)
             globals_, raw, value = new, new_raw, new_value
             curve.append(value)
-            calm = calm + 1 if remaining <= tolerance else 0
+            stalled = 0 if residual < 0.5 * best else stalled + 1
+            best = min(best, residual)
+            still = residual <= _STILL * tol or stalled >= _STALLED
+            calm = calm + 1 if remaining <= tolerance and still else 0
             if progress(State({"values": raw}, globals_), value):
                 break
         return Outcome(
@@ -109,10 +117,10 @@ class _Ascent:
         return self.objective.global_family.steps(self.objective.global_factor(globals_))
 
     def better_of(self, mixed, swept, value):
-        """Return the mixed step if it climbs, else the plain sweep."""
+        """Return the mixed step if it climbs (to rounding), else the plain sweep."""
         if mixed is not None:
             raw, new = self.locals_and_elbo(mixed)
-            if math.isfinite(new) and new >= value:
+            if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept)
 
