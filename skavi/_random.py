@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 
-def private_state(random_state) -> np.random.RandomState:
+def private_state(random_state: int | np.random.RandomState | None) -> np.random.RandomState:
     """Return the generator that `random_state` stands for; for None a fresh, unseeded one.
 
     scikit-learn's `check_random_state(None)` is numpy's global generator, and drawing from it

@@ -36,7 +36,9 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     globals_ = _fit.start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
     few = rows.X[:3]
-    _check_parameters(model, model.check_shapes, theta, few.new_zeros(len(few), n_latents), few)
+    _check_parameters(
+        model, model.check_shapes, theta, few.new_zeros(len(few), int(n_latents)), few
+    )
     raw = _fit.start_locals(objective, globals_, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)

@@ -247,9 +247,11 @@ class FactorAnalysis(HierarchicalModel):
             return X, weights
         total = weights.sum()
         mean = weights @ X / total
-        rows = (X - mean) * (weights / total).sqrt().unsqueeze(-1)
+        sd = (weights @ (X - mean) ** 2 / total).sqrt()
+        sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds, no column's digits are lost
+        rows = (X - mean) / sd * (weights / total).sqrt().unsqueeze(-1)
         values, vectors = torch.linalg.eigh(rows.mT @ rows)
-        steps = vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
+        steps = sd * vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
         return torch.cat([mean + steps, mean - steps]), (total / (2 * n_features)).expand(
             2 * n_features
         )
