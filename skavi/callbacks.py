@@ -72,7 +72,7 @@ class EarlyStopping:
                 raise ValueError(
                     f"EarlyStopping({name}={value!r}): {name} must be an integer >= 1."
                 )
-        if not isinstance(min_delta, Real) or not 0 <= min_delta < math.inf:
+        if not isinstance(min_delta, Real) or not 0 <= float(min_delta) < math.inf:
             raise ValueError(f"EarlyStopping(min_delta={min_delta!r}): min_delta must be >= 0.")
         self.X, self.patience, self.min_delta, self.every = X, patience, min_delta, every
         # One watch a fit that is under way: clones share their callbacks.
@@ -187,14 +187,14 @@ class ElboMonitor:
     """
 
     def __init__(self):
-        self._messages = []
+        self._messages: list[tuple] = []
         self._clocks = {}
         self._listener_handle = open_listener(self._messages.append, owner=self)
 
     @property
     def logs(self):
         """Return the fits recorded so far."""
-        fits = {}
+        fits: dict[str, tuple] = {}
         for fit, estimator, path, *values in list(self._messages):
             fits.setdefault(fit, (estimator, path, []))[2].append(values)
         logs = []
@@ -236,7 +236,7 @@ class ElboMonitor:
 
 def _path(context):
     """Name the tasks from the outermost to this one; a sub-estimator's as its caller names it."""
-    path = []
+    path: list[str] = []
     while context is not None:
         estimator = context.source_estimator_name or context.estimator_name
         task = context.source_task_name or context.task_name
