@@ -16,7 +16,7 @@ from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, fit_context
 from skavi._problem import Problem
 from skavi._random import private_state
-from skavi._rows import Rows
+from skavi._rows import Rows, distinct
 from skavi._validation import validated_objective
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal, Family
@@ -384,16 +384,21 @@ class _VariationalInference(
         if function.tabular:
             return self._solved_locals(rows)
         parameters = {n: torch.as_tensor(v).to(rows.X) for n, v in self._parameters.items()}
-        inputs = _fit.inputs_of(self.model_, function, rows.X)
+        inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
         with torch.no_grad():
-            return torch.cat(
-                [function.evaluate(parameters, function.features(part))
-                 for part in inputs.split(_CHUNK)]
-            )
+            parts = [
+                function.evaluate(parameters, function.features(part))
+                for part in inputs.split(_CHUNK)
+            ]
+        return torch.cat(parts)[index]
 
     def _solved_locals(self, rows):
         globals_, solved, converged = self._globals(rows.X), [], True
         whole = self.model_.ordered or not self.model_.rowwise
+        index = torch.arange(len(rows), device=rows.X.device)
+        if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
+            X, index = distinct(rows.X)
+            rows = Rows(X, X.new_ones(len(X)))
         size = len(rows) if whole else _fit.chunk_size(self._objective(rows.X), self.noise_)
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
@@ -407,7 +412,7 @@ class _VariationalInference(
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        return torch.cat(solved)
+        return torch.cat(solved)[index]
 
     @property
     def _n_features_out(self):
