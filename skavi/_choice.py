@@ -6,6 +6,7 @@ situation                               noise                       solver
 model knows its expectations            ClosedForm                  CoordinateAscent where offered
 few latents a row and few globals       GaussHermite, refined       Newton
 more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
+coupled rows, up to 600 unknowns        any of the above            Newton
 networks, coupled rows, many globals    any of the above            LBFGS
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
@@ -18,12 +19,15 @@ from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
 
 #: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
 BUDGET = 8_000_000
 _MAX_PRODUCT_DIMENSION = 4
 _MAX_NEWTON_GLOBALS = 40
 _MAX_NEWTON_LATENTS = 10
+_MAX_QUASI_GLOBALS = 100
+_MAX_DRAWS = 4096
 _MAX_DENSE_UNKNOWNS = 1000
 _BATCH = 1000
 
@@ -53,7 +57,7 @@ def default_noise(objective: Objective, n_rows: int):
         if n_rows * n_latents * n_nodes ** (n_latents + n_globals) <= BUDGET:
             return GaussHermite(n_nodes)
     n_draws = 256
-    if n_rows * n_latents * n_draws <= BUDGET and n_globals <= 2000:
+    if n_rows * n_latents * n_draws <= BUDGET and n_globals <= _MAX_QUASI_GLOBALS:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
 
@@ -66,10 +70,12 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_feature
     families = objective.family, objective.global_family
     if function.tabular and objective.model.has_coordinate_updates(*families):
         return CoordinateAscent()
-    small = (
-        objective.space.size <= _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
-    )
-    if objective.model.rowwise and small and _has_newton_form(objective, function, n_features):
+    n_global = objective.global_family.n_parameters(objective.space.size)
+    small = n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
+    if not objective.model.rowwise:
+        few = n_unknowns(objective, n_rows) <= MAX_COUPLED_UNKNOWNS
+        return Newton() if few and function.tabular else LBFGS()
+    if small and _has_newton_form(objective, function, n_features):
         return Newton()
     return LBFGS()
 
@@ -85,4 +91,7 @@ def affordable(noise, objective: Objective, n_rows: int) -> bool:
         nodes = noise.nodes(objective.space.size, objective.n_latents, 1, None)
     except ValueError:
         return False
-    return n_rows * objective.n_latents * len(nodes.weights) <= BUDGET
+    n_nodes = len(nodes.weights)
+    if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
+        return False
+    return n_rows * objective.n_latents * n_nodes <= BUDGET

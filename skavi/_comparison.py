@@ -69,6 +69,12 @@ class Comparison:
         factorized, amortized, *_ = self.results
         return factorized.elbo - amortized.elbo
 
+    @property
+    def gap_text(self) -> str:
+        """The gap in words: what is below the rounding of the ELBO is none."""
+        rounding = 1e-12 * abs(self.results[0].elbo)
+        return f"{0.0 if abs(self.gap) < rounding else self.gap:.2g} nats a row"
+
 
 def compare(X, labels, n_components, noise, seed, verbose):
     """Fit all estimators on 70 % of the rows and measure them on the rest.
@@ -161,8 +167,7 @@ def as_text(comparison):
         )
     lines += [
         "",
-        f"Amortization gap: {comparison.gap:.2g} nats a row (training ELBO, FactorizedVI less "
-        "AmortizedVI).",
+        f"Amortization gap: {comparison.gap_text} (training ELBO, FactorizedVI less AmortizedVI).",
         "In this model a row's best factor is a linear function of the row, so a function can find",
         "them all and amortization costs nothing; where it is not, the gap tells the price.",
     ]
@@ -187,7 +192,7 @@ def draw(comparison, path, title):
     factorized, amortized, *_ = (result.estimator for result in comparison.results)
     scores = factorized.score_samples(comparison.test)
     _draw_latents(left, factorized, comparison, scores)
-    _draw_rows(right, scores, amortized.score_samples(comparison.test), comparison.gap)
+    _draw_rows(right, scores, amortized.score_samples(comparison.test), comparison.gap_text)
     figure.savefig(path, dpi=110)
 
 
@@ -239,12 +244,12 @@ def _draw_labels(axes, x, y, labels):
             axes.text(x[row], y[row], str(name), color=colour, size=7, ha="center", va="center")
 
 
-def _draw_rows(axes, factorized, amortized, gap):
+def _draw_rows(axes, factorized, amortized, gap_text):
     both = np.concatenate([factorized, amortized])
     low, high = both.min(), both.max()
     axes.plot([low, high], [low, high], color="0.6", lw=1, label="no gap", zorder=1)
     axes.scatter(factorized, amortized, s=12, alpha=0.5, color="#0072B2", label="a test row")
     axes.set_xlabel("held-out ELBO, FactorizedVI (nats)")
     axes.set_ylabel("held-out ELBO, AmortizedVI (nats)")
-    axes.set_title(f"Amortization gap in training: {gap:.2g} nats a row", fontsize=10)
+    axes.set_title(f"Amortization gap in training: {gap_text}", fontsize=10)
     axes.legend(frameon=False, loc="upper left")

@@ -18,6 +18,7 @@ from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, distinct
 from skavi._validation import validated_objective
+from skavi.closability import AmortizationWarning, ideal_context
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal, Family
 from skavi.inference_functions import InferenceFunction, Table, TorchFunction
@@ -55,6 +56,9 @@ class _VariationalInference(
     def _function(self):
         """Return the inference function to fit, or None for the default one."""
         raise NotImplementedError
+
+    def _check_window(self, model, function, X):
+        """Warn if the function reads less than its factors can depend on; a table reads nothing."""
 
     # --- fitting --------------------------------------------------------------------------------
 
@@ -120,6 +124,7 @@ class _VariationalInference(
         model.check_data(rows.X)
         model = model.adapted(*_pair(rows))
         objective = validated_objective(model, family, global_family, rows, generator)
+        self._check_window(model, function, rows.X)
         plan = _fit.Plan(
             objective,
             function,
@@ -225,8 +230,7 @@ class _VariationalInference(
             With ``output="mean_sd"`` followed by the standard deviations:
             (n_samples, 2 * n_latents). In the dtype of X.
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._validated(X)
         factors = self._factors(X)
         columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
@@ -242,8 +246,7 @@ class _VariationalInference(
         -------
         LatentPosterior
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._validated(X)
         factors = self._factors(X)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
@@ -288,8 +291,7 @@ class _VariationalInference(
         return float(terms.mean() if terms.ndim else terms / len(X))
 
     def _terms(self, X):
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._validated(X)
         rows = self._rows(X)
         self.model_.check_data(rows.X)
         problem = self._frozen_problem(rows)
@@ -357,6 +359,11 @@ class _VariationalInference(
         return [objective.space.constrain(u) for u in factor.draw(noise)]
 
     # --- the fitted problem, rebuilt from numpy -------------------------------------------------
+
+    def _validated(self, X):
+        """Return X as a float array of the fitted width."""
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
 
     def _objective(self, X):
         return _fit.bind(self.model_, self.family_, self.global_family_, X)
@@ -614,6 +621,25 @@ family_, global_family_, n_features_in_
         if isinstance(self.inference_function, torch.nn.Module):
             return TorchFunction(clone(self.inference_function, safe=False))
         return None if self.inference_function is None else clone(self.inference_function)
+
+    def _check_window(self, model, function, X):
+        asked = ideal_context(model, X)
+        reads = model.context if function is None else function.context or model.context
+        name = type(model).__name__
+        if asked is None:
+            message = (
+                f"No function of a window of rows closes {name}'s amortization gap "
+                "(skavi.can_close_gap says why; skavi.amortization_gap measures it): use "
+                "FactorizedVI, or a wider context for a smaller gap."
+            )
+        elif asked != "unknown" and (reads[0] < asked[0] or reads[1] < asked[1]):
+            message = (
+                f"The inference function reads {tuple(reads)} rows before and after, but {name}'s "
+                f"factors depend on {asked}: set its context={asked} to close the amortization gap."
+            )
+        else:
+            return
+        warnings.warn(message, AmortizationWarning, stacklevel=6)
 
 
 def _pair(rows):

@@ -21,6 +21,7 @@ from skavi.solvers import LBFGS, CoordinateAscent, Newton, Outcome, Solver, Stat
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
+_COUPLED_ITERATIONS = 10_000
 _REFERENCE_ITERATIONS = 200
 _MAX_BASIN_ROUNDS = 5
 _MAX_REFINEMENTS = 6
@@ -295,9 +296,12 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     raw = start_locals(objective, globals_, problem.rows.X) if start is None else start
     if objective.model.has_coordinate_updates(objective.family, objective.global_family):
         return (raw if start is None else start_locals(objective, globals_, problem.rows.X)), True
-    solver = Newton() if objective.model.rowwise else LBFGS()
+    solver, limit = Newton(), _LOCAL_ITERATIONS
+    if not objective.model.rowwise:
+        solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
+        limit = _COUPLED_ITERATIONS
     state = State({"values": raw}, globals_)
-    outcome = solver.solve(problem, state, tol, _LOCAL_ITERATIONS, _no_progress)
+    outcome = solver.solve(problem, state, tol, limit, _no_progress)
     raw = outcome.state.parameters["values"]
     moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
     return (raw if moved is None else moved), outcome.converged

@@ -25,6 +25,9 @@ class LatentVariableModel(Component, ABC):
 
     #: (rows before, rows after) that an inference function should read by default.
     context: tuple[int, int] = (0, 0)
+    #: The window that closes the amortization gap, None if none does; "unknown": ask
+    #: `skavi.can_close_gap`, which measures it.
+    ideal_context: tuple[int, int] | None | str = "unknown"
     #: Whether p(z_n, x | z_-n, theta) depends on no other row's latent.
     rowwise: bool = False
     #: Whether the log density is one number for all rows, not a term a row.
@@ -145,6 +148,7 @@ class HierarchicalModel(LatentVariableModel):
     (3, 1)
     """
 
+    ideal_context = (0, 0)
     rowwise = True
     one_log_joint = False
 

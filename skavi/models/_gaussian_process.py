@@ -38,6 +38,8 @@ class GaussianProcess(LatentVariableModel):
     True
     """
 
+    ideal_context = None
+
     def __init__(self, lengthscale=1.0, amplitude=1.0, likelihood="normal", noise_sd=0.5):
         self.lengthscale = lengthscale
         self.amplitude = amplitude
@@ -78,7 +80,7 @@ class GaussianProcess(LatentVariableModel):
             return log_prob(self._prior(X[:, 0]), z[:, 0]) + observed
 
     def simulate(self, theta, n_samples, n_features=1):
-        t = torch.arange(n_samples) * 0.5 * self.lengthscale
+        t = torch.linspace(0.0, 0.5 * self.lengthscale * (n_samples - 1), n_samples)
         z = self._prior(t).sample().unsqueeze(-1)
         return torch.cat([t.unsqueeze(-1), self._observation(z).sample()], 1), z
 

@@ -44,7 +44,7 @@ class TimeSeriesModel(HierarchicalModel):
            [1.5]])
     """
 
-    context = (1, 0)
+    context = ideal_context = (1, 0)
     ordered = True
     initial: float = 0.0
 
@@ -155,6 +155,7 @@ class MarkovModel(LatentVariableModel):
     """
 
     context = (2, 2)
+    ideal_context = None
     ordered = True
     one_log_joint = False
 

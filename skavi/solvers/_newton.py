@@ -10,6 +10,7 @@ from torch.func import grad, jvp
 from skavi.solvers._base import Outcome, Solver, State
 
 _MAX_GLOBALS = 400
+MAX_COUPLED_UNKNOWNS = 600
 _LONGEST_LOG_STEP = 2.0
 _FLOOR = 1e-3
 _SHRINK = 0.25
@@ -30,8 +31,8 @@ class Newton(Solver):
     Blocks are differentiated by forward-over-reverse automatic differentiation, so any family and
     any row-wise model will do. Indefinite blocks are replaced by their absolute value (Dauphin et
     al. 2014) in the factors' natural units. Stops when the Newton decrement, half the gradient
-    times the step, is below ``tol`` nats a row, after taking that step. For Markov models, whose
-    rows meet in their neighbours too, use `LBFGS`.
+    times the step, is below ``tol`` nats a row, after taking that step. Models that couple their
+    rows are solved as one dense system, up to 600 unknowns.
 
     Examples
     --------
@@ -45,10 +46,12 @@ class Newton(Solver):
 
     def check_problem(self, problem):
         super().check_problem(problem)
-        if not problem.objective.model.rowwise:
+        unknowns = n_unknowns(problem.objective, len(problem.rows))
+        if not problem.objective.model.rowwise and unknowns > MAX_COUPLED_UNKNOWNS:
             raise ValueError(
-                "Newton needs a row-wise model (HierarchicalModel or TimeSeriesModel), got "
-                f"{type(problem.objective.model).__name__}: use solver=LBFGS()."
+                f"Newton solves up to {MAX_COUPLED_UNKNOWNS} unknowns of a model that couples its "
+                f"rows, but {type(problem.objective.model).__name__} has {unknowns}: use "
+                "solver=LBFGS()."
             )
         if not problem.function.tabular and not problem.function.linear:
             raise ValueError(
@@ -62,9 +65,11 @@ class Newton(Solver):
             )
 
     def solve(self, problem, state, tol, max_iter, progress):
-        if problem.frozen_globals and problem.function.tabular:
+        rowwise = problem.objective.model.rowwise
+        if problem.frozen_globals and problem.function.tabular and rowwise:
             return _solve_rows(problem, state, tol, max_iter)
-        system = _Dense(problem) if problem.function.linear else _Arrow(problem)
+        linear = problem.function.linear
+        system = (_Dense if linear else _Arrow if rowwise else _Coupled)(problem)
         unknowns, globals_ = system.read(state), state.globals_
         value = system.value(unknowns, globals_)
         tolerance = tol * problem.total_weight
@@ -283,15 +288,68 @@ class _Dense(_System):
         return _Step(local, (solution[p * P :], steps), decrement, norm)
 
     def move(self, coefficients, globals_, value, step):
-        d_globals, steps = step.d_globals
-        for trial in range(12):
-            scale = _SHRINK**trial
-            moved = globals_ if self.frozen else globals_ + scale * steps[: len(d_globals)] * d_globals
-            new = coefficients + scale * step.local
-            new_value = self.value(new, moved)
-            if torch.isfinite(new_value) and new_value > value:
-                return new, moved, new_value
-        return None
+        return _shrunk(self, coefficients, globals_, value, step)
+
+
+class _Coupled(_System):
+    """Factorized VI of a model that couples its rows: one dense system, for few rows."""
+
+    def read(self, state):
+        return state.parameters["values"]
+
+    def write(self, raw, globals_):
+        return State({"values": raw}, globals_)
+
+    def value(self, raw, globals_):
+        return self.total(raw, globals_)
+
+    def row_values(self, raw, globals_):
+        return self.problem.row_terms(raw, globals_)
+
+    def step(self, raw, globals_):
+        objective = self.objective
+        row_steps = objective.family.steps(objective.local_factors(raw))
+        steps = objective.global_family.steps(objective.global_factor(globals_))
+        lengths = torch.cat([row_steps.reshape(-1), steps[: 0 if self.frozen else len(steps)]])
+
+        def total(position):
+            moved = lengths * position
+            new = raw + moved[: raw.numel()].reshape(raw.shape)
+            return self.total(new, globals_ if self.frozen else globals_ + moved[raw.numel() :])
+
+        origin = torch.zeros_like(lengths)
+        gradient, hessian = grad(total)(origin), torch.func.hessian(total)(origin)
+        solution = torch.linalg.solve(_positive(-0.5 * (hessian + hessian.mT)), gradient)
+        decrement = 0.5 * float(gradient @ solution)
+        norm = float(gradient.norm()) / self.problem.total_weight
+        k, longest = objective.n_latents, _LONGEST_LOG_STEP / math.sqrt(0.5)
+        local = solution[: raw.numel()].reshape(raw.shape).clone()
+        local[:, k : 2 * k] = local[:, k : 2 * k].clamp(-longest, longest)
+        return _Step(local * row_steps, (solution[raw.numel() :], steps), decrement, norm)
+
+    def move(self, raw, globals_, value, step):
+        return _shrunk(self, raw, globals_, value, step)
+
+
+def n_unknowns(objective, n_rows):
+    """Count the numbers that factorized VI moves."""
+    local = objective.family.n_parameters(objective.n_latents)
+    return n_rows * local + objective.global_family.n_parameters(objective.space.size)
+
+
+def _shrunk(system, unknowns, globals_, value, step):
+    """Shrink a step of everything until the ELBO rises; None if it does not."""
+    d_globals, lengths = step.d_globals
+    for trial in range(12):
+        scale = _SHRINK**trial
+        moved = globals_
+        if not system.frozen:
+            moved = globals_ + scale * lengths[: len(d_globals)] * d_globals
+        new = unknowns + scale * step.local
+        new_value = system.value(new, moved)
+        if torch.isfinite(new_value) and new_value > value:
+            return new, moved, new_value
+    return None
 
 
 def _positive(A):
