@@ -1,0 +1,64 @@
+"""README does what it says: its Python blocks run in order, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from skavi import __main__ as command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Run all Python blocks as one script; return what each printed."""
+    output, names = [], {"__name__": "readme"}
+    for block in blocks("python"):
+        lines = []
+        names["print"] = lambda *values, lines=lines: lines.append(" ".join(map(str, values)))
+        exec(compile(block, "README.md", "exec"), names)
+        output.append("\n".join(lines))
+    return output
+
+
+def test_first_block_classifies_digits_at_no_gap(printed):
+    assert "gap: 0.000 nats a row" in printed[0] or "gap: -0.000 nats a row" in printed[0]
+    assert float(re.search(r"accuracy: (\S+)", printed[0])[1]) > 0.85  # ten classes
+
+
+def test_more_flexible_functions_have_smaller_gaps(printed):
+    gaps = [float(gap) for gap in re.findall(r"gap (\S+) nats", "\n".join(printed[3:]))]
+    # Polynomials are nested; both converge to 1e-8 nats a row, printed with four decimals.
+    assert len(gaps) == 3
+    assert gaps[0] > gaps[1] > gaps[2] > -1e-4
+
+
+def test_the_model_recovers_what_the_waves_were_drawn_from(printed):
+    mean, sd = (float(word) for word in printed[2].split(" +/- "))
+    assert abs(mean - 2.0) < 3 * sd
+
+
+def test_the_commands_keep_their_markers():
+    for marker, end in (("main-command", "python -m skavi\n"), ("test-command", "--cov\n")):
+        (block,) = re.findall(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.DOTALL)
+        assert block.count("\n") == 1 and block.endswith(end)
+        assert block.startswith("python -m pip install torch==2.13.0 -e ")
+
+
+def test_every_shown_option_exists():
+    shown = {option for block in blocks("bash") for option in re.findall(r"skavi.*?(--\w+)", block)}
+    options = {text for action in command._parser()._actions for text in action.option_strings}
+    assert shown and shown <= options
+
+
+def test_local_links_lead_somewhere_and_the_figure_is_small():
+    targets = [t for t in re.findall(r"\]\((.*?)\)", README) if "://" not in t]
+    assert {"docs/digits.png", "LICENSE"} <= set(targets)
+    assert all((ROOT / target).exists() for target in targets)
+    assert (ROOT / "docs/digits.png").stat().st_size < 150_000
