@@ -63,7 +63,7 @@ def main(argv=None):
         _write_latents(comparison.results[0].estimator, X, arguments.output)
         print(f"Latents of all {len(X)} rows (FactorizedVI, mean and sd): {arguments.output}")
     if figure is not None:
-        draw(comparison, figure, f"{Path(source).name}: {n_components} latents a row")
+        draw(comparison, figure, f"{Path(source).name}, n_components={n_components}")
         print(f"Figure: {figure}")
     return 0
 

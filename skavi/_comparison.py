@@ -71,9 +71,9 @@ class Comparison:
 
     @property
     def gap_text(self) -> str:
-        """The gap in words: what is below the rounding of the ELBO is none."""
-        rounding = 1e-12 * abs(self.results[0].elbo)
-        return f"{0.0 if abs(self.gap) < rounding else self.gap:.2g} nats a row"
+        """The gap in words: what is within the fits' own tolerance is none."""
+        tolerance = self.results[0].estimator.tol
+        return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
 
 
 def compare(X, labels, n_components, noise, seed, verbose):
@@ -185,8 +185,9 @@ def draw(comparison, path, title):
     title : str
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(wspace=0.06))
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     factorized, amortized, *_ = (result.estimator for result in comparison.results)
@@ -218,9 +219,10 @@ def _draw_latents(axes, estimator, comparison, scores):
     # Room above the rows, so that the cross stands clear of them.
     low, high = axes.get_ylim()
     height = high - low
-    axes.set_ylim(low, high + 0.16 * height)
+    room = max(2 * y_sd, 0.08 * height) + 0.06 * height
+    axes.set_ylim(low, high + room)
     left, right = axes.get_xlim()
-    where = left + 0.05 * (right - left) + x_sd, high + 0.08 * height
+    where = left + 0.05 * (right - left) + x_sd, high + room / 2
     axes.errorbar(*where, xerr=x_sd, yerr=y_sd, color="black", capsize=2, lw=1)
     axes.annotate(
         "± one posterior sd (mean over rows)",
