@@ -1,5 +1,6 @@
 """The scikit-learn layer: `FactorizedVI` and `AmortizedVI`, one algorithm, one object apart."""
 
+import sys
 import warnings
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -624,6 +625,8 @@ family_, global_family_, n_features_in_
 
     def _check_window(self, model, function, X):
         asked = ideal_context(model, X)
+        if type(model).context is LatentVariableModel.context and isinstance(asked, tuple):
+            model.context = asked  # the class leaves it open: what was measured is the default
         reads = model.context if function is None else function.context or model.context
         name = type(model).__name__
         if asked is None:
@@ -639,7 +642,15 @@ family_, global_family_, n_features_in_
             )
         else:
             return
-        warnings.warn(message, AmortizationWarning, stacklevel=6)
+        warnings.warn(message, AmortizationWarning, stacklevel=_users_level())
+
+
+def _users_level():
+    """Return the stacklevel, for the caller, of the first line outside skavi and scikit-learn."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in {"skavi", "sklearn"}:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _pair(rows):

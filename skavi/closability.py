@@ -7,40 +7,51 @@ function of a window of rows reaches it for every data set iff the score of z_n,
 """
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array
 from torch import Tensor
 
+from skavi._random import private_state
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal
 from skavi.models import LatentVariableModel
 from skavi.objective import Objective
 
-_N_ROWS = 20
-_FEWEST_ROWS = 6
+_N_SHORT, _N_LONG = 20, 120
+_FEWEST_ROWS = 2
 _N_POINTS = 3
-_TOLERANCE = 1e-9
+_N_TARGETS = 8
+_TOLERANCE = 1e-8
+_SHARED_ROUNDING = 1e-4
 _SPREADS = (1.0, 0.3, 0.03)
 
 
 class AmortizationWarning(UserWarning):
-    """The inference function cannot give every row its best factor."""
+    """The inference function cannot give every row its best factor.
+
+    `AmortizedVI.fit` warns of it once a fit: when the function reads fewer rows than the model's
+    factors depend on (remedy: ``context=``), or when no function of a window closes the gap
+    (remedy: `FactorizedVI`). Silence it with ``warnings.simplefilter("ignore",
+    skavi.diagnostics.AmortizationWarning)``.
+    """
 
 
 @dataclass(frozen=True)
 class GapEvidence:
-    """What was measured, relative to the largest entry of the score's derivatives.
+    """What was measured, each effect on a row's score relative to the size of that score.
 
     Attributes
     ----------
     latent_coupling : float
         Largest effect of another row's latent on a row's score; 0 where condition (1) holds.
     row_influence : ndarray of shape (n_rows, n_rows)
-        Effect of row m of X (column) on the score of row n (row); condition (2).
+        Effect of probe row m of X (column) on the score of row n (row); condition (2).
     position_dependence : float
-        Largest change of a row's score when the series is moved along; condition (3).
+        Largest change of a row's score when the series is moved along; condition (3). Rows whose
+        window reaches over an end of the series are not compared.
     tolerance : float
         Effects below this count as rounding.
     """
@@ -82,10 +93,10 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
     model : LatentVariableModel
         Any model, also one given only by ``log_joint``.
     X : array-like of shape (n_samples, n_features), default=None
-        Rows to probe with (the first 20 are used, at least 6 are needed). None: rows are simulated
-        from the model, or random for a model that cannot simulate.
+        Rows to probe with, at least 2 and best in the hundreds; the first 120 are used. None: rows
+        are simulated from the model, or random for a model that cannot simulate.
     n_features : int, default=1
-        Number of columns of simulated rows.
+        Number of columns of simulated rows; X's own if X is given.
     random_state : int, RandomState or None, default=None
         For the points at which the log joint is probed.
 
@@ -98,13 +109,15 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
     TypeError
         If `model` is not a `LatentVariableModel`.
     ValueError
-        If X is too short, or the log joint is not finite at any point tried.
+        If X is too short or not finite, or the log joint is not finite at any point tried.
 
     Notes
     -----
     Scores are differentiated automatically in the latents; rows of X are exchanged for others,
-    which also sees what no derivative shows (counts, indices). Source: Margossian & Blei (2024),
-    sections 3 and 4.
+    which also sees what no derivative shows (counts, indices). Latents and rows up to 10 apart are
+    told apart first, then rows up to 60 apart if something farther off turns out to matter. Only
+    what happens at the points tried is seen: a dependence that starts where neither X nor
+    simulated rows reach is not. Source: Margossian & Blei (2024), sections 3 and 4.
 
     Examples
     --------
@@ -116,40 +129,49 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
     False
     """
     if not isinstance(model, LatentVariableModel):
-        raise TypeError(f"model must be a LatentVariableModel, got {type(model).__name__}.")
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a LatentVariableModel, got {got}.")
     model.check()
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    seed = int(private_state(random_state).randint(2**31 - 1))
     generator = torch.Generator().manual_seed(seed)
-    probe = _Probe(model, X, n_features, generator)
-    coupling, influence, position = 0.0, 0.0, 0.0
-    for point in range(_N_POINTS):
-        probe.new_point(point)
+    long = _probe(model, X, n_features, generator)
+    verdict = _measured(long.first(_N_SHORT))
+    coupled = verdict.evidence.latent_coupling > _TOLERANCE
+    throughout = not coupled and _window(verdict.evidence.row_influence) is None
+    if throughout or (verdict.closable and long.sees_beyond(verdict.context)):
+        return _measured(long)
+    return verdict
+
+
+def ideal_context(model, X: Tensor) -> tuple[int, int] | str | None:
+    """Return the window that closes a model's gap: as its class declares, or measured on X.
+
+    Only shipped classes are taken at their word: a subclass may have written the density anew.
+    "unknown" is returned where X gives nothing to measure on.
+    """
+    shipped = type(model).__module__.startswith("skavi.")
+    if shipped and model.ideal_context != "unknown":
+        return model.ideal_context
+    try:
+        return can_close_gap(model, X.cpu().numpy(), random_state=0).context
+    except ValueError:
+        return "unknown"
+
+
+def _measured(probe) -> GapVerdict:
+    coupling, influence, position = 0.0, np.zeros((probe.n, probe.n)), 0.0
+    for _ in range(_N_POINTS):
+        probe.new_point()
         coupling = max(coupling, probe.latent_coupling())
         influence = np.maximum(influence, probe.row_influence())
-        position = max(position, probe.position_dependence(influence))
+        window = _window(influence)
+        if window is not None:
+            position = max(position, probe.position_dependence(window))
     return _verdict(GapEvidence(coupling, influence, position, _TOLERANCE))
 
 
-def ideal_context(model, X: Tensor) -> tuple[int, int] | None | str:
-    """Return the window that closes a model's gap: as its class declares, or measured on X.
-
-    Declared structure counts only as long as nobody has written out the density anew. "unknown" is
-    returned where X is too short to measure on.
-    """
-    written_out = any(
-        not getattr(type(model), name).__module__.startswith("skavi.")
-        for name in ("log_joint", "log_local", "log_terms", "prior_of_rows")
-        if hasattr(model, name)
-    )
-    if model.ideal_context != "unknown" and not written_out:
-        return model.ideal_context
-    if len(X) < _FEWEST_ROWS:
-        return "unknown"
-    return can_close_gap(model, X.cpu().numpy(), random_state=0).context
-
-
 def _verdict(evidence: GapEvidence) -> GapVerdict:
-    window = _window(evidence.row_influence > evidence.tolerance)
+    window = _window(evidence.row_influence)
     if evidence.latent_coupling > evidence.tolerance:
         reason = (
             "The score of a row's latent moves with other rows' latents (relative effect "
@@ -174,45 +196,52 @@ def _verdict(evidence: GapEvidence) -> GapVerdict:
     reads = "the row itself" if window == (0, 0) else f"{before} rows before and {after} after it"
     reason = (
         f"Given the globals, the score of a row's latent depends on {reads} alone, by the same "
-        "function for every row: a rich enough inference function closes the gap."
+        "function for every row: structurally, a rich enough inference function closes the gap "
+        "(whether a given one is rich enough, amortization_gap measures)."
     )
     return GapVerdict(True, window, reason, evidence)
 
 
-def _window(moves: np.ndarray) -> tuple[int, int] | None:
+def _window(influence: np.ndarray) -> tuple[int, int] | None:
     """Smallest (before, after) that covers every influence; None if it reaches half the rows."""
-    to, source = np.nonzero(moves)
+    to, source = np.nonzero(influence > _TOLERANCE)
     before = int(max((to - source).max(initial=0), 0))
     after = int(max((source - to).max(initial=0), 0))
-    return None if before + after >= len(moves) // 2 else (before, after)
+    return None if before + after >= len(influence) // 2 else (before, after)
 
 
 class _Probe:
     """A log joint at random points: scores of all rows, and what moves them."""
 
-    def __init__(self, model, X, n_features, generator):
-        self.generator = generator
-        self.model, self.X = _probe_rows(model, X, n_features, generator)
-        self.n = len(self.X)
+    def __init__(self, model, X, spare, generator):
+        self.model, self.X, self.spare, self.generator = model, X, spare, generator
+        self.n = len(X)
         family = DiagonalNormal()
-        n_latents = self.model.n_latents(self.X.shape[1])
-        space = self.model.global_space(self.X)
-        self.objective = Objective(self.model, space, family, family, n_latents)
-        self.centre, self.spread = (t.to(self.X) for t in space.start(generator))
+        space = model.global_space(X)
+        self.objective = Objective(model, space, family, family, model.n_latents(X.shape[1]))
+        self.centre, self.spread = (t.to(X) for t in space.start(generator))
+        self.new_point()
 
-    def new_point(self, attempt):
+    def first(self, n_rows):
+        """Return the probe of the first rows alone."""
+        return _Probe(self.model, self.X[:n_rows], self.spare, self.generator)
+
+    def new_point(self):
         """Draw theta and z until the scores are finite there."""
         for spread in _SPREADS:
             noise = self._randn(self.objective.space.size)
-            self.u = self.centre + spread * self.spread.clamp_max(3.0) * noise
-            theta = self.objective.space.constrain(self.u)
-            centre, sd = self.model.initial_locals(theta, self.X)
-            sd = torch.nan_to_num(sd, nan=1.0)
-            self.z = torch.nan_to_num(centre) + spread * sd * self._randn(*centre.shape)
-            self.other = self.X[torch.randperm(self.n, generator=self.generator)]
-            scores = self.score(self.z, self.X)
-            if bool(torch.isfinite(scores).all()):
-                self.scale = self._curvature_scale(scores)
+            u = self.centre + spread * self.spread.clamp_max(3.0) * noise
+            self.theta = self.objective.space.constrain(u)
+            centre, sd = self.model.initial_locals(self.theta, self.X)
+            self.sd = torch.nan_to_num(sd, nan=1.0)
+            self.z = torch.nan_to_num(centre) + spread * self.sd * self._randn(*centre.shape)
+            self.base = self.score(self.z, self.X)
+            if bool(torch.isfinite(self.base).all()):
+                moved = torch.nan_to_num(self.score(self._moved(self.z, 0.1), self.X), posinf=0.0)
+                size = torch.maximum(self.base.abs(), moved.abs()).amax(1)
+                # Where rows pass through one sum, the largest score's rounding reaches them all.
+                self.scale = (size + _SHARED_ROUNDING * size.amax()).clamp_min(1e-300)
+                self.others = self._others()
                 return
         raise ValueError(
             f"{type(self.model).__name__}'s log joint has no finite score at any point tried: pass "
@@ -222,10 +251,19 @@ class _Probe:
     def _randn(self, *shape):
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
+    def _moved(self, z, factor):
+        return z + factor * self.sd * self._randn(*z.shape)
+
+    def _others(self):
+        """Return for each row one that differs from it: an equal one would show nothing."""
+        differs = (self.X.unsqueeze(1) != self.spare).any(-1).double()
+        alone = differs.sum(1, keepdim=True) == 0
+        choice = torch.multinomial(differs + alone, 1, generator=self.generator)[:, 0]
+        return self.spare[choice]
+
     def log_joint(self, z, X):
-        theta = self.objective.space.constrain(self.u)
         with defaults_of(z):
-            return self.model.log_terms(theta, z, X).sum()
+            return self.model.log_terms(self.theta, z, X).sum()
 
     def score(self, z: Tensor, X: Tensor) -> Tensor:
         """d log p / d z, shape (n_rows, n_latents)."""
@@ -237,10 +275,10 @@ class _Probe:
             (gradient,) = torch.autograd.grad(value, z, allow_unused=True)
         return torch.zeros_like(z) if gradient is None else gradient
 
-    def _curvature_scale(self, scores):
-        """What an effect on the scores is measured against: rounding is relative to the largest."""
-        moved = self.score(self.z + 0.1 * self._randn(*self.z.shape), self.X)
-        return float(torch.maximum(scores.abs().amax(), moved.abs().amax()).clamp_min(1e-300))
+    def change(self, score, rows=slice(None)):
+        """Return how far the rows' scores are from the point's, relative to their size."""
+        change = (score - self.base)[rows].abs().amax(1) / self.scale[rows]
+        return torch.nan_to_num(change, nan=0.0, posinf=0.0)
 
     def latent_coupling(self):
         """Move one row's latent at a time; return the largest change of another row's score.
@@ -248,69 +286,109 @@ class _Probe:
         Differences at a finite distance, unlike second derivatives, cannot vanish at a point by
         accident and need no second derivative of the user's code.
         """
-        base, worst = self.score(self.z, self.X), 0.0
+        worst = 0.0
         for m in range(self.n):
-            z = self.z.clone()
-            z[m] += self._randn(self.z.shape[1])
-            change = (self.score(z, self.X) - base).abs()
-            change[m] = 0.0
-            worst = max(worst, float(torch.nan_to_num(change).amax()) / self.scale)
+            elsewhere = torch.arange(self.n) != m
+            for factor in (1.0, 0.1, 0.01):  # shorter where the density overflows
+                z = self.z.clone()
+                z[m] = self._moved(self.z, factor)[m]
+                score = self.score(z, self.X)
+                worst = max(worst, float(self.change(score, elsewhere).amax()))
+                if bool(torch.isfinite(score).all()):
+                    break
         return worst
 
     def row_influence(self):
         """Exchange one row of X at a time; return the change of every row's score, (n, m)."""
-        base = self.score(self.z, self.X)
         influence = np.zeros((self.n, self.n))
         for m in range(self.n):
             X = self.X.clone()
-            X[m] = self.other[m]
-            change = (self.score(self.z, X) - base).abs().amax(1)
-            influence[:, m] = torch.nan_to_num(change, posinf=0.0).numpy() / self.scale
+            X[m] = self.others[m]
+            influence[:, m] = self.change(self.score(self.z, X)).numpy()
         return influence
 
-    def position_dependence(self, influence):
+    def position_dependence(self, window):
         """Move series and latents along together; compare scores of rows away from the ends."""
-        window = _window(influence > _TOLERANCE)
-        if window is None:
-            return 0.0
         before, after = window
-        base, worst = self.score(self.z, self.X), 0.0
+        worst = 0.0
         for shift in (1, 2, self.n // 3):
             moved = self.score(self.z.roll(shift, 0), self.X.roll(shift, 0))
             inner = torch.arange(before, self.n - after - shift)
-            change = (moved[inner + shift] - base[inner]).abs()
-            worst = max(worst, float(torch.nan_to_num(change).amax()) / self.scale)
+            change = self.change(moved.roll(-shift, 0), inner)
+            worst = max(worst, float(change.amax()))
         return worst
 
+    def sees_beyond(self, window):
+        """Say whether a row's score moves with what lies outside `window`, or with its place.
 
-def _probe_rows(model, X, n_features, generator):
-    """Return the model adapted to the probe rows, and the rows, as float64."""
+        All other latents and all rows outside the window are moved at once, for a few rows.
+        """
+        before, after = window
+        worst = self.position_dependence(window)
+        for n in torch.linspace(0, self.n - 1, _N_TARGETS).long().tolist():
+            inside = slice(max(n - before, 0), n + after + 1)
+            X, z = self.others.clone(), self._moved(self.z, 0.5)
+            X[inside], z[n] = self.X[inside], self.z[n]
+            worst = max(worst, float(self.change(self.score(z, X), slice(n, n + 1))))
+        return worst > _TOLERANCE
+
+
+def _probe(model, X, n_features, generator) -> _Probe:
+    """Return a long probe of the model, adapted to X's rows, simulated ones or random ones."""
     if X is not None:
-        rows = torch.as_tensor(np.array(X, dtype=np.float64))
-        if rows.dim() != 2 or len(rows) < _FEWEST_ROWS:
-            raise ValueError(f"X has shape {tuple(rows.shape)}: can_close_gap needs 6 rows or more.")
-        rows = rows[:_N_ROWS]
+        finite = "allow-nan" if model.allows_missing else True
+        rows = check_array(
+            X, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=_FEWEST_ROWS
+        )
+        rows = torch.tensor(rows[:_N_LONG])
         model.check_data(rows)
-        return model.adapted(rows, rows.new_ones(len(rows))), rows
-    random = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
+        model = model.adapted(rows, rows.new_ones(len(rows)))
+        short = max(_N_LONG - len(rows), 0)  # too few: some once more, in any order
+        again = torch.randint(len(rows), (short,), generator=generator)
+        return _Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
+    if not isinstance(n_features, Integral) or n_features < 1:
+        raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
+    simulated = _simulated(model, n_features, generator)
+    failure = None
+    for rows in _random_rows(n_features, generator) if simulated is None else [simulated]:
+        try:
+            model.check_data(rows)
+            adapted = model.adapted(rows, rows.new_ones(len(rows)))
+            return _Probe(adapted, rows, rows, generator)
+        except ValueError as error:  # out of the support, says the model or torch
+            failure = failure or error
+    raise failure
+
+
+def _spare(rows, generator):
+    """Return rows to exchange others for: those of X, or any if X's are all equal."""
+    if bool((rows == rows[0]).all()):
+        return rows + torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+    return rows
+
+
+def _random_rows(n_features, generator):
+    """Rows for models that cannot simulate: of any sign, positive, counts, zeros and ones."""
+    normal = torch.randn(_N_LONG, n_features, generator=generator, dtype=torch.float64)
+    return normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
+
+
+def _simulated(model, n_features, generator):
+    """Draw rows from the model at a typical theta; None if it cannot."""
+    like = torch.randn(_N_LONG, n_features, generator=generator, dtype=torch.float64)
     try:
-        model.check_data(random)
-        model = model.adapted(random, random.new_ones(len(random)))
+        model.check_data(like)
+        model = model.adapted(like, like.new_ones(len(like)))
     except ValueError:
-        pass  # the model asks for other columns: it must know how to simulate them
-    try:
-        rows = _simulated(model, random, generator)
-    except NotImplementedError:
-        return model, random
-    return model.adapted(rows, rows.new_ones(len(rows))), rows
-
-
-def _simulated(model, like, generator):
+        pass  # the model asks for other rows: it must know how to simulate them as it is
     space = model.global_space(like)
     centre, _ = space.start(generator)
     theta = space.constrain(centre.to(like))
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]), defaults_of(like):
         torch.manual_seed(seed)
-        rows, _ = model.simulate(theta, _N_ROWS, like.shape[1])
+        try:
+            rows, _ = model.simulate(theta, _N_LONG, n_features)
+        except NotImplementedError:
+            return None
     return rows.to(torch.float64)

@@ -1,6 +1,13 @@
 """What a fit found, and how far to trust it."""
 
-from skavi.closability import GapEvidence, GapVerdict, can_close_gap
+from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 
-__all__ = ["AmortizationGap", "GapEvidence", "GapVerdict", "amortization_gap", "can_close_gap"]
+__all__ = [
+    "AmortizationGap",
+    "AmortizationWarning",
+    "GapEvidence",
+    "GapVerdict",
+    "amortization_gap",
+    "can_close_gap",
+]
