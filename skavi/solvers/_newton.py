@@ -1,11 +1,8 @@
 """Newton's method on the arrow: rows meet only in the globals."""
 
 import math
-import warnings
-from functools import lru_cache
 
 import torch
-from torch.func import grad, jvp
 
 from skavi.solvers._base import Outcome, Solver, State
 
@@ -28,8 +25,8 @@ class Newton(Solver):
 
     Notes
     -----
-    Blocks are differentiated by forward-over-reverse automatic differentiation, so any family and
-    any row-wise model will do. Indefinite blocks are replaced by their absolute value (Dauphin et
+    Blocks come from differentiating the gradient once more, so any family and any row-wise model
+    will do. Indefinite blocks are replaced by their absolute value (Dauphin et
     al. 2014) in the factors' natural units. Stops when the Newton decrement, half the gradient
     times the step, is below ``tol`` nats a row, after taking that step. Models that couple their
     rows are solved as one dense system, up to 600 unknowns.
@@ -53,11 +50,6 @@ class Newton(Solver):
                 f"rows, but {type(problem.objective.model).__name__} has {unknowns}: use "
                 "solver=LBFGS()."
             )
-        if not problem.function.tabular and not problem.function.linear:
-            raise ValueError(
-                "Newton needs an inference function that is linear in its parameters (Constant, "
-                f"Polynomial), got {type(problem.function).__name__}: use solver=LBFGS()."
-            )
         if problem.objective.space.size > _MAX_GLOBALS:
             raise ValueError(
                 f"Newton handles up to {_MAX_GLOBALS} globals, this model has "
@@ -68,8 +60,9 @@ class Newton(Solver):
         rowwise = problem.objective.model.rowwise
         if problem.frozen_globals and problem.function.tabular and rowwise:
             return _solve_rows(problem, state, tol, max_iter)
-        linear = problem.function.linear
-        system = (_Dense if linear else _Arrow if rowwise else _Coupled)(problem)
+        linear, tabular = problem.function.linear, problem.function.tabular
+        kind = _Dense if linear else _GaussNewton if not tabular else _Arrow if rowwise else _Coupled
+        system = kind(problem)
         unknowns, globals_ = system.read(state), state.globals_
         value = system.value(unknowns, globals_)
         tolerance = tol * problem.total_weight
@@ -129,14 +122,6 @@ class _Step:
         self.decrement, self.gradient_norm = decrement, gradient_norm
 
 
-@lru_cache(maxsize=1)
-def _load_forward_mode():
-    """Let torch load its forward-mode rules here, where it warns of its own deprecated parts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
-
-
 class _System:
     """Derivatives of the ELBO in every row's raw parameters and in the globals'."""
 
@@ -153,28 +138,41 @@ class _System:
         return value if self.frozen else value + self.objective.global_term(globals_)
 
     def derivatives(self, raw, globals_):
-        """Gradient and Hessian blocks, all in natural units; rows (n, P), globals (Q,)."""
-        _load_forward_mode()
+        """Gradient and Hessian blocks, all in natural units; rows (n, P), globals (Q,).
+
+        The gradient is differentiated backwards once more. Rows do not meet, so one pass for
+        column p of all rows' gradients, summed, gives column p of every row's own block; a pass
+        for one global gives its row of the border.
+        """
         row_steps = self.objective.family.steps(self.objective.local_factors(raw))
         steps = self.objective.global_family.steps(self.objective.global_factor(globals_))
-        gradients = grad(self.total, argnums=(0, 1))
         n_row, n_global = raw.shape[-1], 0 if self.frozen else globals_.numel()
-        g, g_globals = gradients(raw, globals_)
-        H = raw.new_empty(*raw.shape, n_row)
-        for p in range(n_row):
-            tangent = torch.zeros_like(raw)
-            tangent[:, p] = row_steps[:, p]
-            _, (column, _) = jvp(gradients, (raw, globals_), (tangent, torch.zeros_like(globals_)))
-            H[:, :, p] = column * row_steps
-        C = raw.new_empty(*raw.shape, n_global)
-        H_globals = raw.new_empty(n_global, n_global)
-        for q in range(n_global):
-            tangent = torch.zeros_like(globals_)
-            tangent[q] = steps[q]
-            _, (column, own) = jvp(gradients, (raw, globals_), (torch.zeros_like(raw), tangent))
-            C[:, :, q] = column * row_steps
-            H_globals[:, q] = own * steps
-        return g * row_steps, g_globals[:n_global] * steps[:n_global], H, C, H_globals, row_steps, steps
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_(True)
+            globals_ = globals_.detach().requires_grad_(n_global > 0)
+            unknowns = (raw, globals_) if n_global else (raw,)
+            gradients = _gradient(self.total(raw, globals_), unknowns, create_graph=True)
+            g, g_globals = gradients[0], gradients[1] if n_global else globals_
+            columns = [_gradient(g[:, p].sum(), (raw,))[0] for p in range(n_row)]
+            borders = [_gradient(g_globals[q], unknowns) for q in range(n_global)]
+        H = torch.stack(columns, -1) * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2)
+        g, g_globals = g.detach() * row_steps, g_globals.detach()[:n_global] * steps[:n_global]
+        if not n_global:
+            nothing = raw.new_empty(0, 0)
+            return g, g_globals, H, raw.new_empty(*raw.shape, 0), nothing, row_steps, steps
+        C = torch.stack([border[0] for border in borders], -1)
+        C = C * row_steps.unsqueeze(-1) * steps
+        H_globals = torch.stack([border[1] for border in borders]) * steps * steps.unsqueeze(-1)
+        return g, g_globals, H, C, H_globals, row_steps, steps
+
+
+def _gradient(value, unknowns, create_graph=False):
+    """Differentiate a scalar; zeros where it does not depend on an unknown."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(unknown) for unknown in unknowns)
+    return torch.autograd.grad(
+        value, unknowns, create_graph=create_graph, retain_graph=True, materialize_grads=True
+    )
 
 
 class _Arrow(_System):
@@ -291,6 +289,73 @@ class _Dense(_System):
         return _shrunk(self, coefficients, globals_, value, step)
 
 
+class _GaussNewton(_System):
+    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.damping = 1e-2
+
+    def read(self, state):
+        self.shapes = {name: value.shape for name, value in state.parameters.items()}
+        return torch.cat([value.reshape(-1) for value in state.parameters.values()])
+
+    def write(self, flat, globals_):
+        return State(self._named(flat), globals_)
+
+    def _named(self, flat):
+        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
+        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
+
+    def raw(self, flat):
+        return self.problem.function.evaluate(self._named(flat), self.problem.features)
+
+    def value(self, flat, globals_):
+        return self.total(self.raw(flat), globals_)
+
+    def step(self, flat, globals_):
+        raw = self.raw(flat)
+        g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
+        J = self._jacobian(flat) / row_steps.unsqueeze(-1)
+        A = _positive(-H)
+        right = torch.cat([torch.einsum("npi,np->i", J, g), g_globals])
+        factor = torch.linalg.cholesky(A)
+        root = (factor.mT @ J).reshape(-1, J.shape[-1])
+        top = root.mT @ root
+        side = -torch.einsum("npi,npq->iq", J, C)
+        self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
+        self.right, self.steps = right, steps
+        solution = self._solved()
+        decrement = 0.5 * float(right @ solution)
+        norm = float(right.norm()) / self.problem.total_weight
+        return _Step(solution, (None, steps), decrement, norm)
+
+    def _jacobian(self, flat):
+        def one(flat, features):
+            return self.problem.function.evaluate(self._named(flat), features.unsqueeze(0))[0]
+
+        return torch.func.vmap(torch.func.jacrev(one), (None, 0))(flat, self.problem.features)
+
+    def _solved(self):
+        n = len(self.system)
+        damping = self.damping * self.system.diagonal().abs().mean() * torch.eye(n).to(self.system)
+        return torch.linalg.solve(self.system + damping, self.right)
+
+    def move(self, flat, globals_, value, step):
+        solution, size = step.local, len(flat)
+        for _ in range(10):
+            moved = globals_
+            if not self.frozen:
+                moved = globals_ + self.steps[: len(solution) - size] * solution[size:]
+            new_value = self.value(flat + solution[:size], moved)
+            if torch.isfinite(new_value) and new_value > value:
+                self.damping = max(self.damping / 4, 1e-9)
+                return flat + solution[:size], moved, new_value
+            self.damping *= 8
+            solution = self._solved()
+        return None
+
+
 class _Coupled(_System):
     """Factorized VI of a model that couples its rows: one dense system, for few rows."""
 
@@ -312,13 +377,14 @@ class _Coupled(_System):
         steps = objective.global_family.steps(objective.global_factor(globals_))
         lengths = torch.cat([row_steps.reshape(-1), steps[: 0 if self.frozen else len(steps)]])
 
-        def total(position):
-            moved = lengths * position
+        with torch.enable_grad():
+            origin = torch.zeros_like(lengths, requires_grad=True)
+            moved = lengths * origin
             new = raw + moved[: raw.numel()].reshape(raw.shape)
-            return self.total(new, globals_ if self.frozen else globals_ + moved[raw.numel() :])
-
-        origin = torch.zeros_like(lengths)
-        gradient, hessian = grad(total)(origin), torch.func.hessian(total)(origin)
+            there = globals_ if self.frozen else globals_ + moved[raw.numel() :]
+            (slope,) = _gradient(self.total(new, there), (origin,), create_graph=True)
+            hessian = torch.stack([_gradient(entry, (origin,))[0] for entry in slope])
+        gradient = slope.detach()
         solution = torch.linalg.solve(_positive(-0.5 * (hessian + hessian.mT)), gradient)
         decrement = 0.5 * float(gradient @ solution)
         norm = float(gradient.norm()) / self.problem.total_weight
