@@ -7,8 +7,9 @@ import torch
 from skavi.solvers._base import Outcome, Solver, State
 
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
-# sweep moves q(theta) by less than this share of tol (in sds), or no sweep halves the move.
-_STILL, _STALLED, _ROUNDING = 0.01, 20, 1e-14
+# sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
+# ELBO no longer rises, and that many sweeps have not halved the move.
+_STILL, _STALLED, _ROUNDING = 0.01, 50, 1e-14
 
 
 class CoordinateAscent(Solver):
@@ -55,7 +56,9 @@ class CoordinateAscent(Solver):
 
     def solve(self, problem, state, tol, max_iter, progress):
         ascent = _Ascent(problem)
-        globals_, pairs, curve, calm = state.globals_, [], [], 0
+        globals_, calm = state.globals_, 0
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        curve: list[float] = []
         raw, value = ascent.locals_and_elbo(globals_)
         tolerance, remaining, residual = tol * problem.total_weight, math.inf, math.inf
         best, stalled = math.inf, 0
@@ -72,7 +75,8 @@ class CoordinateAscent(Solver):
             remaining = max(gain, 0.5 * residual**2)
             globals_, raw, value = new, new_raw, new_value
             curve.append(value)
-            stalled = 0 if residual < 0.5 * best else stalled + 1
+            rising = gain > _ROUNDING * abs(value)
+            stalled = 0 if rising or residual < 0.5 * best else stalled + 1
             best = min(best, residual)
             still = residual <= _STILL * tol or stalled >= _STALLED
             calm = calm + 1 if remaining <= tolerance and still else 0
