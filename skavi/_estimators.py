@@ -96,7 +96,9 @@ class _VariationalInference(
             context.call_on_fit_task_end(estimator=self, X=X, y=y)
             restored = self.__dict__.pop("_iterate", None)
             if restored is not None:
-                self.elbo_, self.elbo_se_ = _fit.final_elbo(restored.problem, restored.outcome.state)
+                self.elbo_, self.elbo_se_ = _fit.final_elbo(
+                    restored.problem, restored.outcome.state
+                )
         if not self.converged_ and not self.stopped_early_:
             warnings.warn(
                 f"{type(self).__name__} did not converge in n_iter_={self.n_iter_} iterations: "
@@ -114,11 +116,19 @@ class _VariationalInference(
             int(private_state(self.random_state).randint(2**31 - 1))
         )
         model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
-        family, global_family = (clone(f) if f is not None else DiagonalNormal()
-                                 for f in (self.family, self.global_family))
+        family, global_family = (
+            clone(f) if f is not None else DiagonalNormal()
+            for f in (self.family, self.global_family)
+        )
         function, noise, solver = self._function(), self.noise, self.solver
-        components = {"model": model, "inference_function": function, "noise": noise,
-                      "solver": solver, "family": family, "global_family": global_family}
+        components = {
+            "model": model,
+            "inference_function": function,
+            "noise": noise,
+            "solver": solver,
+            "family": family,
+            "global_family": global_family,
+        }
         for component in components.values():
             if component is not None:
                 component.check()
@@ -167,8 +177,7 @@ class _VariationalInference(
         check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
         if source.n_features_in_ != rows.X.shape[1]:
             raise ValueError(
-                f"init was fitted on {source.n_features_in_} features, but X has "
-                f"{rows.X.shape[1]}."
+                f"init was fitted on {source.n_features_in_} features, but X has {rows.X.shape[1]}."
             )
         theirs = source._objective(rows.X)
         if theirs.n_latents != objective.n_latents or theirs.space.shapes != objective.space.shapes:
@@ -318,7 +327,7 @@ class _VariationalInference(
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
         z = torch.as_tensor(np.array(Z[:, :k], dtype=np.float64))
-        total, draws = 0.0, self._theta_draws(32)
+        total, draws = z.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(z):
                 total = total + self.model_.predicted_mean(theta, z)
