@@ -1,4 +1,4 @@
-"""Variational inference for latent variable models, factorized or amortized, as scikit-learn does it."""
+"""Variational inference for latent variable models in scikit-learn, factorized or amortized."""
 
 from skavi._estimators import AmortizedVI, FactorizedVI
 from skavi.closability import can_close_gap

@@ -52,11 +52,14 @@ def default_noise(objective: Objective, n_rows: int):
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
     n_latents, n_globals = objective.n_latents, objective.space.size
-    if n_latents + n_globals <= _MAX_PRODUCT_DIMENSION:
+    dimension = n_latents * objective.noise_blocks(n_rows) + n_globals
+    if dimension <= _MAX_PRODUCT_DIMENSION:
         n_nodes = 3
-        if n_rows * n_latents * n_nodes ** (n_latents + n_globals) <= BUDGET:
+        if n_rows * n_latents * n_nodes**dimension <= BUDGET:
             return GaussHermite(n_nodes)
     n_draws = 256
+    while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
+        n_draws *= 2  # more pairs than dimensions: covariances are exact
     if n_rows * n_latents * n_draws <= BUDGET and n_globals <= _MAX_QUASI_GLOBALS:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
@@ -65,7 +68,7 @@ def default_noise(objective: Objective, n_rows: int):
 def default_solver(objective: Objective, function, noise, n_rows: int, n_features: int):
     """Choose the fastest solver that fits the model, the noise and the inference function."""
     if not noise.deterministic:
-        big = objective.model.rowwise and n_rows > 2 * _BATCH
+        big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
         return Adam(batch_size=_BATCH if big else None)
     families = objective.family, objective.global_family
     if function.tabular and objective.model.has_coordinate_updates(*families):
@@ -88,7 +91,8 @@ def _has_newton_form(objective, function, n_features):
 def affordable(noise, objective: Objective, n_rows: int) -> bool:
     """Say whether one evaluation under `noise` stays within the budget."""
     try:
-        nodes = noise.nodes(objective.space.size, objective.n_latents, 1, None)
+        n_noise = objective.n_latents * objective.noise_blocks(n_rows)
+        nodes = noise.nodes(objective.space.size, n_noise, 1, None)
     except ValueError:
         return False
     n_nodes = len(nodes.weights)

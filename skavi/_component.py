@@ -1,4 +1,4 @@
-"""The base of everything that is passed to an estimator: models, families, functions, noise, solvers."""
+"""The base of all components: models, families, inference functions, noise rules, solvers."""
 
 from numbers import Integral, Real
 
@@ -35,4 +35,4 @@ class Component(BaseEstimator):
                 f"{type(self).__name__}({name}={value!r}): {name} must be a number, "
                 f"got {type(value).__name__}."
             )
-        self._require(name, 0 < value < float("inf"), "positive and finite")
+        self._require(name, 0 < float(value) < float("inf"), "positive and finite")

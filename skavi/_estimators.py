@@ -1,5 +1,6 @@
 """The scikit-learn layer: `FactorizedVI` and `AmortizedVI`, one algorithm, one object apart."""
 
+import copy
 import sys
 import warnings
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from skavi import _fit
 from skavi._choice import default_model
-from skavi._compat import Interval, StrOptions, fit_context
+from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
 from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, distinct
@@ -396,7 +397,7 @@ class _VariationalInference(
             return objective.local_factors(self._raw_locals(rows))
 
     def _raw_locals(self, rows):
-        """Return raw local parameters for any rows: the function's output, or each row's solution."""
+        """Return raw local parameters of any rows: the function's output, or their solutions."""
         function = self.inference_function_
         if function.tabular:
             return self._solved_locals(rows)
@@ -430,6 +431,14 @@ class _VariationalInference(
                 stacklevel=4,
             )
         return torch.cat(solved)[index]
+
+    def __sklearn_clone__(self):
+        """Clone, but keep `init` as it is: a fitted estimator is data here, not a component."""
+        bare = copy.copy(self)
+        bare.init = None
+        cloned = clone_parametrized(bare)
+        cloned.init = self.init
+        return cloned
 
     @property
     def _n_features_out(self):

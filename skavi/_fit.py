@@ -17,7 +17,7 @@ from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import LBFGS, CoordinateAscent, Newton, Outcome, Solver, State
+from skavi.solvers import CoordinateAscent, Newton, Outcome, Solver, State
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
@@ -54,7 +54,7 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
         centre = space.unconstrain(given).to(rows.X)
     else:
         # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
-        for name, where in space.slices.items():
+        for where in space.slices.values():
             size = where.stop - where.start
             if size > 1:
                 noise = torch.randn(size, generator=generator, dtype=torch.float64)
@@ -141,9 +141,7 @@ def fit_problem(
     inputs = inputs_of(objective.model, function, rows.X)
     function = function.fit_inputs(inputs, rows.weights)
     features = function.features(inputs)
-    solver = plan.solver or default_solver(
-        objective, function, noise, len(rows), features.shape[1]
-    )
+    solver = plan.solver or default_solver(objective, function, noise, len(rows), features.shape[1])
     if function.tabular and isinstance(solver, CoordinateAscent):
         X, weights = objective.model.compressed(rows.X, rows.weights)
         rows = Rows(X, weights)
@@ -160,6 +158,7 @@ def fit_problem(
         state = _leave_basins(problem, state, plan.tol, climb)
     if rough:
         climb(problem, state, plan.tol)
+    assert climb.outcome is not None
     return Fitted(problem, solver, climb.outcome)
 
 
@@ -168,10 +167,12 @@ class _Climb:
 
     def __init__(self, solver, max_iter, progress):
         self.solver, self.left, self.progress = solver, max_iter, progress
-        self.outcome, self.curve, self.stopped = None, [], False
+        self.outcome: Outcome | None = None
+        self.curve: list[float] = []
+        self.stopped = False
 
     def __call__(self, problem, state, tol):
-        if self.left <= 0 or self.stopped:
+        if self.outcome is not None and (self.left <= 0 or self.stopped):
             reached = self.outcome.suboptimality <= tol * problem.total_weight
             self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
             return state

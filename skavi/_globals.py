@@ -15,7 +15,6 @@ from skavi._quadrature import hermite_rule, sobol_normal
 from skavi.distributions import Flat, expected_log_prob, innermost
 from skavi.families import NormalFactors
 
-
 N_PRIOR_NODES = 40
 N_PRIOR_DRAWS = 256
 
@@ -26,7 +25,7 @@ def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Theta(dict):
-    """The globals of one draw, by name; an unknown name raises a ValueError that lists the known."""
+    """The globals of one draw by name; an unknown name is a ValueError that lists the known."""
 
     def __missing__(self, name):
         known = ", ".join(repr(key) for key in self) or "none"
@@ -129,8 +128,7 @@ class GlobalSpace:
                 raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
                 if isinstance(innermost(prior), Normal):
-                    base = innermost(prior)
-                    quartiles[1] = base.loc.expand(self.shapes[name]).reshape(-1)
+                    quartiles[1] = innermost(prior).mean.expand(self.shapes[name]).reshape(-1)
                 centre[self.slices[name]] = quartiles[1].to(centre)
                 spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
         return centre, spread

@@ -3,6 +3,7 @@
 Solvers see nothing else. Factorized and amortized VI are the same problem with another `function`.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +14,24 @@ from skavi.inference_functions import InferenceFunction
 from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
 from skavi.solvers import State
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one stochastic step.
+
+    Attributes
+    ----------
+    index : Tensor of shape (n_batch,)
+    lead : int
+        How many rows at the front are there only for the next one to read (a series' edge).
+    scale : float
+        What makes the sum of the batch's terms an unbiased estimate of that of all rows.
+    """
+
+    index: Tensor
+    lead: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -58,15 +77,18 @@ class Problem:
 
     def nodes(self, n_rows: int | None = None) -> Nodes | None:
         """Return the noise of one evaluation: the same each time when the rule is deterministic."""
-        if self._kept:
-            return self._kept[0]
-        space, k = self.objective.space, self.objective.n_latents
         n_rows = len(self.rows) if n_rows is None else n_rows
-        nodes = self.noise.nodes(space.size, k, n_rows, self.generator)
-        nodes = nodes if nodes is None else nodes.to(self.rows.X)
-        if self.noise.deterministic:
-            self._kept.append(nodes)
-        return nodes
+        objective, shared = self.objective, self.noise.deterministic
+        blocks = objective.noise_blocks(len(self.rows)) if shared else 1
+        if self._kept:
+            nodes = self._kept[0]
+        else:
+            size, k = objective.space.size, objective.n_latents
+            nodes = self.noise.nodes(size, k * blocks, n_rows, self.generator)
+            nodes = nodes if nodes is None else nodes.to(self.rows.X)
+            if shared:
+                self._kept.append(nodes)
+        return nodes if nodes is None or blocks == 1 else nodes.in_turn(n_rows, blocks)
 
     def raw(self, state: State) -> Tensor:
         """Evaluate the inference function on all rows, shape (n_rows, P)."""
@@ -85,15 +107,27 @@ class Problem:
         X, weights = self.rows.X, self.rows.weights
         return self.objective.elbo(raw, globals_, X, weights, self.nodes())
 
-    def batch_elbo(self, state: State, index: Tensor) -> Tensor:
-        """Return an unbiased estimate of the ELBO from the rows at `index`."""
-        raw = self.function.evaluate(state.parameters, self.features[index])
-        return self.batch_elbo_of(raw, state.globals_, index)
+    def draw_batch(self, size: int) -> "Batch":
+        """Draw rows for one step: any rows, or for a series a piece of it."""
+        n, device = len(self.rows), self.rows.X.device
+        if not self.objective.model.ordered:
+            index = torch.randperm(n, generator=self.generator)[:size]
+            return Batch(index.to(device), 0, n / len(index))
+        n_pieces = math.ceil(n / size)
+        first = size * int(torch.randint(n_pieces, (), generator=self.generator))
+        lead = min(first, 1)
+        index = torch.arange(first - lead, min(first + size, n), device=device)
+        return Batch(index, lead, float(n_pieces))
 
-    def batch_elbo_of(self, raw: Tensor, globals_: Tensor, index: Tensor) -> Tensor:
+    def batch_elbo(self, state: State, batch: "Batch") -> Tensor:
+        """Return an unbiased estimate of the ELBO from the rows of a batch."""
+        raw = self.function.evaluate(state.parameters, self.features[batch.index])
+        return self.batch_elbo_of(raw, state.globals_, batch)
+
+    def batch_elbo_of(self, raw: Tensor, globals_: Tensor, batch: "Batch") -> Tensor:
         """Return the same for given raw local parameters of the batch."""
-        batch = self.rows[index]
-        nodes = self.nodes(len(index))
-        terms = self.objective.row_terms(raw, globals_, batch.X, nodes)
-        scale = len(self.rows) / len(index)
-        return scale * (batch.weights @ terms) + self.objective.global_term(globals_)
+        rows = self.rows[batch.index]
+        nodes = self.nodes(len(rows))
+        terms = self.objective.row_terms(raw, globals_, rows.X, nodes)
+        local = rows.weights[batch.lead :] @ terms[batch.lead :]
+        return batch.scale * local + self.objective.global_term(globals_)

@@ -13,7 +13,7 @@ SOBOL_MAX_DIMENSION = 21201
 
 @lru_cache(maxsize=256)
 def hermite_rule(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes and weights that integrate polynomials of degree 2 n_nodes - 1 against N(0, 1)."""
+    """Return the rule that integrates polynomials of degree 2 n_nodes - 1 against N(0, 1)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
     return nodes, weights / weights.sum()
 

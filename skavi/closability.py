@@ -349,14 +349,14 @@ def _probe(model, X, n_features, generator) -> _Probe:
     if not isinstance(n_features, Integral) or n_features < 1:
         raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
     simulated = _simulated(model, n_features, generator)
-    failure = None
+    failure = ValueError(f"no rows of {n_features} columns to probe with")
     for rows in _random_rows(n_features, generator) if simulated is None else [simulated]:
         try:
             model.check_data(rows)
             adapted = model.adapted(rows, rows.new_ones(len(rows)))
             return _Probe(adapted, rows, rows, generator)
         except ValueError as error:  # out of the support, says the model or torch
-            failure = failure or error
+            failure = error
     raise failure
 
 

@@ -9,8 +9,8 @@ from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.overrides import TorchFunctionMode
 
 _FACTORIES = frozenset(
-    (torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.linspace, torch.tensor)
-    + (torch.arange, torch.as_tensor)
+    {torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.linspace, torch.tensor}
+    | {torch.arange, torch.as_tensor}
 )
 
 
@@ -40,7 +40,7 @@ class Flat(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.zeros_like(value)
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=()):
         raise NotImplementedError("Flat is improper: it cannot be sampled.")
 
 

@@ -114,7 +114,7 @@ class Family(Component):
 
     @abstractmethod
     def steps(self, factors: NormalFactors) -> Tensor:
-        """Return the natural length of a step in each unconstrained number, shape (..., n_parameters).
+        """Return the natural length of a step in each number, shape (..., n_parameters).
 
         One over the root of the diagonal of the Fisher information: in these units the ELBO near
         its optimum is about as steep in a mean as in a log sd, whatever the scale of the data.

@@ -46,7 +46,7 @@ class InferenceFunction(Component):
         if context is None:
             return
         pair = isinstance(context, tuple | list) and len(context) == 2
-        whole = pair and all(isinstance(c, Integral) and c >= 0 for c in context)
+        whole = pair and all(isinstance(c, Integral) and int(c) >= 0 for c in context)
         self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
 
     def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
@@ -215,7 +215,9 @@ class MLP(InferenceFunction):
         need = f"one of {list(_ACTIVATIONS)}"
         self._require("activation", self.activation in _ACTIVATIONS, need)
         sizes = self._sizes()
-        valid = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in sizes)
+        valid = all(
+            isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 1 for s in sizes
+        )
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
     def _sizes(self):
@@ -260,7 +262,8 @@ class MLP(InferenceFunction):
     def _random_layers(self, features, directions, generator):
         """Hidden layers whose first units carry +-directions and whose others are random."""
         _, gain = _ACTIVATIONS[self.activation]
-        n_in, n_carried, parameters = features.shape[1], 2 * directions.shape[1], {}
+        n_in, n_carried = features.shape[1], 2 * directions.shape[1]
+        parameters: Parameters = {}
         carry = torch.cat([directions, -directions], 1)
         for layer, width in enumerate(self._sizes()):
             spread = math.sqrt(2 / n_in)

@@ -38,6 +38,12 @@ class Nodes:
         """Move to the dtype and device of `like`."""
         return Nodes(self.globals_.to(like), self.locals_.to(like), self.weights.to(like))
 
+    def in_turn(self, n_rows: int, n_blocks: int) -> "Nodes":
+        """Deal noise for n_blocks rows out to n_rows in turn: neighbours' is independent."""
+        blocks = self.locals_.reshape(len(self.weights), n_blocks, -1)
+        turn = torch.arange(n_rows, device=blocks.device) % n_blocks
+        return Nodes(self.globals_, blocks[:, turn], self.weights)
+
 
 class Noise(Component):
     """A rule for the nodes of E_q."""
@@ -47,7 +53,7 @@ class Noise(Component):
 
     @abstractmethod
     def nodes(
-        self, n_globals: int, n_latents: int, n_rows: int, generator: torch.Generator
+        self, n_globals: int, n_latents: int, n_rows: int, generator: torch.Generator | None
     ) -> Nodes | None:
         """Return the nodes for q(theta) of n_globals and n_rows factors of n_latents numbers.
 
@@ -246,4 +252,6 @@ class GaussHermite(Noise):
         return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, 2 * n_global))]
 
     def _counts(self):
-        return tuple(self.n_nodes) if isinstance(self.n_nodes, tuple | list) else (self.n_nodes,) * 2
+        return (
+            tuple(self.n_nodes) if isinstance(self.n_nodes, tuple | list) else (self.n_nodes,) * 2
+        )

@@ -46,9 +46,16 @@ class Objective:
         """Read raw parameters as q(u), the factor of the unconstrained globals."""
         return self.global_family.factors(raw, self.space.size)
 
-    def row_terms(
-        self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None
-    ) -> Tensor:
+    def noise_blocks(self, n_rows: int) -> int:
+        """Count the rows that meet in one term of the log joint: their noise is independent.
+
+        One where rows are independent given theta, two in a chain, all in one log joint.
+        """
+        if self.model.rowwise:
+            return 1
+        return n_rows if self.model.one_log_joint else 2
+
+    def row_terms(self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None) -> Tensor:
         """E_q[log p(z_n, x_n | theta)] + H[q(z_n)], shape (n_rows,).
 
         For a model known only by its log joint: its expectation plus all entropies, a scalar.

@@ -5,7 +5,6 @@ The library adds the draws (`torch.func.vmap`), so nobody writes a draw dimensio
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -27,7 +26,7 @@ class LatentVariableModel(Component, ABC):
     context: tuple[int, int] = (0, 0)
     #: The window that closes the amortization gap, None if none does; "unknown": ask
     #: `skavi.can_close_gap`, which measures it.
-    ideal_context: tuple[int, int] | None | str = "unknown"
+    ideal_context: tuple[int, int] | str | None = "unknown"
     #: Whether p(z_n, x | z_-n, theta) depends on no other row's latent.
     rowwise: bool = False
     #: Whether the log density is one number for all rows, not a term a row.
@@ -137,10 +136,13 @@ class HierarchicalModel(LatentVariableModel):
     >>> class Shift(HierarchicalModel):
     ...     def n_latents(self, n_features):
     ...         return 1
+    ...
     ...     def global_prior(self, n_features):
     ...         return {"theta": Normal(0.0, 10.0)}
+    ...
     ...     def local_prior(self, theta):
     ...         return Normal(torch.zeros(1), 1.0)
+    ...
     ...     def likelihood(self, z, theta):
     ...         return Normal(theta["theta"] + z, 0.5)
     >>> X = [[1.0], [2.0], [3.0]]

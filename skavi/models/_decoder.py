@@ -39,7 +39,7 @@ class BayesianDecoder(HierarchicalModel):
     ['weight_0', 'bias_0', 'weight_1', 'bias_1']
     """
 
-    likelihood = "normal"
+    likelihood = "normal"  # type: ignore[assignment]  # an argument: see observation
 
     def __init__(
         self, n_components=2, hidden_layer_sizes=(64, 64), likelihood="normal", weight_scale=1.0
@@ -54,7 +54,9 @@ class BayesianDecoder(HierarchicalModel):
         self._require_positive("weight_scale")
         self._require("likelihood", self.likelihood == "normal", '"normal"')
         sizes = self._sizes()
-        valid = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in sizes)
+        valid = all(
+            isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 1 for s in sizes
+        )
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
     def _sizes(self):

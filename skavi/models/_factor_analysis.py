@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributions import InverseGamma, Normal
 
-from skavi.families import DiagonalFactors, DiagonalNormal, Family, FullFactors, LOG_2PI
+from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._base import HierarchicalModel
 
 
@@ -92,7 +92,9 @@ class FactorAnalysis(HierarchicalModel):
             noise_scale = zeros + noise_scale
         return {
             "loadings": Normal(0.0, scale.expand(n_features, self.n_components)),
-            "mean": Normal(zeros + torch.as_tensor(self.mean_loc), zeros + torch.as_tensor(self.mean_scale)),
+            "mean": Normal(
+                zeros + torch.as_tensor(self.mean_loc), zeros + torch.as_tensor(self.mean_scale)
+            ),
             "noise_variance": InverseGamma(shape, noise_scale),
         }
 
@@ -142,7 +144,7 @@ class FactorAnalysis(HierarchicalModel):
         return type(self)(**(self.get_params() | left_open))
 
     def initial_globals(self, X, weights):
-        """Maximum likelihood probabilistic PCA (Tipping & Bishop 1999, eq. 7-8) of scaled columns."""
+        """Probabilistic PCA of scaled columns (Tipping & Bishop 1999, eq. 7-8)."""
         n_features, k = X.shape[1], self.n_components
         scale = torch.as_tensor(self.loading_scale).to(X)
         total = weights.sum()
@@ -155,12 +157,14 @@ class FactorAnalysis(HierarchicalModel):
         rest = values[kept:].mean() if kept < n_features else 0.01 * values.mean()
         rest = rest.clamp_min(1e-3 * values.mean().clamp_min(1e-3))
         loadings = X.new_zeros(n_features, k)
-        loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - rest).clamp_min(1e-2 * rest).sqrt()
+        loadings[:, :kept] = (
+            vectors[:, :kept] * (values[:kept] - rest).clamp_min(1e-2 * rest).sqrt()
+        )
         variance = rest * scale**2 if self.noise == "diagonal" else rest * (scale**2).mean()
         if self.noise == "diagonal":
             variance = variance.expand(n_features).clone()
-        return {"loadings": loadings * scale.unsqueeze(-1) if scale.dim() else loadings * scale,
-                "mean": mean, "noise_variance": variance}
+        loadings = loadings * (scale.unsqueeze(-1) if scale.dim() else scale)
+        return {"loadings": loadings, "mean": mean, "noise_variance": variance}
 
     # --- closed forms ---------------------------------------------------------------------------
 
@@ -180,15 +184,16 @@ class FactorAnalysis(HierarchicalModel):
         m, second = factors.mean, self._second_moment(factors)
         residual = X - m @ q.loadings.mT - q.mean
         coupling = q.loadings.mT @ (q.precision.unsqueeze(-1) * q.loadings)
-        spread = ((factors.covariance() * coupling).sum((-2, -1))
-                  + (second * (q.precision[:, None, None] * q.covariance).sum(0)).sum((-2, -1)))
+        spread = (factors.covariance() * coupling).sum((-2, -1)) + (
+            second * (q.precision[:, None, None] * q.covariance).sum(0)
+        ).sum((-2, -1))
         log_det = (q.log_variance + LOG_2PI).sum()
         fit = (residual**2) @ q.precision + spread + log_det
         prior = (m**2 + factors.sd**2 + LOG_2PI).sum(-1)
         return -0.5 * (fit + prior)
 
     def local_optimum(self, globals_, X, family):
-        """q(z_n) is N(P^-1 W' e (x_n - m), P^-1), P = I + E[W' e W]; the diagonal one has 1 / P_kk."""
+        """q(z_n) = N(P^-1 W' e (x_n - m), P^-1), P = I + E[W' e W]; diagonal: sds P_kk^-1/2."""
         q = self._moments(globals_, X.shape[1])
         k = self.n_components
         scaled = q.precision.unsqueeze(-1) * q.loadings
@@ -210,7 +215,8 @@ class FactorAnalysis(HierarchicalModel):
         design = torch.cat([factors.mean, factors.mean.new_ones(len(X), 1)], -1)
         loc = torch.as_tensor(self.mean_loc).to(X).expand(n_features)
         cross = (weights.unsqueeze(-1) * (X - loc)).mT @ design
-        prior = torch.cat([space.prior["loadings"].scale, space.prior["mean"].scale.unsqueeze(-1)], -1)
+        priors = space.prior["loadings"], space.prior["mean"]
+        prior = torch.cat([priors[0].stddev, priors[1].stddev.unsqueeze(-1)], -1)
         precision = q.precision[:, None, None] * moments + torch.diag_embed(prior**-2)
         solution = torch.linalg.solve(precision, q.precision.unsqueeze(-1) * cross)
         variance = 1 / precision.diagonal(dim1=-2, dim2=-1)

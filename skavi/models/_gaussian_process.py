@@ -67,7 +67,8 @@ class GaussianProcess(LatentVariableModel):
     def _prior(self, t):
         distance = (t.unsqueeze(0) - t.unsqueeze(1)) / self.lengthscale
         covariance = torch.exp(-0.5 * distance**2) + _JITTER * torch.eye(len(t)).to(t)
-        return MultivariateNormal(torch.zeros_like(t), self.amplitude**2 * covariance)
+        scale = self.amplitude * torch.linalg.cholesky(covariance)
+        return MultivariateNormal(torch.zeros_like(t), scale_tril=scale, validate_args=False)
 
     def _observation(self, z):
         if self.likelihood == "normal":

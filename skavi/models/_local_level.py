@@ -158,5 +158,7 @@ class LocalLevel(MarkovModel):
 
 def _solve_tridiagonal(diagonal, off, right):
     """Solve a symmetric positive definite tridiagonal system in time linear in its size."""
+    if not len(off):
+        return right / diagonal
     banded = torch.stack([torch.cat([off.new_zeros(1), off]), diagonal]).cpu().numpy()
     return torch.as_tensor(solveh_banded(banded, right.cpu().numpy())).to(right)

@@ -33,10 +33,13 @@ class TimeSeriesModel(HierarchicalModel):
     >>> class Follow(TimeSeriesModel):
     ...     def n_latents(self, n_features):
     ...         return 1
+    ...
     ...     def global_prior(self, n_features):
     ...         return {}
+    ...
     ...     def local_prior(self, theta, x_previous):
     ...         return Normal(x_previous, 1.0)
+    ...
     ...     def likelihood(self, z, theta):
     ...         return Normal(z, 1.0)
     >>> FactorizedVI(Follow()).fit_transform([[1.0], [2.0]])
@@ -49,12 +52,14 @@ class TimeSeriesModel(HierarchicalModel):
     initial: float = 0.0
 
     @property
-    def padding(self):
+    def padding(self):  # type: ignore[override]
         """What rows outside the series read as: `initial`."""
         return self.initial
 
     @abstractmethod
-    def local_prior(self, theta: Theta, x_previous: Tensor) -> Distribution:
+    def local_prior(  # type: ignore[override]  # reads one row more than its base
+        self, theta: Theta, x_previous: Tensor
+    ) -> Distribution:
         """Return p(z_n | x_{n-1}, theta) for x_previous of shape (n_rows, n_features)."""
 
     def previous(self, X: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class SawTimeSeries(TimeSeriesModel):
     def global_prior(self, n_features):
         return {"theta": Flat()}
 
-    def local_prior(self, theta, x_previous):
+    def local_prior(self, theta, x_previous):  # type: ignore[override]
         return Normal(x_previous, 1.0)
 
     def likelihood(self, z, theta):
@@ -141,12 +146,16 @@ class MarkovModel(LatentVariableModel):
     >>> class Walk(MarkovModel):
     ...     def n_latents(self, n_features):
     ...         return 1
+    ...
     ...     def global_prior(self, n_features):
     ...         return {}
+    ...
     ...     def initial_prior(self, theta):
     ...         return Normal(torch.zeros(1), 1.0)
+    ...
     ...     def transition(self, z_previous, theta):
     ...         return Normal(z_previous, 1.0)
+    ...
     ...     def likelihood(self, z, theta):
     ...         return Normal(z, 1.0)
     >>> FactorizedVI(Walk()).fit_transform([[1.0], [2.0]]).round(3)

@@ -26,7 +26,8 @@ class Adam(Solver):
     learning_rate : float, default=None
         Length of a step in natural units. None: 0.05 for factorized VI, 0.003 for a network.
     batch_size : int, default=None
-        Rows a step, at random. None: all rows. Rows that are not in the batch stay as they are.
+        Rows a step, at random (a contiguous piece of a series). None: all rows. Rows that are not
+        in the batch stay as they are.
     schedule : callable, default=None
         Map from the iteration (from 0) to a multiplier of the learning rate.
 
@@ -61,10 +62,10 @@ class Adam(Solver):
     def check_problem(self, problem):
         super().check_problem(problem)
         model = problem.objective.model
-        if self.batch_size is not None and not model.rowwise:
+        if self.batch_size is not None and model.one_log_joint:
             raise ValueError(
-                f"Adam(batch_size={self.batch_size}) needs a row-wise model, but "
-                f"{type(model).__name__} couples its rows: use batch_size=None."
+                f"Adam(batch_size={self.batch_size}) needs a term a row, but "
+                f"{type(model).__name__} gives one log joint for all rows: use batch_size=None."
             )
 
     def solve(self, problem, state, tol, max_iter, progress):
@@ -72,7 +73,8 @@ class Adam(Solver):
         default = 0.05 if problem.function.tabular else 0.003
         rate = start = self.learning_rate or default
         window = _Window(_WINDOW * (1 if not descent.lazy else math.ceil(descent.n_batches / 20)))
-        curve, converged = [], False
+        curve: list[float] = []
+        converged = False
         while len(curve) < max_iter:
             multiplier = self.schedule(len(curve)) if self.schedule else 1.0
             elbo = descent.step(rate * multiplier)
@@ -139,8 +141,10 @@ class _Descent:
             self.values.append(state.globals_.clone())
             self.lengths.append(global_lengths)
         self.moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self.values]
-        self.counts = [v.new_zeros(len(v), 1) if self._is_table(i) else v.new_zeros(())
-                       for i, v in enumerate(self.values)]
+        self.counts = [
+            v.new_zeros(len(v), 1) if self._is_table(i) else v.new_zeros(())
+            for i, v in enumerate(self.values)
+        ]
         self.averages, self.n_averaged, self.averaging = None, 0, False
         self.gradient_norm, self.retreats = math.inf, 0
         self.keep()
@@ -172,12 +176,18 @@ class _Descent:
 
     def step(self, rate):
         """Take one step up; return the ELBO estimate where it began, NaN if it was not finite."""
-        index = self._batch()
-        leaves = [(value[index] if self._is_table(i) else value).detach().requires_grad_(True)
-                  for i, value in enumerate(self.values)]
-        elbo = self._elbo(leaves, index)
+        n, size = len(self.problem.rows), self.batch_size
+        batch = self.problem.draw_batch(size) if size < n else None
+        index = batch.index if batch else None
+        leaves = [
+            (value[index] if self._is_table(i) else value).detach().requires_grad_(True)
+            for i, value in enumerate(self.values)
+        ]
+        elbo = self._elbo(leaves, batch)
         gradients = torch.autograd.grad(elbo, leaves)
-        finite = bool(torch.isfinite(elbo)) and all(bool(torch.isfinite(g).all()) for g in gradients)
+        finite = bool(torch.isfinite(elbo)) and all(
+            bool(torch.isfinite(g).all()) for g in gradients
+        )
         if not finite:
             return math.nan
         squared = 0.0
@@ -190,22 +200,15 @@ class _Descent:
         self._average()
         return float(elbo.detach())
 
-    def _batch(self):
-        n = len(self.problem.rows)
-        if self.batch_size == n:
-            return None
-        order = torch.randperm(n, generator=self.problem.generator)[: self.batch_size]
-        return order.to(self.problem.rows.X.device)
-
-    def _elbo(self, leaves, index):
+    def _elbo(self, leaves, batch):
         leaves = list(leaves)
         globals_ = self.frozen if self.problem.frozen_globals else leaves.pop()
         state = State(dict(zip(self.names, leaves, strict=True)), globals_)
-        if index is None:
+        if batch is None:
             return self.problem.elbo(state)
         if self.lazy:
-            return self.problem.batch_elbo_of(leaves[0], globals_, index)
-        return self.problem.batch_elbo(state, index)
+            return self.problem.batch_elbo_of(leaves[0], globals_, batch)
+        return self.problem.batch_elbo(state, batch)
 
     def _move(self, i, where, gradient, rate):
         first, second = self.moments[i]
@@ -222,7 +225,9 @@ class _Descent:
         v = second_decay * gathered[1] + (1 - second_decay) * gradient**2
         first[where], second[where] = m, v
         unbiased = (v / (1 - second_decay**count)).sqrt() + _EPSILON
-        self.values[i][where] += rate * self.lengths[i][where] * m / (1 - first_decay**count) / unbiased
+        self.values[i][where] += (
+            rate * self.lengths[i][where] * m / (1 - first_decay**count) / unbiased
+        )
 
     def _average(self):
         if not self.averaging:

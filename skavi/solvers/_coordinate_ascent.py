@@ -49,9 +49,10 @@ class CoordinateAscent(Solver):
         families = objective.family, objective.global_family
         if not objective.model.has_coordinate_updates(*families) or not problem.function.tabular:
             raise ValueError(
-                f"CoordinateAscent needs closed-form updates, which {type(objective.model).__name__} "
-                f"does not offer for {type(problem.function).__name__}, {families[0]} and "
-                f"{families[1]}: use solver=LBFGS()."
+                "CoordinateAscent needs closed-form updates, which "
+                f"{type(objective.model).__name__} does not offer for "
+                f"{type(problem.function).__name__}, {families[0]} and {families[1]}: use "
+                "solver=LBFGS()."
             )
 
     def solve(self, problem, state, tol, max_iter, progress):

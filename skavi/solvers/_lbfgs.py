@@ -45,7 +45,9 @@ class LBFGS(Solver):
         loss = _Loss(problem, state)
         position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)
         value, gradient = loss(position)
-        curve, pairs, calm, length = [], [], 0, None
+        curve: list[float] = []
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        calm = 0
         decrement = math.inf
         while len(curve) < max_iter:
             direction = -_inverse_hessian_times(pairs, gradient)
@@ -64,7 +66,8 @@ class LBFGS(Solver):
             step, change = length * direction, new_gradient - gradient
             if step @ change > 1e-12 * float(step.norm() * change.norm()):
                 pairs = [*pairs[1 - self.memory :], (step, change)]
-            gain, position, value, gradient = value - new_value, position + step, new_value, new_gradient
+            gain = value - new_value
+            position, value, gradient = position + step, new_value, new_gradient
             curve.append(loss.elbo(value))
             calm = calm + 1 if max(decrement, gain) < tol else 0
             if progress(loss.state(position), curve[-1]) or calm >= 2:

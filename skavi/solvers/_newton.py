@@ -61,12 +61,13 @@ class Newton(Solver):
         if problem.frozen_globals and problem.function.tabular and rowwise:
             return _solve_rows(problem, state, tol, max_iter)
         linear, tabular = problem.function.linear, problem.function.tabular
-        kind = _Dense if linear else _GaussNewton if not tabular else _Arrow if rowwise else _Coupled
-        system = kind(problem)
+        table = _Arrow if rowwise else _Coupled
+        system = (_Dense if linear else table if tabular else _GaussNewton)(problem)
         unknowns, globals_ = system.read(state), state.globals_
         value = system.value(unknowns, globals_)
         tolerance = tol * problem.total_weight
-        curve, converged, decrement, gradient_norm = [], False, math.inf, math.inf
+        curve: list[float] = []
+        converged, decrement, gradient_norm = False, math.inf, math.inf
         while len(curve) < max_iter and not converged:
             step = system.step(unknowns, globals_)
             decrement, gradient_norm = step.decrement, step.gradient_norm
@@ -102,7 +103,8 @@ def _solve_rows(problem, state, tol, max_iter):
         step = system.step(raw[which], globals_)
         raw[which], gained = system.move_rows(raw[which], globals_, step, longest[which])
         decrement[which] = step.row_decrement
-        longest[which] = torch.where(gained, (4 * longest[which]).clamp_max(1.0), longest[which] / 64)
+        further = (4 * longest[which]).clamp_max(1.0)
+        longest[which] = torch.where(gained, further, longest[which] / 64)
         live = (decrement > tol) & (longest > _SHORTEST)
         active = live.nonzero()[:, 0]
     return Outcome(
@@ -194,7 +196,8 @@ class _Arrow(_System):
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
         live = self.weights > 0
         A = _positive(-H / self.weights.clamp_min(1e-300)[:, None, None])
-        A = torch.where(live[:, None, None], A * self.weights[:, None, None], torch.eye(A.shape[-1]).to(A))
+        identity = torch.eye(A.shape[-1]).to(A)
+        A = torch.where(live[:, None, None], A * self.weights[:, None, None], identity)
         g = torch.where(live[:, None], g, torch.zeros_like(g))
         C = torch.where(live[:, None, None], C, torch.zeros_like(C))
         factor = torch.linalg.cholesky(A)
@@ -419,7 +422,7 @@ def _shrunk(system, unknowns, globals_, value, step):
 
 
 def _positive(A):
-    """Replace a symmetric matrix, or a batch, by one with eigenvalues |l| where it is not positive."""
+    """Replace symmetric matrices that are not positive by ones with the eigenvalues' sizes."""
     if not A.numel():
         return A
     scale = A.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(1e-300)
@@ -430,7 +433,7 @@ def _positive(A):
         return A + ridge
     chosen = A[bad] if A.dim() > 2 else A.unsqueeze(0)
     values, vectors = torch.linalg.eigh(chosen)
-    floor = torch.maximum(torch.full_like(values[..., -1:], _FLOOR), 1e-10 * values.abs().amax(-1, keepdim=True))
+    floor = (1e-10 * values.abs().amax(-1, keepdim=True)).clamp_min(_FLOOR)
     mended = (vectors * values.abs().clamp_min(floor).unsqueeze(-2)) @ vectors.mT
     if A.dim() == 2:
         return mended[0]
