@@ -36,9 +36,9 @@ class LocalLevel(MarkovModel):
     >>> from skavi.models import LocalLevel
     >>> vi = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=1.0)).fit([[1.0], [2.0], [1.5]])
     >>> vi.transform([[1.0], [2.0], [1.5]]).round(3)
-    array([[1.247],
-           [1.505],
-           [1.502]])
+    array([[1.304],
+           [1.622],
+           [1.561]])
     """
 
     def __init__(self, level_sd=None, noise_sd=None, initial_mean=0.0, initial_sd=10.0):

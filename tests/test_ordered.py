@@ -1,0 +1,324 @@
+"""Models whose rows are a series: exact answers, simulation, edges and lengths."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Normal
+
+from closed_forms import (
+    kalman_smoother,
+    local_level_factorized,
+    local_level_windowed_linear,
+    saw_factorized,
+    saw_linear,
+)
+from skavi import AmortizedVI, FactorizedVI
+from skavi.distributions import Flat, defaults_of, innermost
+from skavi.inference_functions import MLP, Constant, Polynomial
+from skavi.models import BayesianDecoder, GaussianProcess, LocalLevel, MarkovModel, SawTimeSeries
+from skavi.solvers import LBFGS, CoordinateAscent, Newton
+
+pytestmark = pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+M0, S0, Q, R = 0.5, 2.0, 0.7, 1.2
+
+
+def level():
+    return LocalLevel(level_sd=Q, noise_sd=R, initial_mean=M0, initial_sd=S0)
+
+
+class Walk(MarkovModel):
+    """The local level model as a user writes it: nothing but distributions."""
+
+    def n_latents(self, n_features):
+        return 1
+
+    def global_prior(self, n_features):
+        return {}
+
+    def initial_prior(self, theta):
+        return Normal(torch.full((1,), M0), S0)
+
+    def transition(self, z_previous, theta):
+        return Normal(z_previous, Q)
+
+    def likelihood(self, z, theta):
+        return Normal(z, R)
+
+
+def random_walk(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return (Q * rng.normal(size=n).cumsum() + R * rng.normal(size=n))[:, np.newaxis]
+
+
+@pytest.fixture(scope="module")
+def series():
+    return random_walk(60)
+
+
+# The Kalman smoother
+
+
+@pytest.mark.parametrize(
+    ("model", "solver", "tolerance"),
+    [
+        (level(), None, 1e-8),
+        (level(), CoordinateAscent(), 1e-8),
+        (level(), LBFGS(), 1e-8),
+        (Walk(), None, 1e-6),
+        (Walk(), LBFGS(), 1e-6),
+        (Walk(), Newton(), 1e-6),
+    ],
+)
+def test_factorized_vi_finds_the_smoothers_means(model, solver, tolerance, series):
+    """Means 1e-8 off are 1e-16 nats off: tol as small as rounding lets a solver go."""
+    vi = FactorizedVI(model, solver=solver, tol=1e-8 if solver is None else 1e-17).fit(series)
+    exact = kalman_smoother(series, M0, S0, Q, R)
+    best = local_level_factorized(series, M0, S0, Q, R)
+    latents = vi.posterior(series)
+    assert vi.elbo_ == pytest.approx(best.elbo, rel=1e-10)
+    assert vi.elbo_ <= exact.log_evidence
+    np.testing.assert_allclose(latents.mean[:, 0], exact.means, atol=tolerance)
+    np.testing.assert_allclose(latents.sd[:, 0] ** 2, best.z_sd**2, atol=tolerance)
+    assert (latents.sd[:, 0] ** 2 < exact.variances).all()  # mean-field is too narrow
+
+
+def test_latent_variances_are_found():
+    """Variances of 0.49 and 1.44: q of 1,000 rows holds them within four of its wide sds."""
+    vi = FactorizedVI(LocalLevel()).fit(random_walk(1000))
+    q = vi.global_posterior_
+    assert vi.converged_
+    # Mean-field takes the neighbours' spread for noise: both are biased, neither is lost.
+    assert 0.1 < q.mean["level_variance"] < 1.5
+    assert 0.7 < q.mean["noise_variance"] < 2.8
+    general = FactorizedVI(LocalLevel(), solver=LBFGS()).fit(random_walk(1000))
+    assert general.elbo_ == pytest.approx(vi.elbo_, abs=1e-4)  # tol: 1e-8 nats a row
+
+
+# The paper's counter-example
+
+
+def repeated(series):
+    """Put the same three observations at two places."""
+    X = series.copy()
+    X[10:13] = X[40:43] = [[1.0], [-0.5], [0.3]]
+    return X
+
+
+def test_equal_windows_have_unequal_factors_but_one_amortized_factor(series):
+    X = repeated(series)
+    free = FactorizedVI(level()).fit(X).transform(X)
+    assert abs(free[11] - free[41]) > 0.05
+    for function in (Constant(), Polynomial(2, context=(1, 1)), MLP((8,), context=(1, 1))):
+        vi = AmortizedVI(level(), function, random_state=0, max_iter=300, tol=1e-4).fit(X)
+        latents = vi.posterior(X)
+        assert latents.mean[11] == latents.mean[41]
+        assert latents.sd[11] == latents.sd[41]
+
+
+@pytest.fixture(scope="module")
+def windowed():
+    """(width, fit) of linear functions of growing windows, on a series of 100."""
+    X = random_walk(100)
+    return X, [
+        (width, AmortizedVI(level(), Polynomial(1, context=(width, width)), tol=1e-12).fit(X))
+        for width in range(11)
+    ]
+
+
+def test_a_wider_window_narrows_the_gap_and_never_closes_it(windowed):
+    X, fits = windowed
+    best = FactorizedVI(level()).fit(X).elbo_
+    gaps = [best - vi.elbo_ for _, vi in fits]
+    assert (np.diff(gaps) < 1e-8).all()  # rounding
+    assert gaps[5] < 0.5 * gaps[0]
+    assert gaps[-1] > 1e-3
+
+
+def test_linear_functions_are_the_least_squares_ones(windowed):
+    """Means and sds separate. The sds may follow the window here, so they gain a little."""
+    X, fits = windowed
+    free_sd = local_level_factorized(X, M0, S0, Q, R).z_sd
+    for width, vi in fits:
+        best = local_level_windowed_linear(X, M0, S0, Q, R, context=(width, width))
+        np.testing.assert_allclose(vi.transform(X)[:, 0], best.z_mean, atol=1e-5)
+        most = np.log(free_sd).sum() - np.log(best.z_sd).sum()
+        assert best.elbo - 1e-9 <= vi.elbo_ <= best.elbo + most
+
+
+# Density agrees with simulation
+
+
+PROPER = {
+    "saw": (SawTimeSeries(initial=2.0), 1),
+    "local level": (level(), 1),
+    "local level, latent variances": (LocalLevel(), 1),
+    "user's walk": (Walk(), 1),
+    "Gaussian process": (GaussianProcess(lengthscale=0.7), 2),
+    "Gaussian process, counts": (GaussianProcess(amplitude=0.5, likelihood="poisson"), 2),
+    "decoder": (BayesianDecoder(2, (3,)), 2),
+}
+
+
+def draws(model, n_features, n_sets, n_rows=4):
+    """Simulate theta (a flat one is put at 0.7), z and x, again and again."""
+    space, us, zs, Xs = model.global_space(torch.zeros(1, n_features).double()), [], [], []
+    with torch.random.fork_rng(devices=[]), defaults_of(torch.zeros(1).double()):
+        torch.manual_seed(3)
+        for _ in range(n_sets):
+            theta = {
+                name: torch.tensor(0.7) if isinstance(innermost(prior), Flat) else prior.sample()
+                for name, prior in space.prior.items()
+            }
+            us.append(space.unconstrain(theta).double())
+            X, z = model.simulate(space.constrain(us[-1]), n_rows, n_features)
+            zs.append(z.double())
+            Xs.append(X.double())
+    return space, torch.stack(us), torch.stack(zs), torch.stack(Xs)
+
+
+@pytest.mark.parametrize("name", PROPER)
+def test_density_agrees_with_simulation(name):
+    """E s = 0 and E (s^2 + s') = 0 for the score s of log p(theta, z, x) in theta and z."""
+    model, n_features = PROPER[name]
+    space, us, zs, Xs = draws(model, n_features, 4000)
+    n_globals = space.size
+
+    def log_joint(v, X):
+        u, z = v[:n_globals], v[n_globals:].reshape(zs.shape[1:])
+        return model.log_terms(space.constrain(u), z, X).sum() + space.log_prior(u)
+
+    v = torch.cat([us, zs.flatten(1)], 1)
+    score = torch.func.vmap(torch.func.grad(log_joint))(v, Xs)
+    hessian = torch.func.vmap(torch.func.hessian(log_joint))(v, Xs)
+    information = score**2 + hessian.diagonal(dim1=-2, dim2=-1)
+    if isinstance(model, BayesianDecoder):  # the ReLU's kinks hide from the second derivative
+        last = space.slices["weight_1"].start
+        information = information[:, last:n_globals]
+    for statistic in (score.numpy(), information.numpy()):
+        far = np.abs(statistic.mean(0) / stats.sem(statistic))
+        assert far.max() < 4.5  # some 30 numbers a model: one false alarm in 5,000
+
+
+def test_written_out_densities_are_the_declared_ones():
+    z, X = torch.randn(2, 5, 1, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(
+        level().log_joint({}, z, X), Walk().log_joint({}, z, X), rtol=1e-12, atol=0
+    )
+    saw, theta = SawTimeSeries(initial=2.0), {"theta": torch.tensor(0.7).double()}
+    declared = saw.log_prior(theta, z, X) + saw.log_likelihood(theta, z, X)
+    torch.testing.assert_close(saw.log_local(theta, z, X), declared, rtol=1e-12, atol=0)
+
+
+def test_closed_form_expectations_are_those_of_quadrature(series):
+    """The local level's ELBO in closed form against the user's walk, which is integrated."""
+    vi = AmortizedVI(level(), Polynomial(1)).fit(series)
+    walk = AmortizedVI(Walk(), Polynomial(1)).fit(series)
+    assert vi.elbo_ == pytest.approx(walk.elbo_, rel=1e-8)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("initial", [0.0, 2.0])
+def test_the_row_before_the_first_reads_as_initial(initial, series):
+    """Closed forms that hold the first row's window to `initial`, far from what it would be."""
+    model = SawTimeSeries(initial=initial)
+    free = FactorizedVI(model).fit_transform(series)[:, 0]
+    np.testing.assert_allclose(free, saw_factorized(series, initial=initial).z_mean, atol=1e-5)
+    for context in ((1, 0), (1, 2)):
+        vi = AmortizedVI(model, Polynomial(1, context=context)).fit(series)
+        best = saw_linear(series, initial=initial, context=context)
+        assert vi.elbo_ == pytest.approx(best.elbo, rel=1e-8)
+        np.testing.assert_allclose(vi.transform(series)[:, 0], best.z_mean, atol=1e-4)
+
+
+def test_rows_beyond_the_ends_of_other_models_read_as_zero(series):
+    vi = AmortizedVI(level(), Polynomial(1, context=(2, 1))).fit(series)
+    padded = np.vstack([[[0.0], [0.0]], series, [[0.0]]])
+    np.testing.assert_allclose(vi.transform(padded)[2:-1], vi.transform(series), rtol=1e-12)
+
+
+# Series of any length
+
+
+@pytest.mark.parametrize("n", [1, 2, 1000])
+@pytest.mark.parametrize(
+    "model",
+    [SawTimeSeries(), level(), LocalLevel(), Walk()],
+    ids=["saw", "fixed", "latent", "walk"],
+)
+def test_series_of_any_length(model, n):
+    X = random_walk(n)
+    high = FactorizedVI(model).fit(X)
+    for context in (None, (3, 3)):  # wider than the short series
+        low = AmortizedVI(model, Polynomial(1, context=context)).fit(X)
+        assert high.converged_ and low.converged_
+        assert high.elbo_ >= low.elbo_ - 1e-7 * n - 1e-9 * abs(high.elbo_)
+        for vi in (high, low):
+            assert vi.transform(X).shape == (n, 1)
+            assert vi.score(X) == pytest.approx(vi.score_samples(X).mean())
+            other = random_walk(7, seed=1)  # fitted on one length, used on another
+            assert np.isfinite(vi.transform(other)).all()
+            assert np.isfinite(vi.score(other))
+            for n_samples in (1, 2, 50):
+                rows, latents = vi.sample(n_samples, random_state=0)
+                assert rows.shape == latents.shape == (n_samples, 1)
+                assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "bernoulli", "poisson"])
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_gaussian_processes_of_any_length(likelihood, n):
+    rng = np.random.default_rng(0)
+    X = np.column_stack([np.arange(n) / 2, rng.integers(0, 2, n)])
+    high = FactorizedVI(GaussianProcess(likelihood=likelihood)).fit(X)
+    low = AmortizedVI(GaussianProcess(likelihood=likelihood), Polynomial(1, (1, 1))).fit(X)
+    assert high.elbo_ >= low.elbo_ - 1e-7 * n
+    for vi in (high, low):
+        assert vi.transform(X).shape == (n, 1)
+        assert vi.sample(3, random_state=0)[0].shape == (3, 2)
+
+
+def test_the_normal_gaussian_process_is_exact():
+    """Means of the exact posterior; variances 1 / diag(precision), as for any normal posterior."""
+    rng = np.random.default_rng(0)
+    t, y = np.sort(rng.uniform(0, 10, 25)), rng.normal(size=25)
+    vi = FactorizedVI(GaussianProcess(noise_sd=0.5), tol=1e-12).fit(np.column_stack([t, y]))
+    covariance = np.exp(-0.5 * (t[:, None] - t) ** 2) + 1e-8 * np.eye(25)
+    precision = np.linalg.inv(covariance) + np.eye(25) / 0.25
+    latents = vi.posterior(np.column_stack([t, y]))
+    exact = covariance @ np.linalg.solve(covariance + 0.25 * np.eye(25), y)
+    np.testing.assert_allclose(latents.mean[:, 0], exact, atol=1e-4)
+    np.testing.assert_allclose(latents.sd[:, 0], np.diag(precision) ** -0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (SawTimeSeries(), "X has 2 features, but SawTimeSeries is of 1 column"),
+        (LocalLevel(), "X has 2 features, but LocalLevel is of 1 column"),
+    ],
+)
+def test_series_of_one_column(model, message):
+    with pytest.raises(ValueError, match=message):
+        FactorizedVI(model).fit(np.ones((5, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (LocalLevel(level_sd=0.0), "level_sd must be positive"),
+        (LocalLevel(noise_sd=-1.0), "noise_sd must be positive"),
+        (LocalLevel(initial_sd=0.0), "initial_sd must be positive"),
+        (GaussianProcess(lengthscale=0.0), "lengthscale must be positive"),
+        (GaussianProcess(likelihood="gamma"), "likelihood must be one of"),
+        (BayesianDecoder(0), "n_components must be >= 1"),
+        (BayesianDecoder(2, (0,)), "hidden_layer_sizes must be integers >= 1"),
+        (BayesianDecoder(2, likelihood="gamma"), 'likelihood must be "normal"'),
+        (BayesianDecoder(2, weight_scale=0.0), "weight_scale must be positive"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        FactorizedVI(model).fit(np.ones((5, 2)))
