@@ -16,7 +16,7 @@ import torch
 
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis
-from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
 from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
@@ -28,6 +28,7 @@ _MAX_NEWTON_GLOBALS = 40
 _MAX_NEWTON_LATENTS = 10
 _MAX_QUASI_GLOBALS = 100
 _MAX_DRAWS = 4096
+_MAX_QUASI_DIMENSION = 1000
 _MAX_DENSE_UNKNOWNS = 1000
 _BATCH = 1000
 
@@ -86,6 +87,20 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_feature
 def _has_newton_form(objective, function, n_features):
     n_outputs = objective.family.n_parameters(objective.n_latents)
     return function.tabular or (function.linear and n_features * n_outputs <= _MAX_DENSE_UNKNOWNS)
+
+
+def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):
+    """Choose deterministic noise for an ELBO that was climbed with fresh draws.
+
+    For models that do not couple rows the rule does not depend on their number, so that no row's
+    result depends on which others are there.
+    """
+    dimension = objective.n_latents * objective.noise_blocks(n_rows) + objective.space.size
+    if dimension > _MAX_QUASI_DIMENSION:
+        return FixedDraws(n_draws, seed)
+    while n_draws <= 2 * dimension:
+        n_draws *= 2  # more pairs than dimensions: covariances are exact
+    return QuasiMonteCarlo(n_draws, seed)
 
 
 def affordable(noise, objective: Objective, n_rows: int) -> bool:

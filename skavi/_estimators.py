@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from skavi import _fit
-from skavi._choice import default_model
+from skavi._choice import default_model, evaluation_noise
 from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
 from skavi._problem import Problem
 from skavi._random import private_state
@@ -383,11 +383,11 @@ class _VariationalInference(
         return torch.as_tensor(self._raw_globals).to(like)
 
     def _frozen_problem(self, rows):
-        noise = _fit.frozen_noise(self.noise_)
+        objective, noise = self._objective(rows.X), self.noise_
+        if not noise.deterministic:
+            noise = evaluation_noise(objective, len(rows))
         generator = torch.Generator().manual_seed(0)
-        return Problem(
-            self._objective(rows.X), Table(), rows, rows.X, noise, generator, frozen_globals=True
-        )
+        return Problem(objective, Table(), rows, rows.X, noise, generator, frozen_globals=True)
 
     def _factors(self, X):
         rows = self._rows(X)
@@ -417,7 +417,10 @@ class _VariationalInference(
         if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
             X, index = distinct(rows.X)
             rows = Rows(X, X.new_ones(len(X)))
-        size = len(rows) if whole else _fit.chunk_size(self._objective(rows.X), self.noise_)
+        size = len(rows)
+        if not whole:
+            noise = self._frozen_problem(rows).noise
+            size = _fit.chunk_size(self._objective(rows.X), noise, rows.X.shape[1])
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             ones = Rows(part.X, torch.ones_like(part.weights))

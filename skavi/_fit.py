@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from skavi._basins import other_basins
-from skavi._choice import affordable, default_function, default_noise, default_solver
+from skavi._choice import (
+    affordable,
+    default_function,
+    default_noise,
+    default_solver,
+    evaluation_noise,
+)
 from skavi._problem import Problem
 from skavi._rows import Rows, windows
 from skavi.families import DiagonalFactors, Family
@@ -27,7 +33,8 @@ _MAX_BASIN_ROUNDS = 5
 _MAX_REFINEMENTS = 6
 _START_SD = 0.1
 _SE_TARGET = 1e-4
-_CHUNK_BUDGET = 2_000_000
+_FEWEST_EVALUATIONS, _MAX_EVALUATIONS = 8, 64
+_CHUNK_BUDGET = 4_000_000
 _ROUGH = 1e-4
 
 
@@ -308,25 +315,27 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     return (raw if moved is None else moved), outcome.converged
 
 
-def frozen_noise(noise: Noise) -> Noise:
-    """Return a deterministic stand-in for rules that draw afresh."""
-    return noise if noise.deterministic else QuasiMonteCarlo(max(128, 2 * noise.n_draws))
-
-
 def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
     """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative."""
     if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
         return float(problem.elbo(state)), 0.0
+    objective, X = problem.objective, problem.rows.X
+    n_draws = max(128, 2 * getattr(problem.noise, "n_draws", 1))
+    n_draws = max(4, min(n_draws, _CHUNK_BUDGET // X.numel()))
     values: list[float] = []
-    for seed in range(64):
-        rule = QuasiMonteCarlo(getattr(problem.noise, "n_draws", 1) * 2, seed=10_000 + seed)
-        values.append(float(problem.with_noise(rule).elbo(state)))
-        if len(values) >= 8:
-            spread = torch.tensor(values, dtype=torch.float64)
-            se = float(spread.std() / len(values) ** 0.5)
-            if se < _SE_TARGET * max(abs(float(spread.mean())), 1.0):
+    mean, se = math.nan, math.inf
+    with torch.no_grad():
+        for seed in range(_MAX_EVALUATIONS):
+            rule = evaluation_noise(objective, len(X), n_draws, 10_000 + seed)
+            values.append(float(problem.with_noise(rule).elbo(state)))
+            if len(values) < _FEWEST_EVALUATIONS:
+                continue
+            mean = sum(values) / len(values)
+            spread = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+            se = math.sqrt(spread / len(values))
+            if se < _SE_TARGET * max(abs(mean), 1.0):
                 break
-    return float(spread.mean()), se
+    return mean, se
 
 
 def antithetic(n_draws: int, dimension: int) -> Tensor:
@@ -336,8 +345,8 @@ def antithetic(n_draws: int, dimension: int) -> Tensor:
     return torch.cat([noise, -noise])
 
 
-def chunk_size(objective: Objective, noise: Noise) -> int:
+def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:
     """Return how many rows to solve at once, so that memory stays bounded."""
-    nodes = frozen_noise(noise).nodes(objective.space.size, objective.n_latents, 1, None)
+    nodes = noise.nodes(objective.space.size, objective.n_latents, 1, None)
     n_nodes = 1 if nodes is None else len(nodes.weights)
-    return max(1, _CHUNK_BUDGET // (n_nodes * objective.n_latents))
+    return max(1, _CHUNK_BUDGET // (n_nodes * max(objective.n_latents, n_features)))
