@@ -134,9 +134,9 @@ def iterations_to(losses: np.ndarray, target: float) -> float:
 
 
 def windowed(losses: np.ndarray, n_points: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations and windowed means of the loss, at most n_points of each, for a figure."""
-    ends = np.arange(WINDOW, len(losses) + 1, max(STRIDE, len(losses) // n_points))
-    return ends, np.array([losses[end - WINDOW : end].mean() for end in ends])
+    """Return iterations and windowed means of the loss, evenly spaced on a log axis."""
+    ends = np.unique(np.geomspace(min(WINDOW, len(losses)), len(losses), n_points).astype(int))
+    return ends, np.array([losses[max(0, end - WINDOW) : end].mean() for end in ends])
 
 
 @contextmanager
