@@ -117,9 +117,9 @@ def test_decoder_learns_to_reconstruct():
     settings = replace(decoder.QUICK, n_samples=150, n_batches=2, n_epochs=150, widths=(32,))
     report = decoder.run(settings)
     mean_image = decoder.images(settings).pixels.var(0).mean()
-    # Halfway between two runs' 0.85 and a decoder that ignores its latents, which draws the mean.
+    # A decoder that ignores its latents draws the mean image: 1. Three seeds gave 0.56 to 0.59.
     error = column(report.tables[0], "MSE over the last epochs")["A-VI, width 32"]
-    assert error < 0.93 * mean_image
+    assert error < 0.75 * mean_image
 
 
 def test_hmm_factors_differ_where_windows_do_not():
