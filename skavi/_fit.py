@@ -308,11 +308,13 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     if not objective.model.rowwise:
         solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
         limit = _COUPLED_ITERATIONS
-    state = State({"values": raw}, globals_)
-    outcome = solver.solve(problem, state, tol, limit, _no_progress)
+    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit, _no_progress)
     raw = outcome.state.parameters["values"]
     moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
-    return (raw if moved is None else moved), outcome.converged
+    if moved is not None:
+        state = State({"values": moved}, globals_)
+        outcome = solver.solve(problem, state, tol, limit, _no_progress)
+    return outcome.state.parameters["values"], outcome.converged
 
 
 def final_elbo(problem: Problem, state: State) -> tuple[float, float]:

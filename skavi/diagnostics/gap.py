@@ -10,10 +10,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skavi import _fit
+from skavi._choice import evaluation_noise
 from skavi._estimators import AmortizedVI, FactorizedVI
 from skavi._problem import Problem
 from skavi.inference_functions import Table
-from skavi.noise import QuasiMonteCarlo
 from skavi.solvers import LBFGS, State
 
 _N_SCRAMBLES = 8
@@ -67,8 +67,9 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     X : array-like of shape (n_samples, n_features)
         The rows it was fitted on, with unit weights.
     factorized : FactorizedVI, default=None
-        A fit of the same model to the same rows. None: one is started at the amortized solution
-        and run to convergence.
+        A fit of the same model to the same rows. None: the better of two that are run to
+        convergence, one from the amortized solution and one from the model's own start (an
+        amortized fit may sit at a saddle that ascent from it does not leave).
 
     Returns
     -------
@@ -98,13 +99,14 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     """
     _check_kind(amortized, AmortizedVI, "amortized")
     if factorized is None:
-        factorized = _from(amortized).fit(X)
+        factorized = [_unfitted(amortized, init).fit(X) for init in (amortized, None)]
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
+        factorized = [factorized]
     X = amortized._validated(X)
     start = _Point.of(amortized, X)
     solved, _ = _fit.solve_rows(start.problem, start.globals_, amortized.tol, start=start.raw)
-    high = [_Point.of(factorized, X), replace(start, raw=solved)]
+    high = [*(_Point.of(fit, X) for fit in factorized), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compared(start, high)
     total = elbo_factorized - elbo_amortized
     return AmortizationGap(
@@ -124,10 +126,10 @@ def _check_kind(estimator, kind, name):
     check_is_fitted(estimator, "elbo_")
 
 
-def _from(amortized):
-    """A factorized fit of the same problem that starts at the amortized solution."""
+def _unfitted(amortized, init):
+    """A factorized estimator of the same problem."""
     given = {k: v for k, v in amortized.get_params(deep=False).items() if k in _SHARED}
-    return FactorizedVI(model=clone(amortized.model_), init=amortized, **given)
+    return FactorizedVI(model=clone(amortized.model_), init=init, **given)
 
 
 _SHARED = ("family", "global_family", "noise", "max_iter", "tol", "device", "random_state")
@@ -162,7 +164,8 @@ def _compared(low, high):
     own = low.problem.noise
     drawn = hasattr(own, "n_draws")
     rules = [
-        QuasiMonteCarlo(2 * own.n_draws, 20_000 + i) for i in range(_N_SCRAMBLES if drawn else 0)
+        evaluation_noise(low.problem.objective, len(low.raw), 2 * own.n_draws, 20_000 + i)
+        for i in range(_N_SCRAMBLES if drawn else 0)
     ]
     values = np.array([[p.elbo(rule) for p in (low, *high)] for rule in rules or [own]])
     best = 1 + int(values[:, 1:].mean(0).argmax())

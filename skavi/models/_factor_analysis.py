@@ -209,14 +209,13 @@ class FactorAnalysis(HierarchicalModel):
     def global_optimum(self, globals_, factors, X, weights):
         """One sweep: every (W_d, m_d) jointly, then v (Bishop 1999, eq. 21-26)."""
         n_features, k = X.shape[1], self.n_components
-        space = self.global_space(X)
         q = self._moments(globals_, n_features)
         moments = (weights[:, None, None] * self._second_moment(factors)).sum(0)
         design = torch.cat([factors.mean, factors.mean.new_ones(len(X), 1)], -1)
         loc = torch.as_tensor(self.mean_loc).to(X).expand(n_features)
         cross = (weights.unsqueeze(-1) * (X - loc)).mT @ design
-        priors = space.prior["loadings"], space.prior["mean"]
-        prior = torch.cat([priors[0].stddev, priors[1].stddev.unsqueeze(-1)], -1)
+        scales = [self.loading_scale] * k + [self.mean_scale]
+        prior = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
         precision = q.precision[:, None, None] * moments + torch.diag_embed(prior**-2)
         solution = torch.linalg.solve(precision, q.precision.unsqueeze(-1) * cross)
         variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
@@ -231,19 +230,12 @@ class FactorAnalysis(HierarchicalModel):
         # Normal q(log v) for the density v^-shape exp(-scale / v): variance 1 / shape, and
         # E[1/v] = shape / scale fixes the mean.
         log_mean = (scale / shape).log() + 0.5 / shape
-        mean, sd = torch.empty_like(globals_.mean), torch.empty_like(globals_.sd)
-        parts = {
-            "loadings": (solution[:, :k], variance[:, :k]),
-            "mean": (solution[:, k] + loc, variance[:, k]),
-            "noise_variance": (log_mean, (1 / shape).expand_as(log_mean)),
-        }
-        for name, (centre, squared) in parts.items():
-            mean[space.slices[name]] = centre.reshape(-1)
-            sd[space.slices[name]] = squared.sqrt().reshape(-1)
-        return DiagonalFactors(mean, sd)
+        mean = [solution[:, :k].reshape(-1), solution[:, k] + loc, log_mean.reshape(-1)]
+        squared = [variance[:, :k].reshape(-1), variance[:, k], (1 / shape).expand_as(mean[2])]
+        return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
 
     def compressed(self, X: Tensor, weights: Tensor):
-        """Return 2 n_features + 1 rows with the same weighted first and second moments.
+        """Return 2 n_features rows with the same weighted first and second moments.
 
         The optimal factors are linear in x_n and every expectation is quadratic in x_n, so F-VI's
         problem in theta sees the data through these moments alone.

@@ -21,7 +21,7 @@ class CoordinateAscent(Solver):
 
     Parameters
     ----------
-    memory : int, default=8
+    memory : int, default=16
         Sweeps that a mixed step looks back on; 0 gives plain coordinate ascent.
 
     Notes
@@ -37,7 +37,7 @@ class CoordinateAscent(Solver):
     CoordinateAscent()
     """
 
-    def __init__(self, memory=8):
+    def __init__(self, memory=16):
         self.memory = memory
 
     def check(self):
