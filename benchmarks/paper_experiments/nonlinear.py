@@ -40,9 +40,9 @@ QUICK = replace(
     sizes=(300, 1000, 3000),
     max_iter=300,
     n_race_samples=500,
-    n_iter=3000,
+    n_iter=2000,
     seeds=(1789, 1790, 1791, 1792),
-    rates=(1e-2, 3e-2, 1e-1),
+    rates=(1e-2, 1e-1),
 )
 
 
