@@ -8,6 +8,7 @@ from skavi.solvers._base import Outcome, Solver, State
 
 _MAX_GLOBALS = 400
 MAX_COUPLED_UNKNOWNS = 600
+MAX_PARAMETERS = 2000
 _LONGEST_LOG_STEP = 2.0
 _FLOOR = 1e-3
 _SHRINK = 0.25
@@ -21,13 +22,14 @@ class Newton(Solver):
     For factorized VI every row has a small block of its own and rows meet only in the globals, so
     a step costs time linear in the number of rows (Schur complement). For functions linear in
     their parameters (`Constant`, `Polynomial`) the same derivatives are gathered into one dense
-    system. Each row accepts or rejects its own step.
+    system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one. Each row
+    accepts or rejects its own step.
 
     Notes
     -----
     Blocks come from differentiating the gradient once more, so any family and any row-wise model
-    will do. Indefinite blocks are replaced by their absolute value (Dauphin et
-    al. 2014) in the factors' natural units. Stops when the Newton decrement, half the gradient
+    will do. Indefinite blocks are replaced by their absolute value (Dauphin et al. 2014) in the
+    factors' natural units. Stops when the Newton decrement, half the gradient
     times the step, is below ``tol`` nats a row, after taking that step. Models that couple their
     rows are solved as one dense system, up to 600 unknowns.
 
@@ -301,6 +303,12 @@ class _GaussNewton(_System):
 
     def read(self, state):
         self.shapes = {name: value.shape for name, value in state.parameters.items()}
+        size = sum(value.numel() for value in state.parameters.values())
+        if size > MAX_PARAMETERS:
+            raise ValueError(
+                f"Newton fits inference functions of up to {MAX_PARAMETERS} parameters, but "
+                f"{type(self.problem.function).__name__} has {size}: use solver=LBFGS()."
+            )
         return torch.cat([value.reshape(-1) for value in state.parameters.values()])
 
     def write(self, flat, globals_):
