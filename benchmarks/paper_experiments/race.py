@@ -77,12 +77,12 @@ class Race:
         return Table(title, columns, rows)
 
     def _pairs(self):
-        """Pairs (faster, slower) of the published medians: all against F-VI, and neighbours."""
+        """Pairs (faster, slower) that the paper tells apart: all against F-VI, and neighbours."""
         factorized, *others = self.contestants
         pairs = [(factorized, other) for other in others]
         pairs += itertools.pairwise(sorted(others, key=lambda c: c.published))
         pairs = [sorted(pair, key=lambda c: c.published) for pair in pairs]
-        return [p for p in pairs if p[0].published < p[1].published]
+        return [p for p in pairs if _ratio(p[0].published, p[1].published) > TIE]
 
     def _verdicts(self, faster, slower):
         """Slower's iterations by faster's: published settings, common rates, best rates."""
