@@ -110,7 +110,7 @@ def affordable(noise, objective: Objective, n_rows: int) -> bool:
         nodes = noise.nodes(objective.space.size, n_noise, 1, None)
     except ValueError:
         return False
-    n_nodes = len(nodes.weights)
+    n_nodes = 1 if nodes is None else len(nodes.weights)
     if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
         return False
     return n_rows * objective.n_latents * n_nodes <= BUDGET

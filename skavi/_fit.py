@@ -142,7 +142,7 @@ def fit_problem(
     objective, generator = plan.objective, plan.generator
     noise = plan.noise or default_noise(objective, len(rows))
     if start is None:
-        start = _reference(plan, noise, rows)
+        start, noise = _reference(plan, noise, rows)
     targets, globals_ = start.parameters["values"], start.globals_
     function = plan.function or default_function(targets.shape[1])
     inputs = inputs_of(objective.model, function, rows.X)
@@ -155,7 +155,7 @@ def fit_problem(
         features, targets = X, start_locals(objective, globals_, X)
     problem = Problem(objective, function, rows, features, noise, generator)
     solver.check_problem(problem)
-    state = State(function.start(features, targets, rows.weights, generator), globals_)
+    state = _best_start(problem, targets, globals_)
     climb = _Climb(solver, plan.max_iter, progress)
     rough = plan.noise is None and bool(noise.refined())
     state = climb(problem, state, max(plan.tol, _ROUGH) if rough else plan.tol)
@@ -167,6 +167,20 @@ def fit_problem(
         climb(problem, state, plan.tol)
     assert climb.outcome is not None
     return Fitted(problem, solver, climb.outcome)
+
+
+def _best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
+    """Regress the function on the targets; of several random regressions keep the highest ELBO."""
+    function, weights = problem.function, problem.rows.weights
+    states = [
+        State(function.start(problem.features, targets, weights, problem.generator), globals_)
+        for _ in range(function.n_starts)
+    ]
+    if len(states) == 1:
+        return states[0]
+    with torch.no_grad():
+        elbos = torch.stack([problem.elbo(state) for state in states])
+    return states[int(torch.nan_to_num(elbos, nan=-math.inf).argmax())]
 
 
 class _Climb:
@@ -196,21 +210,22 @@ class _Climb:
         return new.state
 
 
-def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
-    """Return raw factors of all rows and globals to start from.
+def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
+    """Return raw factors of all rows and globals to start from, and the noise to start with.
 
     Factorized VI starts at the model's own start; amortized VI at a factorized fit where one is
-    cheap (on a subset of rows when there are many), extended to the other rows by regression.
+    cheap (q(theta) on a subset of rows when there are many), under the noise rule that this fit
+    was refined to: a network would exploit the errors of a coarse one.
     """
     objective = plan.objective
     globals_ = start_globals(objective, rows, plan.generator)
     here = State({"values": start_locals(objective, globals_, rows.X)}, globals_)
     if plan.function is not None and plan.function.tabular:
-        return here
+        return here, noise
     table = Table()
     solver = default_solver(objective, table, noise, len(rows), 0)
     if not isinstance(solver, CoordinateAscent | Newton):
-        return here
+        return here, noise
     cheap = isinstance(solver, CoordinateAscent)
     few = rows if cheap else _subset(objective.model, rows)
     most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
@@ -220,7 +235,9 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> State:
         fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-    return State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
+    here = State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
+    refined = fitted.problem.noise
+    return here, refined if affordable(refined, objective, len(rows)) else noise
 
 
 def _subset(model, rows: Rows) -> Rows:

@@ -29,7 +29,7 @@ _ACTIVATIONS = {
     "softplus": (F.softplus, 1.0),
     "tanh": (torch.tanh, None),
 }
-_RIDGE = 1e-6
+_RIDGE = 1e-3
 
 
 class InferenceFunction(Component):
@@ -39,6 +39,8 @@ class InferenceFunction(Component):
     linear: bool = False
     #: Whether there is a free factor for every training row, and nothing for other rows.
     tabular: bool = False
+    #: How many random starts to choose from; 1 where a start is not random.
+    n_starts: int = 1
     context: tuple[int, int] | None
 
     def check(self):
@@ -196,7 +198,7 @@ class MLP(InferenceFunction):
     -----
     A fit starts from regression on factors: pairs of units (a, -a) carry the least-squares linear
     map through the network, the other units are random (He et al. 2015) and their outgoing weights
-    are regressed on what the linear map leaves over.
+    are regressed on what the linear map leaves over. Of eight such starts the best is kept.
 
     Examples
     --------
@@ -204,6 +206,8 @@ class MLP(InferenceFunction):
     >>> MLP(hidden_layer_sizes=(32,)).get_params()["activation"]
     'relu'
     """
+
+    n_starts = 8
 
     def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
         self.hidden_layer_sizes = hidden_layer_sizes

@@ -28,15 +28,16 @@ def printed():
 
 
 def test_first_block_classifies_digits_at_no_gap(printed):
-    assert "gap: 0.000 nats a row" in printed[0] or "gap: -0.000 nats a row" in printed[0]
+    lost = float(re.search(r"(\S+) nats lost by amortizing", printed[0])[1])
+    assert abs(lost) < 1e-4  # both converge to 1e-8 nats a row, 1,797 rows
     assert float(re.search(r"accuracy: (\S+)", printed[0])[1]) > 0.85  # ten classes
 
 
 def test_more_flexible_functions_have_smaller_gaps(printed):
-    gaps = [float(gap) for gap in re.findall(r"gap (\S+) nats", "\n".join(printed[3:]))]
-    # Polynomials are nested; both converge to 1e-8 nats a row, printed with four decimals.
+    gaps = [float(gap) for gap in re.findall(r": (\S+) nats, ", "\n".join(printed[3:]))]
+    # Nested families that converge to 1e-8 nats a row; printed with three decimals.
     assert len(gaps) == 3
-    assert gaps[0] > gaps[1] > gaps[2] > -1e-4
+    assert gaps[0] > gaps[1] > gaps[2] > -1e-3
 
 
 def test_the_model_recovers_what_the_waves_were_drawn_from(printed):

@@ -10,6 +10,8 @@ from skavi.solvers._base import Outcome, Solver, State
 # sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
 # ELBO no longer rises, and that many sweeps have not halved the move.
 _STILL, _STALLED, _ROUNDING = 0.01, 50, 1e-14
+#: Directions of the history that are shorter than this, relative, are rounding.
+_RCOND = 1e-8
 
 
 class CoordinateAscent(Solver):
@@ -136,6 +138,7 @@ def _anderson(pairs, lengths):
         return None
     residuals = torch.stack([(after - before) / lengths for before, after in pairs])
     differences = (residuals[1:] - residuals[:-1]).mT
-    coefficients = torch.linalg.lstsq(differences, residuals[-1].unsqueeze(-1), driver="gelsd")
+    newest = residuals[-1].unsqueeze(-1)
+    coefficients = torch.linalg.lstsq(differences, newest, rcond=_RCOND, driver="gelsd")
     after = torch.stack([after for _, after in pairs])
     return after[-1] - (after[1:] - after[:-1]).mT @ coefficients.solution[:, 0]
