@@ -38,7 +38,7 @@ class Settings:
 QUICK = replace(
     Settings(),
     sizes=(300, 1000, 3000),
-    max_iter=300,
+    max_iter=800,
     n_race_samples=500,
     n_iter=2000,
     seeds=(1789, 1790, 1791, 1792),
