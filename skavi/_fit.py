@@ -1,7 +1,6 @@
 """A fit, step by step: bind the problem, start, solve, refine the noise, look into other basins."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -230,9 +229,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     few = rows if cheap else _subset(objective.model, rows)
     most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
+    fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
     here = State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
