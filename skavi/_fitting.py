@@ -1,0 +1,233 @@
+"""The scikit-learn layer of a fit, shared by factorized and amortized VI."""
+
+import copy
+import warnings
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skavi import _fit
+from skavi._choice import default_model
+from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
+from skavi._prediction import Prediction
+from skavi._random import private_state
+from skavi._reporting import Reporter, fitted_attributes
+from skavi._validation import validated_objective
+from skavi.families import DiagonalNormal, Family
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise
+from skavi.solvers import Solver, State
+
+_CHUNK = 65_536
+
+
+class VariationalInference(
+    Prediction,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    CallbackSupportMixin,
+    BaseEstimator,
+):
+    """Everything the two estimators share: all but the map from a row to its factor."""
+
+    _parameter_constraints: dict = {
+        "model": [LatentVariableModel, None],
+        "family": [Family, None],
+        "global_family": [Family, None],
+        "noise": [Noise, None],
+        "solver": [Solver, None],
+        "init": [BaseEstimator, None],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "output": [StrOptions({"mean", "mean_sd"})],
+        "warm_start": ["boolean"],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    # --- the one difference ---------------------------------------------------------------------
+
+    def _function(self):
+        """Return the inference function to fit, or None for the default one."""
+        raise NotImplementedError
+
+    def _check_window(self, model, function, X):
+        """Warn if the function reads less than its factors can depend on; a table reads nothing."""
+
+    # --- fitting --------------------------------------------------------------------------------
+
+    @with_callbacks
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, sample_weight=None):
+        """Fit q(theta) and the map from rows to factors.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data; float32 stays float32 in what `transform` returns.
+        y : None
+            Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row's ELBO term counts; not negative, not all zero.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X, the weights or a component cannot be used; what and why is in the message.
+        """
+        with self._unchanged_on_error(), self._progress_bar():
+            X = validate_data(self, X, dtype=[np.float64, np.float32])
+            # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
+            context = self._init_callback_context(max_subtasks=None)
+            context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+            self.__dict__.update(self._fit(X, sample_weight, context))
+            context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            restored = self.__dict__.pop("_iterate", None)
+            if restored is not None:
+                self.elbo_, self.elbo_se_ = _fit.final_elbo(
+                    restored.problem, restored.outcome.state
+                )
+        if not self.converged_ and not self.stopped_early_:
+            warnings.warn(
+                f"{type(self).__name__} did not converge in n_iter_={self.n_iter_} iterations: "
+                f"estimated to be {self.suboptimality_:.2e} nats below the optimum, gradient norm "
+                f"{self.gradient_norm_:.1e} nats a row. Raise max_iter (now {self.max_iter}), "
+                "loosen tol, or choose another solver.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return self
+
+    def _fit(self, X, sample_weight, context):
+        rows = self._rows(X, sample_weight)
+        generator = torch.Generator().manual_seed(
+            int(private_state(self.random_state).randint(2**31 - 1))
+        )
+        model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
+        family, global_family = (
+            clone(f) if f is not None else DiagonalNormal()
+            for f in (self.family, self.global_family)
+        )
+        function, noise, solver = self._function(), self.noise, self.solver
+        components = {
+            "model": model,
+            "inference_function": function,
+            "noise": noise,
+            "solver": solver,
+            "family": family,
+            "global_family": global_family,
+        }
+        for component in components.values():
+            if component is not None:
+                component.check()
+        model.check_data(rows.X)
+        model = model.adapted(*_pair(rows))
+        objective = validated_objective(model, family, global_family, rows, generator)
+        self._check_window(model, function, rows.X)
+        plan = _fit.Plan(
+            objective,
+            function,
+            clone(noise) if noise is not None else None,
+            clone(solver) if solver is not None else None,
+            self.tol,
+            self.max_iter,
+            generator,
+        )
+        start = self._start(objective, rows)
+        reporter = Reporter(self, context, X)
+        fitted = _fit.fit_problem(plan, rows, start, reporter)
+        elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        return fitted_attributes(fitted, elbo, se, X.shape[1], stopped_early=reporter.stopped)
+
+    def _start(self, objective, rows):
+        """Return the state to start from: this estimator's own, another's, or None."""
+        source = self if self.warm_start and hasattr(self, "elbo_") else self.init
+        if source is None:
+            return None
+        check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
+        if source.n_features_in_ != rows.X.shape[1]:
+            raise ValueError(
+                f"init was fitted on {source.n_features_in_} features, but X has {rows.X.shape[1]}."
+            )
+        theirs = source._objective(rows.X)
+        if theirs.n_latents != objective.n_latents or theirs.space.shapes != objective.space.shapes:
+            raise ValueError(
+                "init was fitted with a model of other latents or globals: "
+                f"{theirs.n_latents} latents, globals {dict(theirs.space.shapes)}; here "
+                f"{objective.n_latents} latents, globals {dict(objective.space.shapes)}."
+            )
+        raw = source._raw_locals(rows)
+        globals_ = torch.as_tensor(source._raw_globals).to(rows.X)
+        locals_ = objective.family.raw(theirs.local_factors(raw))
+        globals_ = objective.global_family.raw(theirs.global_factor(globals_))
+        return State({"values": locals_}, globals_)
+
+    @contextmanager
+    def _unchanged_on_error(self):
+        before = {k: v for k, v in self.__dict__.items() if k.endswith("_in_")}
+        try:
+            yield
+        except BaseException:
+            for name in [k for k in self.__dict__ if k.endswith("_in_")]:
+                del self.__dict__[name]
+            self.__dict__.update(before)
+            raise
+
+    @contextmanager
+    def _progress_bar(self):
+        """Show scikit-learn's progress bar while the body runs, if verbose asks for it."""
+        present = list(getattr(self, "_skl_callbacks", []))
+        nested = hasattr(self, "_parent_callback_ctx")
+        wanted = self.verbose and not nested
+        if not wanted or any(isinstance(c, ProgressBar) for c in present):
+            yield
+            return
+        try:
+            bar = ProgressBar()
+        except ImportError as error:
+            raise ImportError(
+                f"verbose={self.verbose} shows a progress bar, which needs rich: "
+                'pip install "skavi[progress]", or set verbose=0.'
+            ) from error
+        self.set_callbacks(*present, bar)
+        try:
+            yield
+        finally:
+            self.set_callbacks(*present)
+
+    def __sklearn_clone__(self):
+        """Clone, but keep `init` as it is: a fitted estimator is data here, not a component."""
+        bare = copy.copy(self)
+        bare.init = None
+        cloned = clone_parametrized(bare)
+        cloned.init = self.init
+        return cloned
+
+    @property
+    def _n_features_out(self):
+        if not hasattr(self, "n_features_in_") or not hasattr(self, "model_"):
+            raise AttributeError("not fitted")
+        n_latents = self.model_.n_latents(self.n_features_in_)
+        return n_latents * (2 if self.output == "mean_sd" else 1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = self.model is not None and self.model.allows_missing
+        return tags
+
+
+def _pair(rows):
+    return rows.X, rows.weights

@@ -1,0 +1,265 @@
+"""What a fitted estimator does with rows: posteriors, scores, predictions and draws."""
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from skavi import _fit
+from skavi._choice import evaluation_noise
+from skavi._problem import Problem
+from skavi._random import private_state
+from skavi._rows import Rows, distinct
+from skavi.distributions import defaults_of
+from skavi.families import Family
+from skavi.inference_functions import InferenceFunction, Table
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise
+from skavi.posterior import GlobalPosterior, LatentPosterior
+
+_CHUNK = 65_536
+
+
+class Prediction:
+    """Everything that works on a fit: its numpy state goes in, numpy comes out."""
+
+    model_: LatentVariableModel
+    inference_function_: InferenceFunction
+    noise_: Noise
+    family_: Family
+    global_family_: Family
+    global_posterior_: GlobalPosterior
+    n_features_in_: int
+    output: str
+    tol: float
+    device: str | torch.device
+    _raw_globals: np.ndarray
+    _parameters: dict[str, np.ndarray]
+
+    def transform(self, X):
+        """Return the posterior means of the rows' latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_latents)
+            With ``output="mean_sd"`` followed by the standard deviations:
+            (n_samples, 2 * n_latents). In the dtype of X.
+        """
+        X = self._validated(X)
+        factors = self._factors(X)
+        columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
+        return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
+
+    def posterior(self, X):
+        """Return the posterior of the rows' latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        LatentPosterior
+        """
+        X = self._validated(X)
+        factors = self._factors(X)
+        scale = torch.linalg.cholesky(factors.covariance())
+        mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
+        return LatentPosterior(mean=mean, sd=sd, scale=scale)
+
+    def score_samples(self, X):
+        """Return each row's held-out ELBO with q(theta) fixed, in nats.
+
+        E_q[log p(x_n, z_n | theta)] + H[q(z_n)]: a lower bound of the row's expected log
+        likelihood under q(theta).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        terms = self._terms(X)
+        if terms.ndim == 0:
+            raise ValueError(
+                f"{type(self.model_).__name__} gives one log joint for all rows: its ELBO has no "
+                "term a row. Use score, or subclass HierarchicalModel or MarkovModel."
+            )
+        return terms
+
+    def score(self, X, y=None):
+        """Return the mean held-out ELBO a row, in nats; higher is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+        """
+        terms = self._terms(X)
+        return float(terms.mean() if terms.ndim else terms / len(X))
+
+    def _terms(self, X):
+        X = self._validated(X)
+        rows = self._rows(X)
+        self.model_.check_data(rows.X)
+        problem = self._frozen_problem(rows)
+        with torch.no_grad():
+            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.X))
+        return terms.cpu().numpy()
+
+    def inverse_transform(self, Z):
+        """Return E[x | z] under q(theta).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_latents)
+            Latents, as `transform` returns them (standard deviations, if any, are ignored).
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        Z = np.asarray(Z)
+        k = self.model_.n_latents(self.n_features_in_)
+        if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
+            raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
+        z = torch.as_tensor(np.array(Z[:, :k], dtype=np.float64))
+        total, draws = z.new_zeros(()), self._theta_draws(32)
+        for theta in draws:
+            with defaults_of(z):
+                total = total + self.model_.predicted_mean(theta, z)
+        dtype = Z.dtype if Z.dtype == np.float32 else np.float64
+        return (total / len(draws)).numpy().astype(dtype, copy=False)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw new rows from the fitted model: theta from q(theta), then z, then x.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows. All share one draw of theta, as rows of one data set do.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        Z : ndarray of shape (n_samples, n_latents)
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
+        state = private_state(random_state)
+        space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
+        u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
+        theta = space.constrain(torch.as_tensor(u[0]))
+        seed = int(state.randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[]), defaults_of(torch.as_tensor(u)):
+            torch.manual_seed(seed)
+            X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
+        return X.numpy(), Z.numpy()
+
+    def _theta_draws(self, n_draws):
+        objective = self._objective(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
+        factor = objective.global_factor(torch.as_tensor(self._raw_globals))
+        noise = _fit.antithetic(n_draws, objective.space.size)
+        return [objective.space.constrain(u) for u in factor.draw(noise)]
+
+    # --- the fitted problem, rebuilt from numpy -------------------------------------------------
+
+    def _validated(self, X):
+        """Return X as a float array of the fitted width."""
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+
+    def _rows(self, X, sample_weight=None):
+        # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
+        tensor = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
+        if sample_weight is None:
+            weights = np.ones(len(X))
+        else:
+            weights = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+            if not (weights > 0).any():
+                raise ValueError("sample_weight is zero for every row: nothing to fit.")
+        return Rows(tensor, torch.tensor(weights).to(tensor))
+
+    def _device(self):
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def _objective(self, X):
+        return _fit.bind(self.model_, self.family_, self.global_family_, X)
+
+    def _globals(self, like):
+        return torch.as_tensor(self._raw_globals).to(like)
+
+    def _frozen_problem(self, rows):
+        objective, noise = self._objective(rows.X), self.noise_
+        if not noise.deterministic:
+            noise = evaluation_noise(objective, len(rows))
+        generator = torch.Generator().manual_seed(0)
+        return Problem(objective, Table(), rows, rows.X, noise, generator, frozen_globals=True)
+
+    def _factors(self, X):
+        rows = self._rows(X)
+        self.model_.check_data(rows.X)
+        objective = self._objective(rows.X)
+        with torch.no_grad():
+            return objective.local_factors(self._raw_locals(rows))
+
+    def _raw_locals(self, rows):
+        """Return raw local parameters of any rows: the function's output, or their solutions."""
+        function = self.inference_function_
+        if function.tabular:
+            return self._solved_locals(rows)
+        parameters = {n: torch.as_tensor(v).to(rows.X) for n, v in self._parameters.items()}
+        inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
+        with torch.no_grad():
+            parts = [
+                function.evaluate(parameters, function.features(part))
+                for part in inputs.split(_CHUNK)
+            ]
+        return torch.cat(parts)[index]
+
+    def _solved_locals(self, rows):
+        globals_, solved, converged = self._globals(rows.X), [], True
+        whole = self.model_.ordered or not self.model_.rowwise
+        index = torch.arange(len(rows), device=rows.X.device)
+        if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
+            X, index = distinct(rows.X)
+            rows = Rows(X, X.new_ones(len(X)))
+        size = len(rows)
+        if not whole:
+            noise = self._frozen_problem(rows).noise
+            size = _fit.chunk_size(self._objective(rows.X), noise, rows.X.shape[1])
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            ones = Rows(part.X, torch.ones_like(part.weights))
+            raw, fine = _fit.solve_rows(self._frozen_problem(ones), globals_, min(self.tol, 1e-9))
+            solved.append(raw)
+            converged &= fine
+        if not converged:
+            warnings.warn(
+                "Some rows' local problems did not converge: their posteriors are approximate.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return torch.cat(solved)[index]

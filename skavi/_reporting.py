@@ -1,0 +1,71 @@
+"""What a fit leaves on its estimator, and what callbacks are told on the way."""
+
+import numpy as np
+
+from skavi.posterior import GlobalPosterior
+
+
+def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
+    """Return every fitted attribute, as numpy arrays and plain numbers."""
+    problem, outcome = fitted.problem, fitted.outcome
+    objective, state = problem.objective, outcome.state
+    raw_globals = state.globals_.detach().cpu().numpy().copy()
+    values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
+    return {
+        "model_": objective.model,
+        "family_": objective.family,
+        "global_family_": objective.global_family,
+        "inference_function_": problem.function,
+        "noise_": problem.noise,
+        "solver_": fitted.solver,
+        "elbo_": elbo,
+        "elbo_se_": se,
+        "elbo_curve_": np.array(outcome.curve),
+        "n_iter_": len(outcome.curve),
+        "converged_": bool(outcome.converged),
+        "stopped_early_": stopped_early and not outcome.converged,
+        "suboptimality_": float(outcome.suboptimality),
+        "gradient_norm_": float(outcome.gradient_norm),
+        "global_posterior_": GlobalPosterior(
+            objective.model, objective.global_family, raw_globals, n_features
+        ),
+        "_raw_globals": raw_globals,
+        "_parameters": {} if problem.function.tabular else values,
+    }
+
+
+class Reporter:
+    """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit."""
+
+    def __init__(self, estimator, context, X):
+        self.estimator, self.context, self.X = estimator, context, X
+        self.listening = bool(getattr(estimator, "_skl_callbacks", []))
+        self.noise, self.stage, self.stopped = None, 0, False
+
+    def __call__(self, iterate):
+        if not self.listening:
+            return False
+        if iterate.problem.noise is not self.noise:
+            self.noise, self.stage = iterate.problem.noise, self.stage + 1
+        task = self.context.subcontext(task_name="iteration")
+        task.call_on_fit_task_begin(estimator=self.estimator, X=self.X)
+        self.stopped = task.call_on_fit_task_end(
+            estimator=self.estimator,
+            X=self.X,
+            metadata={
+                "elbo": iterate.curve[-1],
+                "iteration": len(iterate.curve),
+                "stage": self.stage,
+            },
+            reconstruction_attributes=lambda: self._attributes(iterate.fitted()),
+        )
+        return self.stopped
+
+    def _attributes(self, fitted):
+        """Return the fitted attributes as if the fit had stopped here.
+
+        The ELBO is the solver's own, an estimate where the noise is random; ``_iterate`` lets
+        `fit` evaluate it properly should a callback put this iterate back.
+        """
+        elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
+        return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
