@@ -1,0 +1,179 @@
+"""Newton systems that are one dense matrix: few parameters, or few rows that meet."""
+
+import math
+
+import torch
+
+from skavi.solvers._arrow import LONGEST_LOG_STEP, Step, System, gradient_of, positive
+from skavi.solvers._base import State
+
+MAX_PARAMETERS = 2000
+_SHRINK = 0.25
+
+
+class Dense(System):
+    """A function linear in its parameters: all of them, and the globals, in one system."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.basis = problem.features
+
+    def read(self, state):
+        return state.parameters["coefficients"]
+
+    def write(self, coefficients, globals_):
+        return State({"coefficients": coefficients}, globals_)
+
+    def value(self, coefficients, globals_):
+        return self.total(self.basis @ coefficients, globals_)
+
+    def step(self, coefficients, globals_):
+        raw = self.basis @ coefficients
+        g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
+        # Back to plain units in the rows: the coefficients have their own, the outputs' mean step.
+        unit = row_steps.log().mean(0).exp()
+        to_unit = unit / row_steps
+        g, C = g * to_unit, C * to_unit.unsqueeze(-1)
+        H = H * to_unit.unsqueeze(-1) * to_unit.unsqueeze(-2)
+        B, (p, P) = self.basis, coefficients.shape
+        right = torch.cat([(B.mT @ g).reshape(-1), g_globals])
+        top = torch.einsum("na,nij,nb->aibj", B, H, B).reshape(p * P, p * P)
+        side = torch.einsum("na,niq->aiq", B, C).reshape(p * P, -1)
+        full = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, H_globals], 1)])
+        solution = torch.linalg.solve(positive(-0.5 * (full + full.mT)), right)
+        decrement = 0.5 * float(right @ solution)
+        norm = float(right.norm()) / self.problem.total_weight
+        local = solution[: p * P].reshape(p, P) * unit
+        return Step(local, (solution[p * P :], steps), decrement, norm)
+
+    def move(self, coefficients, globals_, value, step):
+        return _shrunk(self, coefficients, globals_, value, step)
+
+
+class GaussNewton(System):
+    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.damping = 1e-2
+
+    def read(self, state):
+        self.shapes = {name: value.shape for name, value in state.parameters.items()}
+        size = sum(value.numel() for value in state.parameters.values())
+        if size > MAX_PARAMETERS:
+            raise ValueError(
+                f"Newton fits inference functions of up to {MAX_PARAMETERS} parameters, but "
+                f"{type(self.problem.function).__name__} has {size}: use solver=LBFGS()."
+            )
+        return torch.cat([value.reshape(-1) for value in state.parameters.values()])
+
+    def write(self, flat, globals_):
+        return State(self._named(flat), globals_)
+
+    def _named(self, flat):
+        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
+        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
+
+    def raw(self, flat):
+        return self.problem.function.evaluate(self._named(flat), self.problem.features)
+
+    def value(self, flat, globals_):
+        return self.total(self.raw(flat), globals_)
+
+    def step(self, flat, globals_):
+        raw = self.raw(flat)
+        g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
+        J = self._jacobian(flat) / row_steps.unsqueeze(-1)
+        A = positive(-H)
+        right = torch.cat([torch.einsum("npi,np->i", J, g), g_globals])
+        factor = torch.linalg.cholesky(A)
+        root = (factor.mT @ J).reshape(-1, J.shape[-1])
+        top = root.mT @ root
+        side = -torch.einsum("npi,npq->iq", J, C)
+        self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
+        self.right, self.steps = right, steps
+        solution = self._solved()
+        decrement = 0.5 * float(right @ solution)
+        norm = float(right.norm()) / self.problem.total_weight
+        return Step(solution, (None, steps), decrement, norm)
+
+    def _jacobian(self, flat):
+        def one(flat, features):
+            return self.problem.function.evaluate(self._named(flat), features.unsqueeze(0))[0]
+
+        return torch.func.vmap(torch.func.jacrev(one), (None, 0))(flat, self.problem.features)
+
+    def _solved(self):
+        n = len(self.system)
+        damping = self.damping * self.system.diagonal().abs().mean() * torch.eye(n).to(self.system)
+        return torch.linalg.solve(self.system + damping, self.right)
+
+    def move(self, flat, globals_, value, step):
+        solution, size = step.local, len(flat)
+        for _ in range(10):
+            moved = globals_
+            if not self.frozen:
+                moved = globals_ + self.steps[: len(solution) - size] * solution[size:]
+            new_value = self.value(flat + solution[:size], moved)
+            if torch.isfinite(new_value) and new_value > value:
+                self.damping = max(self.damping / 4, 1e-9)
+                return flat + solution[:size], moved, new_value
+            self.damping *= 8
+            solution = self._solved()
+        return None
+
+
+class Coupled(System):
+    """Factorized VI of a model that couples its rows: one dense system, for few rows."""
+
+    def read(self, state):
+        return state.parameters["values"]
+
+    def write(self, raw, globals_):
+        return State({"values": raw}, globals_)
+
+    def value(self, raw, globals_):
+        return self.total(raw, globals_)
+
+    def row_values(self, raw, globals_):
+        return self.problem.row_terms(raw, globals_)
+
+    def step(self, raw, globals_):
+        objective = self.objective
+        row_steps = objective.family.steps(objective.local_factors(raw))
+        steps = objective.global_family.steps(objective.global_factor(globals_))
+        lengths = torch.cat([row_steps.reshape(-1), steps[: 0 if self.frozen else len(steps)]])
+
+        with torch.enable_grad():
+            origin = torch.zeros_like(lengths, requires_grad=True)
+            moved = lengths * origin
+            new = raw + moved[: raw.numel()].reshape(raw.shape)
+            there = globals_ if self.frozen else globals_ + moved[raw.numel() :]
+            (slope,) = gradient_of(self.total(new, there), (origin,), create_graph=True)
+            hessian = torch.stack([gradient_of(entry, (origin,))[0] for entry in slope])
+        gradient = slope.detach()
+        solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
+        decrement = 0.5 * float(gradient @ solution)
+        norm = float(gradient.norm()) / self.problem.total_weight
+        k, longest = objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
+        local = solution[: raw.numel()].reshape(raw.shape).clone()
+        local[:, k : 2 * k] = local[:, k : 2 * k].clamp(-longest, longest)
+        return Step(local * row_steps, (solution[raw.numel() :], steps), decrement, norm)
+
+    def move(self, raw, globals_, value, step):
+        return _shrunk(self, raw, globals_, value, step)
+
+
+def _shrunk(system, unknowns, globals_, value, step):
+    """Shrink a step of everything until the ELBO rises; None if it does not."""
+    d_globals, lengths = step.d_globals
+    for trial in range(12):
+        scale = _SHRINK**trial
+        moved = globals_
+        if not system.frozen:
+            moved = globals_ + scale * lengths[: len(d_globals)] * d_globals
+        new = unknowns + scale * step.local
+        new_value = system.value(new, moved)
+        if torch.isfinite(new_value) and new_value > value:
+            return new, moved, new_value
+    return None
