@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal, biject_to
+from torch.distributions import Distribution, Normal, biject_to, constraints
 
 from skavi._quadrature import hermite_rule, sobol_normal
 from skavi.distributions import Flat, expected_log_prob, innermost
@@ -22,6 +22,13 @@ N_PRIOR_DRAWS = 256
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
     nodes, weights = hermite_rule(N_PRIOR_NODES)
     return torch.as_tensor(nodes).to(like), torch.as_tensor(weights).to(like)
+
+
+def _is_real(support) -> bool:
+    """Say whether the unconstrained scale is the model's own: no Jacobian."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 class Theta(dict):
@@ -98,7 +105,7 @@ class GlobalSpace:
         for name, prior in self.prior.items():
             where, shape = self.slices[name], self.raw_shapes[name]
             mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
-            closed = expected_log_prob(prior, mean, sd)
+            closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
             if closed is not None:
                 total = total + closed.sum()
             elif not self.prior[name].event_shape:

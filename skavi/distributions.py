@@ -15,12 +15,14 @@ _FACTORIES = frozenset(
 
 
 class Flat(Distribution):
-    """The improper flat prior on the real line: density 1 everywhere.
+    """The improper flat prior: density 1 on the real line, or on another support.
 
     Parameters
     ----------
     shape : tuple of int, default=()
         Shape of the variable; its entries are independent.
+    support : Constraint, default=torch.distributions.constraints.real
+        Where the density is 1, such as ``constraints.positive`` for a standard deviation.
 
     Examples
     --------
@@ -28,13 +30,16 @@ class Flat(Distribution):
     >>> from skavi.distributions import Flat
     >>> Flat().log_prob(torch.tensor(3.0)).item()
     0.0
+    >>> Flat(support=torch.distributions.constraints.positive).support
+    GreaterThan(lower_bound=0.0)
     """
 
     arg_constraints: dict = {}
-    support = constraints.real
+    support: constraints.Constraint = constraints.real
     has_rsample = False
 
-    def __init__(self, shape=()):
+    def __init__(self, shape=(), support=constraints.real):
+        self.support = support
         super().__init__(batch_shape=torch.Size(shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
