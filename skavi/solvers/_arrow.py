@@ -154,7 +154,8 @@ def positive(A):
         return A
     scale = A.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(1e-300)
     ridge = 1e-12 * scale[..., None, None] * torch.eye(A.shape[-1]).to(A)
-    _, info = torch.linalg.cholesky_ex(A - _FLOOR * torch.eye(A.shape[-1]).to(A))
+    # However narrow: a ridge between correlated globals must be walked in one step, not a floor's.
+    _, info = torch.linalg.cholesky_ex(A - 100 * ridge)
     bad = info != 0
     if not bool(bad.any()):
         return A + ridge
