@@ -52,7 +52,7 @@ def default_noise(objective: Objective, n_rows: int):
     """Choose a deterministic rule if one evaluation is of a size for it."""
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
-    n_latents, n_globals = objective.n_latents, objective.space.size
+    n_latents, n_globals = objective.n_latents, objective.n_drawn_globals
     dimension = n_latents * objective.noise_blocks(n_rows) + n_globals
     if dimension <= _MAX_PRODUCT_DIMENSION:
         n_nodes = 3
@@ -95,7 +95,7 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     For models that do not couple rows the rule does not depend on their number, so that no row's
     result depends on which others are there.
     """
-    dimension = objective.n_latents * objective.noise_blocks(n_rows) + objective.space.size
+    dimension = objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
     if dimension > _MAX_QUASI_DIMENSION:
         return FixedDraws(n_draws, seed)
     while n_draws <= 2 * dimension:
@@ -107,7 +107,7 @@ def affordable(noise, objective: Objective, n_rows: int) -> bool:
     """Say whether one evaluation under `noise` stays within the budget."""
     try:
         n_noise = objective.n_latents * objective.noise_blocks(n_rows)
-        nodes = noise.nodes(objective.space.size, n_noise, 1, None)
+        nodes = noise.nodes(objective.n_drawn_globals, n_noise, 1, None)
     except ValueError:
         return False
     n_nodes = 1 if nodes is None else len(nodes.weights)

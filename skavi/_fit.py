@@ -363,6 +363,6 @@ def antithetic(n_draws: int, dimension: int) -> Tensor:
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:
     """Return how many rows to solve at once, so that memory stays bounded."""
-    nodes = noise.nodes(objective.space.size, objective.n_latents, 1, None)
+    nodes = noise.nodes(objective.n_drawn_globals, objective.n_latents, 1, None)
     n_nodes = 1 if nodes is None else len(nodes.weights)
     return max(1, _CHUNK_BUDGET // (n_nodes * max(objective.n_latents, n_features)))

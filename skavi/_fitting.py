@@ -116,10 +116,8 @@ class VariationalInference(
             int(private_state(self.random_state).randint(2**31 - 1))
         )
         model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
-        family, global_family = (
-            clone(f) if f is not None else DiagonalNormal()
-            for f in (self.family, self.global_family)
-        )
+        family = clone(self.family) if self.family is not None else DiagonalNormal()
+        global_family = clone(model.global_family(self.global_family))
         function, noise, solver = self._function(), self.noise, self.solver
         components = {
             "model": model,

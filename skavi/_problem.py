@@ -83,7 +83,7 @@ class Problem:
         if self._kept:
             nodes = self._kept[0]
         else:
-            size, k = objective.space.size, objective.n_latents
+            size, k = objective.n_drawn_globals, objective.n_latents
             nodes = self.noise.nodes(size, k * blocks, n_rows, self.generator)
             nodes = nodes if nodes is None else nodes.to(self.rows.X)
             if shared:

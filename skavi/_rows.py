@@ -1,4 +1,4 @@
-"""Rows of X as the library holds them: tensors with weights, and windows of neighbouring rows."""
+"""Rows of X as the library holds them: tensors with weights, cells that may be missing, windows."""
 
 from dataclasses import dataclass
 
@@ -30,6 +30,56 @@ class Rows:
 
     def __getitem__(self, index) -> "Rows":
         return Rows(self.X[index], self.weights[index])
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The observed cells of X; a missing one is NaN in X.
+
+    Without missing cells every sum is the plain one, to the last bit.
+
+    Attributes
+    ----------
+    values : Tensor of shape (n_rows, n_features)
+        X, with zeros where a cell is missing.
+    observed : Tensor of bool of shape (n_rows, n_features), or None
+        Which cells are there; None: all of them.
+    """
+
+    values: Tensor
+    observed: Tensor | None
+
+    @classmethod
+    def of(cls, X: Tensor) -> "Cells":
+        """Tell the observed cells of X from the missing ones."""
+        if not bool(X.sum().isnan()):  # one pass, no mask: X is finite but for NaN
+            return cls(X, None)
+        observed = ~X.isnan()
+        return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
+
+    def masked(self, table: Tensor) -> Tensor:
+        """Return a number a cell with zeros where the cell is missing."""
+        if self.observed is None:
+            return table
+        return torch.where(self.observed, table, torch.zeros_like(table))
+
+    def over_columns(self, terms: Tensor) -> Tensor:
+        """Sum terms a column, (n_features, ...), over each row's cells: (1 or n_rows, ...)."""
+        if self.observed is None:
+            return terms.sum(0, keepdim=True)
+        return torch.tensordot(self.observed.to(terms), terms, 1)
+
+    def over_rows(self, weights: Tensor, terms: Tensor) -> Tensor:
+        """Weigh and sum terms a row, (n_rows, ...), over each column's cells: (1 or D, ...)."""
+        if self.observed is None:
+            return torch.tensordot(weights, terms, 1).unsqueeze(0)
+        return torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1)
+
+    def mean_and_variance(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns' weighted means and variances, over the cells that are there."""
+        total = self.over_rows(weights, torch.ones_like(weights))
+        mean = weights @ self.values / total
+        return mean, weights @ self.masked(self.values - mean) ** 2 / total
 
 
 def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:

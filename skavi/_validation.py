@@ -20,6 +20,11 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     TypeError, ValueError
         Naming the method of the model that is off, with what was got and what is needed.
     """
+    if not family.random:
+        raise ValueError(
+            f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
+            "global_family."
+        )
     n_features = rows.X.shape[1]
     n_latents = model.n_latents(n_features)
     if not isinstance(n_latents, Integral) or n_latents < 1:

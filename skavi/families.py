@@ -14,6 +14,8 @@ from torch import Tensor
 from skavi._component import Component
 
 LOG_2PI = math.log(2 * math.pi)
+#: Natural length of a step of a point, on the unconstrained scale.
+_POINT_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class NormalFactors(ABC):
     def block_covariance(self, index: Tensor) -> Tensor:
         """Covariances within tuples of coordinates `index` (b, j), shape (..., b, j, j)."""
 
+    @abstractmethod
+    def variance_along(self, directions: Tensor, index: Tensor) -> Tensor:
+        """Variances of the coordinates `index` (b, j) along `directions` (n, j), shape (n, b)."""
+
+    def given_first(self, n: int) -> "NormalFactors":
+        """Return the factors given that the first n coordinates' noise is zero."""
+        later = torch.arange(self.mean.shape[-1], device=self.mean.device) >= n
+        return type(self)(self.mean, self.scale * later)
+
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""
         return self.log_det_scale + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
@@ -74,6 +85,9 @@ class DiagonalFactors(NormalFactors):
     def block_covariance(self, index: Tensor) -> Tensor:
         return torch.diag_embed(self.scale[..., index] ** 2)
 
+    def variance_along(self, directions, index):
+        return directions**2 @ (self.scale[index] ** 2).mT
+
 
 class FullFactors(NormalFactors):
     """Correlated coordinates; `scale` holds lower Cholesky factors."""
@@ -96,9 +110,29 @@ class FullFactors(NormalFactors):
         rows = self.scale[..., index, :]
         return rows @ rows.mT
 
+    def variance_along(self, directions, index):
+        products = directions.unsqueeze(-1) * directions.unsqueeze(-2)
+        return torch.tensordot(products, self.block_covariance(index), [(-2, -1), (-2, -1)])
+
+
+class PointFactors(DiagonalFactors):
+    """All mass on the mean: no spread, and an entropy and a log density that are counted as 0."""
+
+    def draw(self, noise: Tensor) -> Tensor:
+        return self.mean.expand(*noise.shape[:-1], self.mean.shape[-1])
+
+    def entropy(self) -> Tensor:
+        return self.mean.new_zeros(self.mean.shape[:-1])
+
+    def log_prob(self, noise: Tensor) -> Tensor:
+        return noise.new_zeros(noise.shape[:-1])
+
 
 class Family(Component):
     """A parametric family of normal factors over unconstrained numbers."""
+
+    #: Whether a factor has any spread: draws of a point need no noise.
+    random: bool = True
 
     @abstractmethod
     def n_parameters(self, n_latents: int) -> int:
@@ -186,3 +220,35 @@ class FullNormal(Family):
         diagonal = factors.covariance().diagonal(dim1=-2, dim2=-1).sqrt()
         row, _ = torch.tril_indices(k, k, offset=-1, device=sd.device)
         return torch.cat([sd, torch.full_like(sd, math.sqrt(0.5)), diagonal[..., row]], -1)
+
+
+class Point(Family):
+    """A point estimate in place of a distribution: for q(theta) only.
+
+    The ELBO then holds the log prior density at the point, on the unconstrained scale, and no
+    entropy of theta: its maximum is the maximum a posteriori estimate of theta under the bound, and
+    it is no bound on the evidence. Standard deviations of theta are 0.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.families import Point
+    >>> from skavi.models import LinearModel
+    >>> vi = FactorizedVI(LinearModel(), global_family=Point()).fit([[0.0], [1.0], [5.0]])
+    >>> float(vi.global_posterior_.sd["theta"])
+    0.0
+    """
+
+    random = False
+
+    def n_parameters(self, n_latents):
+        return n_latents
+
+    def factors(self, raw, n_latents):
+        return PointFactors(raw, torch.zeros_like(raw))
+
+    def raw(self, factors):
+        return factors.mean
+
+    def steps(self, factors):
+        return torch.full_like(factors.mean, _POINT_STEP)

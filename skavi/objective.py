@@ -46,6 +46,14 @@ class Objective:
         """Read raw parameters as q(u), the factor of the unconstrained globals."""
         return self.global_family.factors(raw, self.space.size)
 
+    @property
+    def n_drawn_globals(self) -> int:
+        """Count the globals that need noise: the rest the model integrates out, or q is a point."""
+        if not self.global_family.random:
+            return 0
+        kept = [n for n in self.space.slices if n not in self.model.integrated_globals]
+        return max((self.space.slices[name].stop for name in kept), default=0)
+
     def noise_blocks(self, n_rows: int) -> int:
         """Count the rows that meet in one term of the log joint: their noise is independent.
 
@@ -75,13 +83,28 @@ class Objective:
                 )
             return self.model.expected_log_local(factors, globals_, X)
 
+        drawn = self.n_drawn_globals
+        rest = globals_.given_first(drawn)
+
         def density(u, z):
             theta = self.space.constrain(u)
-            return self.model.half_expected_terms(theta, z, factors, X)
+            return self.model.half_expected_terms(theta, z, factors, rest, X)
 
-        u, z = globals_.draw(nodes.globals_), factors.draw(nodes.locals_)
-        terms = torch.func.vmap(density)(u, z) if self.batched else _looped(density, u, z)
+        z = factors.draw(nodes.locals_)
+        noise = torch.nn.functional.pad(nodes.globals_, (0, self.space.size - drawn))
+        u = globals_.draw(noise) if drawn else globals_.mean.unsqueeze(0)
+        terms = self._evaluate(density, u, z)
         return torch.tensordot(nodes.weights, terms, 1)
+
+    def _evaluate(self, density, u, z):
+        """Evaluate at every pair of draws; one u alone is that of every z."""
+        if not self.batched:
+            return torch.stack(
+                [density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)]
+            )
+        if len(u) == 1:
+            return torch.func.vmap(lambda row: density(u[0], row))(z)
+        return torch.func.vmap(density)(u, z)
 
     def global_term(self, raw_globals: Tensor) -> Tensor:
         """E_q[log p(theta)] + H[q(theta)], a scalar."""
@@ -93,7 +116,3 @@ class Objective:
         terms = self.row_terms(raw, raw_globals, X, nodes)
         rows = weights @ terms if terms.dim() else terms
         return rows + self.global_term(raw_globals)
-
-
-def _looped(density, u, z):
-    return torch.stack([density(one, row) for one, row in zip(u, z, strict=True)])

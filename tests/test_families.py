@@ -1,10 +1,14 @@
 """A normal factor is what its numbers say: against torch.distributions, for every family."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from skavi.families import DiagonalFactors, DiagonalNormal, FullFactors, FullNormal
+from skavi import FactorizedVI
+from skavi.families import DiagonalFactors, DiagonalNormal, FullFactors, FullNormal, Point
+from skavi.models import LinearModel
 
 FAMILIES = [DiagonalNormal(), FullNormal()]
 N_ROWS, N_LATENTS = 4, 3
@@ -107,3 +111,55 @@ def test_factors_go_through_vmap_and_gradients(family):
 def test_families_give_their_own_factors():
     assert isinstance(DiagonalNormal().factors(torch.zeros(4), 2), DiagonalFactors)
     assert isinstance(FullNormal().factors(torch.zeros(5), 2), FullFactors)
+
+
+@each_family
+def test_variances_along_directions_are_quadratic_forms(family):
+    factors = family.factors(random_raw(family)[0], N_LATENTS)
+    index = torch.tensor([[2, 0], [1, 2], [0, 1]])
+    directions = torch.tensor([[1.0, -2.0], [0.5, 3.0]]).double()
+    blocks = factors.covariance()[index.unsqueeze(-1), index.unsqueeze(-2)]
+    expected = torch.einsum("ni,bij,nj->nb", directions, blocks, directions)
+    torch.testing.assert_close(
+        factors.variance_along(directions, index), expected, rtol=1e-12, atol=0
+    )
+
+
+@each_family
+def test_given_the_first_coordinates_the_rest_is_their_conditional(family):
+    """Drawing the first with their noise and the rest around it is drawing all of them."""
+    factors = family.factors(random_raw(family)[0], N_LATENTS)
+    rest, covariance = factors.given_first(1), factors.covariance()
+    cross = covariance[1:, :1]
+    schur = covariance[1:, 1:] - cross @ cross.mT / covariance[0, 0]
+    torch.testing.assert_close(rest.covariance()[1:, 1:], schur, rtol=1e-12, atol=1e-14)
+    noise = torch.tensor([0.7, 0.0, 0.0]).double()
+    moved = factors.draw(noise) - factors.mean
+    expected = cross[:, 0] / covariance[0, 0] * moved[0]  # the regression on the first
+    torch.testing.assert_close(moved[1:], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_point_has_no_spread_and_no_entropy(noise):
+    point = Point().factors(random_raw(Point()), N_LATENTS)
+    assert torch.equal(point.draw(noise), point.mean.expand_as(noise))
+    assert not point.sd.any() and not point.entropy().any() and not point.log_prob(noise).any()
+
+
+def test_point_estimates_of_theta_maximise_the_penalised_bound():
+    """LinearModel: its flat theta shifts every row, so the estimate is the mean of the rows."""
+    X = torch.tensor([[0.0], [1.0], [5.0]]).numpy()
+    vi = FactorizedVI(LinearModel(), global_family=Point(), tol=1e-12).fit(X)
+    spread = FactorizedVI(LinearModel(), tol=1e-12).fit(X)
+    assert vi.global_posterior_.mean["theta"] == pytest.approx(2.0, abs=1e-8)
+    sd = float(spread.global_posterior_.sd["theta"])
+    assert vi.global_posterior_.sd["theta"] == 0 and sd > 0
+    # Normal q: the bound falls by a half for theta's spread and gains its entropy.
+    entropy = math.log(sd) + 0.5 * math.log(2 * math.pi * math.e)
+    assert vi.elbo_ == pytest.approx(spread.elbo_ - entropy + 0.5, abs=1e-9)
+    draws = vi.global_posterior_.sample(4, random_state=0)["theta"]
+    assert (draws == vi.global_posterior_.mean["theta"]).all()
+
+
+def test_a_point_is_no_factor_of_latents():
+    with pytest.raises(ValueError, match=r"family=Point\(\): q\(z_n\) needs a spread"):
+        FactorizedVI(LinearModel(), family=Point()).fit([[0.0], [1.0], [5.0]])

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from skavi._component import Component
 from skavi._globals import GlobalSpace, Theta
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
-from skavi.families import Family, NormalFactors
+from skavi.families import DiagonalNormal, Family, NormalFactors
 
 
 class LatentVariableModel(Component, ABC):
@@ -33,6 +33,10 @@ class LatentVariableModel(Component, ABC):
     one_log_joint: bool = True
     #: Whether missing cells (NaN in X) are marginalised.
     allows_missing: bool = False
+    #: Whether X must hold nothing below zero.
+    positive_only: bool = False
+    #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
+    integrated_globals: tuple[str, ...] = ()
     #: Whether the rows are a series in time order, so that no row can be moved or left out.
     ordered: bool = False
     #: What rows before the first and after the last read as, in a window.
@@ -105,6 +109,14 @@ class LatentVariableModel(Component, ABC):
         """Return E[x_n | z_n, theta], shape (n_rows, n_features)."""
         raise NotImplementedError(f"{type(self).__name__} does not define predicted_mean.")
 
+    def cell_moments(self, theta: Theta, z: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of every cell of rows like X given z and theta."""
+        raise NotImplementedError(f"{type(self).__name__} does not define cell_moments.")
+
+    def global_family(self, asked: Family | None) -> Family:
+        """Return the family of q(theta): the one asked for, or the default."""
+        return DiagonalNormal() if asked is None else asked
+
     # --- what the library calls -----------------------------------------------------------------
 
     def global_space(self, X: Tensor) -> GlobalSpace:
@@ -116,8 +128,13 @@ class LatentVariableModel(Component, ABC):
         """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
         return self.log_joint(theta, z, X)
 
-    def half_expected_terms(self, theta: Theta, z: Tensor, factors: NormalFactors, X: Tensor):
-        """Return `log_terms` with whatever is known in closed form given theta not sampled in z."""
+    def half_expected_terms(
+        self, theta: Theta, z: Tensor, factors: NormalFactors, rest: NormalFactors, X: Tensor
+    ) -> Tensor:
+        """Return `log_terms` with whatever is known in closed form given the draws not sampled.
+
+        `rest` is the factor of all globals given those that were drawn: theta holds its mean.
+        """
         return self.log_terms(theta, z, X)
 
 
@@ -190,14 +207,17 @@ class HierarchicalModel(LatentVariableModel):
     def log_terms(self, theta, z, X):
         return self.log_local(theta, z, X)
 
-    def half_expected_terms(self, theta, z, factors, X):
+    def half_expected_terms(self, theta, z, factors, rest, X):
         if type(self).log_local is not HierarchicalModel.log_local:
             return self.log_local(theta, z, X)  # written out: nothing to take apart
+        return self.expected_log_prior(theta, z, factors, X) + self.log_likelihood(theta, z, X)
+
+    def expected_log_prior(self, theta, z, factors, X):
+        """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
             closed = expected_log_prob(prior, factors.mean, factors.sd)
-        expected = self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
-        return expected + self.log_likelihood(theta, z, X)
+        return self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
 
     def check_shapes(self, theta, z, X):
         own = type(self)
