@@ -22,7 +22,7 @@ from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import CoordinateAscent, Newton, Outcome, Solver, State
+from skavi.solvers import CoordinateAscent, Newton, Outcome, Run, Solver, State
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
@@ -116,18 +116,40 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where a fit stands after an iteration; `curve` grows as it goes on."""
+    """Where a fit stands: in a run, after other ones.
+
+    Attributes
+    ----------
+    problem : Problem
+    solver : Solver
+    run : Run
+        Its memory goes on changing; always to a whole iterate.
+    before : list of float
+        ELBOs of the runs before.
+    stage : int
+        From 1; rises when the noise rule is refined.
+    """
 
     problem: Problem
     solver: Solver
-    state: State
-    curve: list[float]
+    run: Run
+    before: list[float]
+    stage: int
+
+    @property
+    def elbo(self) -> float:
+        """ELBO in nats, as the solver sees it."""
+        return self.run.memory.elbo
+
+    @property
+    def n_iter(self) -> int:
+        """Iterations of the fit so far."""
+        return len(self.before) + self.run.memory.n_iter
 
     def fitted(self) -> Fitted:
         """Return a copy of everything, as if the fit had stopped here."""
-        parameters = {name: value.clone() for name, value in self.state.parameters.items()}
-        state = State(parameters, self.state.globals_.clone())
-        outcome = Outcome(state, list(self.curve), False, math.nan, math.nan)
+        curve = self.before + self.run.curve[: self.run.memory.n_iter]
+        outcome = Outcome(self.run.state().copied(), curve, False, math.nan, math.nan)
         return Fitted(self.problem, self.solver, outcome)
 
 
@@ -183,12 +205,12 @@ def _best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
 
 
 class _Climb:
-    """Call the solver again and again on one count of iterations and one curve."""
+    """Run the solver again and again on one count of iterations and one curve."""
 
     def __init__(self, solver, max_iter, progress):
         self.solver, self.left, self.progress = solver, max_iter, progress
         self.outcome: Outcome | None = None
-        self.curve: list[float] = []
+        self.noise, self.stage = None, 0
         self.stopped = False
 
     def __call__(self, problem, state, tol):
@@ -197,16 +219,19 @@ class _Climb:
             self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
             return state
 
-        def report(state, elbo):
-            self.curve.append(elbo)
-            self.stopped = self.progress(Iterate(problem, self.solver, state, self.curve))
+        before = self.outcome.curve if self.outcome else []
+        if problem.noise is not self.noise:
+            self.noise, self.stage = problem.noise, self.stage + 1
+
+        def report(run):
+            iterate = Iterate(problem, self.solver, run, before, self.stage)
+            self.stopped = self.progress(iterate)
             return self.stopped
 
         new = self.solver.solve(problem, state, tol, self.left, report)
         self.left -= len(new.curve)
-        before = self.outcome.curve if self.outcome else []
-        self.outcome = replace(new, curve=before + new.curve)
-        return new.state
+        self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
+        return self.outcome.state
 
 
 def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:

@@ -40,22 +40,20 @@ class Reporter:
     def __init__(self, estimator, context, X):
         self.estimator, self.context, self.X = estimator, context, X
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
-        self.noise, self.stage, self.stopped = None, 0, False
+        self.stopped = False
 
     def __call__(self, iterate):
         if not self.listening:
             return False
-        if iterate.problem.noise is not self.noise:
-            self.noise, self.stage = iterate.problem.noise, self.stage + 1
         task = self.context.subcontext(task_name="iteration")
         task.call_on_fit_task_begin(estimator=self.estimator, X=self.X)
         self.stopped = task.call_on_fit_task_end(
             estimator=self.estimator,
             X=self.X,
             metadata={
-                "elbo": iterate.curve[-1],
-                "iteration": len(iterate.curve),
-                "stage": self.stage,
+                "elbo": iterate.elbo,
+                "iteration": iterate.n_iter,
+                "stage": iterate.stage,
             },
             reconstruction_attributes=lambda: self._attributes(iterate.fitted()),
         )

@@ -1,10 +1,12 @@
 """Adam for any noise, with a stop rule that works on a noisy ELBO."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from skavi.solvers._base import Outcome, Solver, State, natural_steps
+from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 
 _WINDOW = 200
 _DECAY, _SMALLEST = 0.3, 0.003
@@ -68,137 +70,115 @@ class Adam(Solver):
                 f"{type(model).__name__} gives one log joint for all rows: use batch_size=None."
             )
 
-    def solve(self, problem, state, tol, max_iter, progress):
-        descent = _Descent(problem, state, self.batch_size)
-        default = 0.05 if problem.function.tabular else 0.003
-        rate = start = self.learning_rate or default
-        window = _Window(_WINDOW * (1 if not descent.lazy else math.ceil(descent.n_batches / 20)))
-        curve: list[float] = []
-        converged = False
-        while len(curve) < max_iter:
-            multiplier = self.schedule(len(curve)) if self.schedule else 1.0
-            elbo = descent.step(rate * multiplier)
-            if not math.isfinite(elbo):
-                rate *= _DECAY
-                descent.retreat(len(curve))
-                continue
-            curve.append(elbo)
-            if window.stalled(elbo):
-                descent.keep()
-                rate *= _DECAY
-                converged = self.schedule is not None or rate < _SMALLEST * start
-                descent.averaging = rate * _DECAY < _SMALLEST * start
-            if progress(descent.state(), elbo) or converged:
-                break
-        return Outcome(
-            state=descent.state(),
-            curve=curve,
-            converged=converged,
-            suboptimality=window.noise,
-            gradient_norm=descent.gradient_norm,
+    def begin(self, problem, state, tol):
+        return _Ascent(self, problem, state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory(Memory):
+    """Lists have an entry a tensor that moves: the function's parameters, then the globals."""
+
+    values: list[Tensor]
+    moments: list[tuple[Tensor, Tensor]]
+    counts: list[Tensor]
+    kept: list[Tensor]
+    rate: float
+    retreats: int = 0
+    averages: list[Tensor] | None = None
+    n_averaged: int = 0
+    averaging: bool = False
+    window_began: int = 0
+    window_before: tuple[float, float] | None = None
+    noise: float = math.inf
+    gradient_norm: float = math.inf
+    converged: bool = False
+
+
+class _Ascent(Run):
+    """Adam's moments for every tensor, row by row for a table in minibatches.
+
+    Such a table and its moments are moved in place, a batch at a time; what stood in the rows of
+    the last batch is kept, to be put back if the step is interrupted.
+    """
+
+    def __init__(self, solver, problem, state):
+        self.problem, self.schedule, n = problem, solver.schedule, len(problem.rows)
+        self.batch_size = min(solver.batch_size or n, n)
+        self.lazy = self.batch_size < n and problem.function.tabular
+        self.window = _WINDOW
+        if self.lazy:
+            self.window *= math.ceil(math.ceil(n / self.batch_size) / 20)
+        self.names, self.frozen = list(state.parameters), state.globals_
+        lengths, global_lengths = natural_steps(problem, state)
+        values, self.lengths = list(state.parameters.values()), list(lengths.values())
+        if not problem.frozen_globals:
+            values.append(state.globals_)
+            self.lengths.append(global_lengths)
+        self.rate = solver.learning_rate or (0.05 if problem.function.tabular else 0.003)
+        self.undo: tuple | None = None
+        values = [value.clone() for value in values]
+        super().__init__(
+            _Memory(
+                values=values,
+                moments=self._no_moments(values),
+                counts=self._no_counts(values),
+                kept=self._kept(values),
+                rate=self.rate,
+            )
         )
 
-
-class _Window:
-    """Compare the means of two successive windows of noisy values."""
-
-    def __init__(self, length):
-        self.length, self.values, self.before = length, [], None
-        self.noise = math.inf
-
-    def stalled(self, value):
-        """Add a value; say whether a full window just ended that is no better than the last."""
-        self.values.append(value)
-        if len(self.values) < self.length:
-            return False
-        values = torch.tensor(self.values, dtype=torch.float64)
-        now, self.values = (float(values.mean()), float(values.var()) / self.length), []
-        before, self.before = self.before, now
-        if before is None:
-            return False
-        self.noise = 2 * math.sqrt(now[1] + before[1])
-        stalled = now[0] - before[0] <= self.noise
-        if stalled:
-            self.before = None
-        return stalled
-
-
-class _Descent:
-    """Adam's moments for every tensor, row by row for a table in minibatches."""
-
-    def __init__(self, problem, state, batch_size):
-        self.problem = problem
-        n = len(problem.rows)
-        self.batch_size = n if batch_size is None else min(batch_size, n)
-        self.n_batches = math.ceil(n / self.batch_size)
-        self.lazy = self.batch_size < n and problem.function.tabular
-        self.names = list(state.parameters)
-        lengths, global_lengths = natural_steps(problem, state)
-        self.values = [value.clone() for value in state.parameters.values()]
-        self.lengths = list(lengths.values())
-        self.frozen = state.globals_
-        if not problem.frozen_globals:
-            self.values.append(state.globals_.clone())
-            self.lengths.append(global_lengths)
-        self.moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self.values]
-        self.counts = [
-            v.new_zeros(len(v), 1) if self._is_table(i) else v.new_zeros(())
-            for i, v in enumerate(self.values)
-        ]
-        self.averages, self.n_averaged, self.averaging = None, 0, False
-        self.gradient_norm, self.retreats = math.inf, 0
-        self.keep()
-
-    def _is_table(self, i):
-        return self.lazy and i == 0
-
-    def state(self):
-        values = list(self.averages if self.averages and not self.lazy else self.values)
-        globals_ = self.frozen if self.problem.frozen_globals else values.pop()
-        return State(dict(zip(self.names, values, strict=True)), globals_)
-
-    def keep(self):
-        """Remember the present values as the place to retreat to."""
-        self.kept = [value.clone() for value in self.values]
-
-    def retreat(self, iteration):
-        """Go back to the last values kept, with the moments forgotten."""
-        self.retreats += 1
-        if self.retreats > _MAX_RETREATS:
-            raise FloatingPointError(
-                f"Adam met a non-finite ELBO or gradient at iteration {iteration} and could not "
-                f"get round it in {_MAX_RETREATS} retreats: lower solver__learning_rate, or check "
-                "the model's densities for overflow."
-            )
-        self.values = [value.clone() for value in self.kept]
-        self.moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self.values]
-        self.counts = [torch.zeros_like(count) for count in self.counts]
-
-    def step(self, rate):
-        """Take one step up; return the ELBO estimate where it began, NaN if it was not finite."""
+    def step(self, memory):
         n, size = len(self.problem.rows), self.batch_size
+        multiplier = self.schedule(memory.n_iter) if self.schedule else 1.0
         batch = self.problem.draw_batch(size) if size < n else None
-        index = batch.index if batch else None
+        rows = batch.index if batch else ...
+        where = [rows if self._in_place(i) else ... for i in range(len(memory.values))]
         leaves = [
-            (value[index] if self._is_table(i) else value).detach().requires_grad_(True)
-            for i, value in enumerate(self.values)
+            value[index].detach().requires_grad_(True)
+            for value, index in zip(memory.values, where, strict=True)
         ]
         elbo = self._elbo(leaves, batch)
         gradients = torch.autograd.grad(elbo, leaves)
-        finite = bool(torch.isfinite(elbo)) and all(
-            bool(torch.isfinite(g).all()) for g in gradients
+        if not all(bool(torch.isfinite(value).all()) for value in (elbo, *gradients)):
+            return self._retreat(memory)
+        natural = [
+            gradient * lengths[index]
+            for gradient, lengths, index in zip(gradients, self.lengths, where, strict=True)
+        ]
+        squared = sum(float((gradient**2).sum()) for gradient in natural)
+        if self.lazy:
+            self.undo = memory.n_iter, rows, leaves[0].detach()
+        moved = [
+            self._move(i, where[i], gradient, memory, memory.rate * multiplier)
+            for i, gradient in enumerate(natural)
+        ]
+        values, moments, counts = map(list, zip(*moved, strict=True))
+        memory = replace(
+            memory,
+            n_iter=memory.n_iter + 1,
+            elbo=float(elbo.detach()),
+            values=values,
+            moments=moments,
+            counts=counts,
+            gradient_norm=math.sqrt(squared) / self.problem.total_weight,
         )
-        if not finite:
-            return math.nan
-        squared = 0.0
-        for i, gradient in enumerate(gradients):
-            where = index if self._is_table(i) else slice(None)
-            gradient = gradient * self.lengths[i][where]
-            squared += float((gradient**2).sum())
-            self._move(i, where, gradient, rate)
-        self.gradient_norm = math.sqrt(squared) / self.problem.total_weight
-        self._average()
-        return float(elbo.detach())
+        return self._judged(self._averaged(memory))
+
+    def _in_place(self, i):
+        return self.lazy and i == 0
+
+    def _kept(self, values):
+        """Return values to retreat to, which no later step moves."""
+        return [value.clone() if self._in_place(i) else value for i, value in enumerate(values)]
+
+    def _no_moments(self, values):
+        return [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+
+    def _no_counts(self, values):
+        return [
+            value.new_zeros(len(value), 1) if self._in_place(i) else value.new_zeros(())
+            for i, value in enumerate(values)
+        ]
 
     def _elbo(self, leaves, batch):
         leaves = list(leaves)
@@ -210,31 +190,91 @@ class _Descent:
             return self.problem.batch_elbo_of(leaves[0], globals_, batch)
         return self.problem.batch_elbo(state, batch)
 
-    def _move(self, i, where, gradient, rate):
-        first, second = self.moments[i]
+    def _move(self, i, where, gradient, memory, rate):
+        """Return a tensor, its moments and its counts after a step of some of its rows."""
+        value, (first, second), count = memory.values[i], memory.moments[i], memory.counts[i]
         first_decay, second_decay = _BETAS
-        count = self.counts[i]
-        if self._is_table(i):
-            count[where] += 1
-            count = count[where]
-            gathered = first[where], second[where]
-        else:
-            count += 1
-            where, gathered = Ellipsis, (first, second)
-        m = first_decay * gathered[0] + (1 - first_decay) * gradient
-        v = second_decay * gathered[1] + (1 - second_decay) * gradient**2
-        first[where], second[where] = m, v
-        unbiased = (v / (1 - second_decay**count)).sqrt() + _EPSILON
-        self.values[i][where] += (
-            rate * self.lengths[i][where] * m / (1 - first_decay**count) / unbiased
+        n = count[where] + 1
+        m = first_decay * first[where] + (1 - first_decay) * gradient
+        v = second_decay * second[where] + (1 - second_decay) * gradient**2
+        unbiased = (v / (1 - second_decay**n)).sqrt() + _EPSILON
+        step = rate * self.lengths[i][where] * m / (1 - first_decay**n) / unbiased
+        new = value[where] + step
+        if not self._in_place(i):
+            return new, (m, v), n
+        first[where], second[where], count[where], value[where] = m, v, n, new
+        return value, (first, second), count
+
+    def _retreat(self, memory):
+        """Go back to the last values kept, more slowly, with the moments forgotten."""
+        if memory.retreats == _MAX_RETREATS:
+            raise FloatingPointError(
+                f"Adam met a non-finite ELBO or gradient at iteration {memory.n_iter} and could "
+                f"not get round it in {_MAX_RETREATS} retreats: lower solver__learning_rate, or "
+                "check the model's densities for overflow."
+            )
+        return replace(
+            memory,
+            values=[value.clone() for value in memory.kept],
+            moments=self._no_moments(memory.kept),
+            counts=self._no_counts(memory.kept),
+            rate=memory.rate * _DECAY,
+            retreats=memory.retreats + 1,
         )
 
-    def _average(self):
-        if not self.averaging:
-            return
-        if self.averages is None:
-            self.averages, self.n_averaged = [value.clone() for value in self.values], 1
-            return
-        self.n_averaged += 1
-        for average, value in zip(self.averages, self.values, strict=True):
-            average += (value - average) / self.n_averaged
+    def _averaged(self, memory):
+        """Add the values to the running averages, in the last stage."""
+        if self.lazy or not memory.averaging:
+            return memory
+        if memory.averages is None:
+            return replace(memory, averages=self._kept(memory.values), n_averaged=1)
+        n = memory.n_averaged + 1
+        pairs = zip(memory.averages, memory.values, strict=True)
+        return replace(memory, averages=[a + (v - a) / n for a, v in pairs], n_averaged=n)
+
+    def _judged(self, memory):
+        """Compare a window of ELBOs that is full with the one before; slow down if none rose."""
+        if memory.n_iter - memory.window_began < self.window:
+            return memory
+        window = [*self.curve[memory.window_began : memory.n_iter - 1], memory.elbo]
+        values = torch.tensor(window, dtype=torch.float64)
+        now, before = (
+            (float(values.mean()), float(values.var()) / self.window),
+            memory.window_before,
+        )
+        memory = replace(memory, window_began=memory.n_iter, window_before=now)
+        if before is None:
+            return memory
+        noise = 2 * math.sqrt(now[1] + before[1])
+        memory = replace(memory, noise=noise)
+        if now[0] - before[0] > noise:
+            return memory
+        rate = memory.rate * _DECAY
+        converged = self.schedule is not None or rate < _SMALLEST * self.rate
+        return replace(
+            memory,
+            finished=converged,
+            converged=converged,
+            rate=rate,
+            kept=self._kept(memory.values),
+            window_before=None,
+            averaging=rate * _DECAY < _SMALLEST * self.rate,
+        )
+
+    def state(self):
+        memory = self.memory
+        if self.undo is not None and self.undo[0] == memory.n_iter:
+            _, index, rows = self.undo  # a step began to move the table, and was interrupted
+            memory.values[0][index] = rows
+        values = list(memory.averages or memory.values)
+        globals_ = self.frozen if self.problem.frozen_globals else values.pop()
+        return State(dict(zip(self.names, values, strict=True)), globals_)
+
+    def outcome(self):
+        return Outcome(
+            state=self.state(),
+            curve=self.curve,
+            converged=self.memory.converged,
+            suboptimality=self.memory.noise,
+            gradient_norm=self.memory.gradient_norm,
+        )

@@ -22,6 +22,9 @@ class Step:
 class System:
     """Derivatives of the ELBO in every row's raw parameters and in the globals'."""
 
+    #: Of a system that is damped: the one thing that it carries from step to step.
+    damping: float = 0.0
+
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective
         self.weights = problem.rows.weights

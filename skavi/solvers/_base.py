@@ -1,8 +1,10 @@
-"""What every solver is."""
+"""What every solver is: a run of iterations, each a step from one memory to the next."""
 
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,12 @@ class State:
 
     parameters: Parameters
     globals_: Tensor
+
+    def copied(self) -> "State":
+        """Return the same numbers in memory of their own, laid out row by row."""
+        own = {"memory_format": torch.contiguous_format}
+        parameters = {name: value.clone(**own) for name, value in self.parameters.items()}
+        return State(parameters, self.globals_.clone(**own))
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,75 @@ class Outcome:
     gradient_norm: float
 
 
-Progress = Callable[[State, float], bool]
-"""Called after each iteration with the state and its ELBO; True stops the fit."""
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """All that a run carries from one iteration to the next: numbers, tensors, lists of them.
+
+    Attributes
+    ----------
+    n_iter : int
+        Iterations so far.
+    elbo : float
+        After the last of them, in nats.
+    finished : bool
+        Whether the solver has nothing left to do.
+    """
+
+    n_iter: int = 0
+    elbo: float = math.nan
+    finished: bool = False
+
+
+class Run(ABC):
+    """A solver on its way up a problem.
+
+    An iteration makes a new memory of the old one, which is put in its place in one assignment: an
+    interrupt at any instant finds one of the two whole, and a run begun anew on the same problem
+    and given the memory of another goes on exactly as that one would have.
+
+    Attributes
+    ----------
+    memory : Memory
+    curve : list of float
+        ELBO after each iteration; only the first ``memory.n_iter`` entries count.
+    """
+
+    def __init__(self, memory):
+        self.memory: Any = memory
+        self.curve: list[float] = []
+
+    @abstractmethod
+    def step(self, memory):
+        """Return the memory after a step; with the same `n_iter` if that was no iteration."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return where the run stands."""
+
+    @abstractmethod
+    def outcome(self) -> Outcome:
+        """Return where the run stands, and how well it did."""
+
+    def climb(self, max_iter: int, progress: "Progress") -> Outcome:
+        """Go on until finished, stopped by `progress`, or at `max_iter` iterations in all."""
+        while self.memory.n_iter < max_iter and not self.memory.finished:
+            memory = self.step(self.memory)
+            counts = memory.n_iter > self.memory.n_iter
+            if counts:
+                self.curve.append(memory.elbo)
+            self.memory = memory
+            if counts and progress(self):
+                break
+        return self.outcome()
+
+    def resume(self, memory: dict[str, Any], curve: list[float]) -> None:
+        """Take over the fields of another run's memory, and its curve."""
+        self.memory = replace(self.memory, **memory)
+        self.curve = list(curve)
+
+
+Progress = Callable[[Run], bool]
+"""Called with the run after each iteration; True stops it."""
 
 
 class Solver(Component):
@@ -61,19 +136,21 @@ class Solver(Component):
     needs_deterministic_noise: bool = True
 
     @abstractmethod
-    def solve(self, problem, state, tol, max_iter, progress):
-        """Return the `Outcome` of at most `max_iter` iterations.
+    def begin(self, problem, state, tol) -> Run:
+        """Return a run that has not made a step.
 
         Parameters
         ----------
         problem : Problem
         state : State
+            Where to start.
         tol : float
             Suboptimality to reach, in nats a row.
-        max_iter : int
-        progress : callable
-            Called with (state, elbo) after each iteration; True stops the fit.
         """
+
+    def solve(self, problem, state, tol, max_iter, progress) -> Outcome:
+        """Return the `Outcome` of at most `max_iter` iterations from `state`."""
+        return self.begin(problem, state, tol).climb(max_iter, progress)
 
     def check_problem(self, problem):
         """Raise a ValueError if this solver cannot solve the problem."""

@@ -1,10 +1,12 @@
 """Coordinate ascent on closed-form updates, with an accelerated, still monotone, fixed point."""
 
 import math
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
-from skavi.solvers._base import Outcome, Solver, State
+from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
 # sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
@@ -57,44 +59,73 @@ class CoordinateAscent(Solver):
                 "solver=LBFGS()."
             )
 
-    def solve(self, problem, state, tol, max_iter, progress):
-        ascent = _Ascent(problem)
-        globals_, calm = state.globals_, 0
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        curve: list[float] = []
-        raw, value = ascent.locals_and_elbo(globals_)
-        tolerance, remaining, residual = tol * problem.total_weight, math.inf, math.inf
-        best, stalled = math.inf, 0
-        while len(curve) < max_iter and calm < 2:
-            swept = ascent.sweep(globals_, raw)
-            lengths = ascent.lengths(swept)
-            move = (swept - globals_) / lengths
-            residual = float(move.norm())
-            pairs = [*pairs[-self.memory :], (globals_, swept)] if self.memory else []
-            mixed = _anderson(pairs, lengths)
-            new, new_raw, new_value = ascent.better_of(mixed, swept, value)
-            gain = new_value - value
-            # A sweep of rate r leaves r / (1 - r) times its own gain; the move bounds it as well.
-            remaining = max(gain, 0.5 * residual**2)
-            globals_, raw, value = new, new_raw, new_value
-            curve.append(value)
-            rising = gain > _ROUNDING * abs(value)
-            stalled = 0 if rising or residual < 0.5 * best else stalled + 1
-            best = min(best, residual)
-            still = residual <= _STILL * tol or stalled >= _STALLED
-            calm = calm + 1 if remaining <= tolerance and still else 0
-            if progress(State({"values": raw}, globals_), value):
-                break
+    def begin(self, problem, state, tol):
+        return _Ascent(problem, state, tol, self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory(Memory):
+    globals_: Tensor
+    raw: Tensor
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    calm: int = 0
+    stalled: int = 0
+    least: float = math.inf
+    remaining: float = math.inf
+    residual: float = math.inf
+
+
+class _Ascent(Run):
+    """Sweeps over the blocks of q, mixed."""
+
+    def __init__(self, problem, state, tol, n_pairs):
+        self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
+        self.total_weight = problem.total_weight
+        raw, elbo = self.sweeps.locals_and_elbo(state.globals_)
+        super().__init__(_Memory(elbo=elbo, globals_=state.globals_, raw=raw))
+
+    def step(self, memory):
+        swept = self.sweeps.sweep(memory.globals_, memory.raw)
+        lengths = self.sweeps.lengths(swept)
+        residual = float(((swept - memory.globals_) / lengths).norm())
+        pairs = [*memory.pairs[-self.n_pairs :], (memory.globals_, swept)] if self.n_pairs else []
+        globals_, raw, elbo = self.sweeps.better_of(_anderson(pairs, lengths), swept, memory.elbo)
+        gain = elbo - memory.elbo
+        # A sweep of rate r leaves r / (1 - r) times its own gain; the move bounds it as well.
+        remaining = max(gain, 0.5 * residual**2)
+        rising = gain > _ROUNDING * abs(elbo)
+        stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
+        still = residual <= _STILL * self.tol or stalled >= _STALLED
+        calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
+        return replace(
+            memory,
+            n_iter=memory.n_iter + 1,
+            elbo=elbo,
+            finished=calm >= 2,
+            globals_=globals_,
+            raw=raw,
+            pairs=pairs,
+            calm=calm,
+            stalled=stalled,
+            least=min(memory.least, residual),
+            remaining=remaining,
+            residual=residual,
+        )
+
+    def state(self):
+        return State({"values": self.memory.raw}, self.memory.globals_)
+
+    def outcome(self):
         return Outcome(
-            state=State({"values": raw}, globals_),
-            curve=curve,
-            converged=calm >= 2,
-            suboptimality=remaining,
-            gradient_norm=residual / problem.total_weight,
+            state=self.state(),
+            curve=self.curve,
+            converged=self.memory.finished,
+            suboptimality=self.memory.remaining,
+            gradient_norm=self.memory.residual / self.total_weight,
         )
 
 
-class _Ascent:
+class _Sweeps:
     """One sweep over the blocks of q, and the ELBO of what it leaves."""
 
     def __init__(self, problem):

@@ -1,10 +1,12 @@
 """Limited-memory BFGS on a deterministic ELBO."""
 
 import math
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
-from skavi.solvers._base import Outcome, Solver, State, natural_steps
+from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 
 _SUFFICIENT, _CURVATURE = 1e-4, 0.9
 _MAX_TRIALS = 30
@@ -41,48 +43,73 @@ class LBFGS(Solver):
     def check(self):
         self._require_integer("memory", 1)
 
-    def solve(self, problem, state, tol, max_iter, progress):
-        loss = _Loss(problem, state)
-        position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)
-        value, gradient = loss(position)
-        curve: list[float] = []
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        calm = 0
-        decrement = math.inf
-        while len(curve) < max_iter:
-            direction = -_inverse_hessian_times(pairs, gradient)
-            slope = float(gradient @ direction)
-            decrement = -slope / 2
-            if decrement <= 0 or not math.isfinite(decrement):
-                break
-            first = 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm()))
-            found = _line_search(loss, position, value, gradient, direction, slope, first)
-            if found is None:
-                if not pairs:
-                    break
-                pairs = []  # a stale memory: try the plain gradient before giving up
-                continue
-            length, new_value, new_gradient = found
-            step, change = length * direction, new_gradient - gradient
-            if step @ change > 1e-12 * float(step.norm() * change.norm()):
-                pairs = [*pairs[1 - self.memory :], (step, change)]
-            gain = value - new_value
-            position, value, gradient = position + step, new_value, new_gradient
-            curve.append(loss.elbo(value))
-            calm = calm + 1 if max(decrement, gain) < tol else 0
-            if progress(loss.state(position), curve[-1]) or calm >= 2:
-                break
-        return self._outcome(loss, position, value, gradient, pairs, curve, calm, tol)
+    def begin(self, problem, state, tol):
+        return _Descent(problem, state, tol, self.memory)
 
-    def _outcome(self, loss, position, value, gradient, pairs, curve, calm, tol):
-        remaining = float(gradient @ _inverse_hessian_times(pairs, gradient)) / 2
-        at_rounding = remaining <= max(tol, 1e-13 * abs(value))
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory(Memory):
+    position: Tensor
+    value: float
+    gradient: Tensor
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    calm: int = 0
+
+
+class _Descent(Run):
+    """Quasi-Newton steps down the loss."""
+
+    def __init__(self, problem, state, tol, n_pairs):
+        self.loss, self.tol, self.n_pairs = _Loss(problem, state), tol, n_pairs
+        position = torch.zeros(self.loss.size, dtype=self.loss.dtype, device=self.loss.device)
+        value, gradient = self.loss(position)
+        super().__init__(_Memory(position=position, value=value, gradient=gradient))
+
+    def step(self, memory):
+        pairs, gradient = memory.pairs, memory.gradient
+        direction = -_inverse_hessian_times(pairs, gradient)
+        slope = float(gradient @ direction)
+        decrement = -slope / 2
+        if decrement <= 0 or not math.isfinite(decrement):
+            return replace(memory, finished=True)
+        first = 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm()))
+        here = memory.position, memory.value, gradient
+        found = _line_search(self.loss, *here, direction, slope, first)
+        if found is None:
+            # A stale memory: try the plain gradient before giving up.
+            return replace(memory, pairs=[], finished=not pairs)
+        length, value, new_gradient = found
+        step, change = length * direction, new_gradient - gradient
+        if step @ change > 1e-12 * float(step.norm() * change.norm()):
+            pairs = [*pairs, (step, change)][-self.n_pairs :]
+        small = max(decrement, memory.value - value) < self.tol
+        calm = memory.calm + 1 if small else 0
+        return replace(
+            memory,
+            n_iter=memory.n_iter + 1,
+            elbo=self.loss.elbo(value),
+            finished=calm >= 2,
+            position=memory.position + step,
+            value=value,
+            gradient=new_gradient,
+            pairs=pairs,
+            calm=calm,
+        )
+
+    def state(self):
+        return self.loss.state(self.memory.position)
+
+    def outcome(self):
+        memory, scale = self.memory, self.loss.scale
+        step = _inverse_hessian_times(memory.pairs, memory.gradient)
+        remaining = float(memory.gradient @ step) / 2
+        at_rounding = remaining <= max(self.tol, 1e-13 * abs(memory.value))
         return Outcome(
-            state=loss.state(position),
-            curve=curve or [loss.elbo(value)],
-            converged=calm >= 2 or at_rounding,
-            suboptimality=max(remaining, 0.0) * loss.scale,
-            gradient_norm=float(gradient.norm()),
+            state=self.state(),
+            curve=self.curve or [self.loss.elbo(memory.value)],
+            converged=memory.calm >= 2 or at_rounding,
+            suboptimality=max(remaining, 0.0) * scale,
+            gradient_norm=float(memory.gradient.norm()),
         )
 
 

@@ -1,11 +1,13 @@
 """Newton's method on the arrow: rows meet only in the globals."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from skavi.solvers._arrow import Arrow
-from skavi.solvers._base import Outcome, Solver, State
+from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 from skavi.solvers._dense import Coupled, Dense, GaussNewton
 
 _MAX_GLOBALS = 400
@@ -56,35 +58,73 @@ class Newton(Solver):
                 f"{problem.objective.space.size}: use solver=LBFGS()."
             )
 
+    def begin(self, problem, state, tol):
+        return _Ascent(problem, state, tol)
+
     def solve(self, problem, state, tol, max_iter, progress):
         rowwise = problem.objective.model.rowwise
         if problem.frozen_globals and problem.function.tabular and rowwise:
             return _solve_rows(problem, state, tol, max_iter)
+        return super().solve(problem, state, tol, max_iter, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory(Memory):
+    unknowns: Tensor
+    globals_: Tensor
+    value: Tensor
+    damping: float
+    decrement: float = math.inf
+    gradient_norm: float = math.inf
+    converged: bool = False
+
+
+class _Ascent(Run):
+    """Newton steps on one system."""
+
+    def __init__(self, problem, state, tol):
         linear, tabular = problem.function.linear, problem.function.tabular
-        table = Arrow if rowwise else Coupled
-        system = (Dense if linear else table if tabular else GaussNewton)(problem)
-        unknowns, globals_ = system.read(state), state.globals_
-        value = system.value(unknowns, globals_)
-        tolerance = tol * problem.total_weight
-        curve: list[float] = []
-        converged, decrement, gradient_norm = False, math.inf, math.inf
-        while len(curve) < max_iter and not converged:
-            step = system.step(unknowns, globals_)
-            decrement, gradient_norm = step.decrement, step.gradient_norm
-            found = system.move(unknowns, globals_, value, step)
-            if found is not None:
-                unknowns, globals_, value = found
-            curve.append(float(value.sum()))
-            converged = decrement <= tolerance
-            if progress(system.write(unknowns, globals_), curve[-1]) or found is None:
-                break
-        at_rounding = decrement <= 1e-12 * abs(curve[-1])
+        table = Arrow if problem.objective.model.rowwise else Coupled
+        self.system = (Dense if linear else table if tabular else GaussNewton)(problem)
+        self.tolerance = tol * problem.total_weight
+        unknowns, globals_ = self.system.read(state), state.globals_
+        value, damping = self.system.value(unknowns, globals_), self.system.damping
+        memory = _Memory(unknowns=unknowns, globals_=globals_, value=value, damping=damping)
+        super().__init__(memory)
+
+    def step(self, memory):
+        system, here = self.system, (memory.unknowns, memory.globals_, memory.value)
+        system.damping = memory.damping
+        step = system.step(memory.unknowns, memory.globals_)
+        found = system.move(*here, step)
+        unknowns, globals_, value = found or here
+        converged = step.decrement <= self.tolerance
+        return replace(
+            memory,
+            n_iter=memory.n_iter + 1,
+            elbo=float(value.sum()),
+            finished=converged or found is None,
+            unknowns=unknowns,
+            globals_=globals_,
+            value=value,
+            damping=system.damping,
+            decrement=step.decrement,
+            gradient_norm=step.gradient_norm,
+            converged=converged,
+        )
+
+    def state(self):
+        return self.system.write(self.memory.unknowns, self.memory.globals_)
+
+    def outcome(self):
+        memory = self.memory
+        at_rounding = memory.decrement <= 1e-12 * abs(memory.elbo)
         return Outcome(
-            state=system.write(unknowns, globals_),
-            curve=curve,
-            converged=converged or at_rounding,
-            suboptimality=max(decrement, 0.0),
-            gradient_norm=gradient_norm,
+            state=self.state(),
+            curve=self.curve,
+            converged=memory.converged or at_rounding,
+            suboptimality=max(memory.decrement, 0.0),
+            gradient_norm=memory.gradient_norm,
         )
 
 
