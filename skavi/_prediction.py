@@ -1,6 +1,7 @@
 """What a fitted estimator does with rows: posteriors, scores, predictions and draws."""
 
 import warnings
+from collections.abc import Callable
 from numbers import Integral
 
 import numpy as np
@@ -36,6 +37,7 @@ class Prediction:
     output: str
     tol: float
     device: str | torch.device
+    get_feature_names_out: Callable[[], np.ndarray]
     _raw_globals: np.ndarray
     _parameters: dict[str, np.ndarray]
 
@@ -68,11 +70,13 @@ class Prediction:
         -------
         LatentPosterior
         """
+        index = X.index if hasattr(X, "iloc") else None
         X = self._validated(X)
         factors = self._factors(X)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
-        return LatentPosterior(mean=mean, sd=sd, scale=scale)
+        names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
+        return LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
 
     def score_samples(self, X):
         """Return each row's held-out ELBO with q(theta) fixed, in nats.

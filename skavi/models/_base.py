@@ -117,6 +117,21 @@ class LatentVariableModel(Component, ABC):
         """Return the family of q(theta): the one asked for, or the default."""
         return DiagonalNormal() if asked is None else asked
 
+    def global_dims(self) -> dict[str, tuple[str, ...]]:
+        """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""
+        return {}
+
+    def log_likelihood(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(x_n | z_n, theta), shape (n_rows,), in nats."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_likelihood.")
+
+    def replicate(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Draw rows x_n | z_n, theta, from torch's current generator.
+
+        Columns of X that the model does not explain are kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define replicate.")
+
     # --- what the library calls -----------------------------------------------------------------
 
     def global_space(self, X: Tensor) -> GlobalSpace:
@@ -200,6 +215,10 @@ class HierarchicalModel(LatentVariableModel):
         """Return log p(x_n | z_n, theta), shape (n_rows,)."""
         with defaults_of(z):
             return log_prob(self.observation(z, theta), X)
+
+    def replicate(self, theta, z, X):
+        with defaults_of(z):
+            return self.observation(z, theta).sample()
 
     def log_joint(self, theta, z, X):
         return self.log_local(theta, z, X).sum()

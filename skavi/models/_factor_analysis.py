@@ -98,6 +98,10 @@ class FactorAnalysis(HierarchicalModel):
             "noise_variance": InverseGamma(shape, noise_scale),
         }
 
+    def global_dims(self):
+        variance = {"noise_variance": ("feature",)} if self.noise == "diagonal" else {}
+        return {"loadings": ("feature", "latent"), "mean": ("feature",), **variance}
+
     def _require_adapted(self):
         scales = (self.loading_scale, self.mean_loc, self.mean_scale, self.noise_scale)
         if any(scale is None for scale in scales):

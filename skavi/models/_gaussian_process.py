@@ -77,8 +77,16 @@ class GaussianProcess(LatentVariableModel):
 
     def log_joint(self, theta, z, X):
         with defaults_of(z):
-            observed = log_prob(self._observation(z), X[:, 1:]).sum()
-            return log_prob(self._prior(X[:, 0]), z[:, 0]) + observed
+            prior = log_prob(self._prior(X[:, 0]), z[:, 0])
+        return prior + self.log_likelihood(theta, z, X).sum()
+
+    def log_likelihood(self, theta, z, X):
+        with defaults_of(z):
+            return log_prob(self._observation(z), X[:, 1:])
+
+    def replicate(self, theta, z, X):
+        with defaults_of(z):
+            return torch.cat([X[:, :1], self._observation(z).sample()], 1)
 
     def simulate(self, theta, n_samples, n_features=1):
         t = torch.linspace(0.0, 0.5 * self.lengthscale * (n_samples - 1), n_samples)

@@ -184,7 +184,15 @@ class MarkovModel(LatentVariableModel):
         with defaults_of(z):
             first = log_prob(self.initial_prior(theta), z[:1])
             later = log_prob(self.transition(z[:-1], theta), z[1:])
-            return torch.cat([first, later]) + log_prob(self.likelihood(z, theta), X)
+        return torch.cat([first, later]) + self.log_likelihood(theta, z, X)
+
+    def log_likelihood(self, theta, z, X):
+        with defaults_of(z):
+            return log_prob(self.likelihood(z, theta), X)
+
+    def replicate(self, theta, z, X):
+        with defaults_of(z):
+            return self.likelihood(z, theta).sample()
 
     def log_joint(self, theta, z, X):
         return self.log_terms(theta, z, X).sum()

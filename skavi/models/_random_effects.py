@@ -95,6 +95,10 @@ class RandomEffects(HierarchicalModel):
         estimate, se = X[:, 0], X[:, 1]
         return -0.5 * (((estimate - self.effect(theta, z)) / se) ** 2 + LOG_2PI) - se.log()
 
+    def replicate(self, theta, z, X):
+        estimate = Normal(self.effect(theta, z), X[:, 1]).sample()
+        return torch.stack([estimate, X[:, 1]], -1)
+
     def predicted_mean(self, theta, z):
         se = float(np.median(self.standard_errors_))
         effect = self.effect(theta, z)
