@@ -113,6 +113,12 @@ def test_pandas_output_and_column_transformer(fitted):
     np.testing.assert_array_equal(table.iloc[:, :2], alone)
 
 
+def test_set_output_gives_frames(fitted):
+    frame = fitted.set_output(transform="pandas").transform(IRIS)
+    assert list(frame.columns) == list(fitted.get_feature_names_out())
+    np.testing.assert_array_equal(frame, fitted.set_output(transform="default").transform(IRIS))
+
+
 def test_feature_union(fitted):
     union = FeatureUnion([("mean", clone(fitted)), ("scaled", StandardScaler())]).fit(IRIS)
     np.testing.assert_array_equal(union.transform(IRIS)[:, :2], fitted.transform(IRIS))
