@@ -41,3 +41,9 @@ def data_tree(
     }
     used = {name: list(names) for name, names in dims.items()}
     return arviz.from_dict(data, dims=used, coords=dict(coords), attrs={"/": dict(attrs)})
+
+
+def row_labels(index, n_rows: int) -> np.ndarray:
+    """Return labels of rows: a pandas index's (objects as text), or 0, 1, ..."""
+    labels = np.arange(n_rows) if index is None else np.asarray(index)
+    return np.array([str(label) for label in labels]) if labels.dtype == object else labels

@@ -4,12 +4,17 @@ from numbers import Integral, Real
 
 from sklearn.base import BaseEstimator
 
+from skavi._html import DOC_LINK_TEMPLATE
+
 
 class Component(BaseEstimator):
     """Store the arguments of ``__init__`` and nothing else; `check` validates them at fit.
 
     Being a scikit-learn `BaseEstimator` gives ``get_params``, ``set_params``, ``clone`` and a repr.
     """
+
+    _doc_link_module = "skavi"
+    _doc_link_template = DOC_LINK_TEMPLATE
 
     def check(self):
         """Raise a ValueError or TypeError that names the first argument that is not usable."""

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skavi import _fit
 from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
+from skavi._html import DOC_LINK_TEMPLATE
 from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
@@ -36,6 +37,8 @@ class VariationalInference(
 ):
     """Everything the two estimators share: all but the map from a row to its factor."""
 
+    _doc_link_module = "skavi"
+    _doc_link_template = DOC_LINK_TEMPLATE
     _parameter_constraints: dict = {
         "model": [LatentVariableModel, None],
         "family": [Family, None],

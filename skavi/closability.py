@@ -14,6 +14,7 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
+from skavi._html import html_table
 from skavi._random import private_state
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal
@@ -83,6 +84,17 @@ class GapVerdict:
     context: tuple[int, int] | None
     reason: str
     evidence: GapEvidence
+
+    def _repr_html_(self):
+        measured = self.evidence
+        rows = [
+            ("rows to read (before, after)", self.context or "no window will do"),
+            ("effect of other rows' latents", f"{measured.latent_coupling:.1e}"),
+            ("effect of a row's place", f"{measured.position_dependence:.1e}"),
+            ("taken for rounding below", f"{measured.tolerance:.0e}"),
+        ]
+        verdict = "can be closed" if self.closable else "cannot be closed"
+        return html_table(f"The amortization gap {verdict}", (), rows, self.reason)
 
 
 def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from skavi._arviz import data_tree
+from skavi._arviz import data_tree, row_labels
 from skavi._html import html_table
 from skavi._marginals import moments, quantiles
 from skavi._optional import require
@@ -140,8 +140,7 @@ class LatentPosterior:
     @property
     def coords(self):
         """Labels of rows and latents, as ArviZ takes them."""
-        index = np.arange(len(self.mean)) if self.index is None else np.asarray(self.index)
-        return {"row": index, "latent": np.array(self._names())}
+        return {"row": row_labels(self.index, len(self.mean)), "latent": np.array(self._names())}
 
     def _names(self):
         return self.names or tuple(f"latent{i}" for i in range(self.mean.shape[1]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from skavi import _fit
 from skavi._choice import evaluation_noise
 from skavi._estimators import AmortizedVI, FactorizedVI
+from skavi._html import html_table
 from skavi._problem import Problem
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
@@ -55,6 +56,17 @@ class AmortizationGap:
     elbo_factorized: float
     standard_error: float
     gradient_norm: np.ndarray = field(repr=False)
+
+    def _repr_html_(self):
+        largest = int(self.per_row.argmax())
+        rows = [
+            ("total", f"{self.total:.4g} ± {self.standard_error:.1g} nats"),
+            ("relative to the factorized ELBO", f"{self.relative:.2%}"),
+            ("ELBO, amortized", f"{self.elbo_amortized:.6g} nats"),
+            ("ELBO, factorized", f"{self.elbo_factorized:.6g} nats"),
+            ("largest gap of a row", f"{self.per_row[largest]:.4g} nats (row {largest})"),
+        ]
+        return html_table("AmortizationGap", (), rows)
 
 
 def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
