@@ -12,11 +12,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from skavi import _fit
 from skavi._choice import evaluation_noise
-from skavi._draws import arviz_tree
 from skavi._problem import Problem
 from skavi._random import private_state
-from skavi._rows import Rows, cells_a_row, distinct
-from skavi._sparse import SparseRows
+from skavi._rows import Rows, distinct
 from skavi.distributions import defaults_of
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
@@ -81,55 +79,6 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
         return LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
 
-    def to_arviz(self, X, n_draws=1000, random_state=None):
-        """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows; a frame's index and column names label the dimensions "row" and "feature".
-        n_draws : int, default=1000
-            Number of draws; the tree holds n_draws copies of X's size.
-        random_state : int, RandomState or None, default=None
-            Seed or generator.
-
-        Returns
-        -------
-        xarray.DataTree
-            One chain. "posterior": the globals by name, on the model's scale, and the latents "z"
-            (row, latent); "observed_data" and "posterior_predictive": the rows "x" (row, feature);
-            "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats": "lp" =
-            log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions and log
-            likelihoods are left out for a model that does not define them (one given by its log
-            joint alone).
-
-        Raises
-        ------
-        ImportError
-            If arviz-base is not installed: ``pip install "skavi[arviz]"``.
-        ValueError
-            If n_draws is not an integer >= 1, or a global is named "x" or "z".
-
-        Notes
-        -----
-        The draws are independent and from q, not from the posterior: ArviZ's r-hat and effective
-        sample sizes say nothing of q's error (`skavi.diagnostics.psis_khat` does). The likelihood
-        is that of a row given its own latents, so PSIS-LOO asks how well a row's x would be
-        predicted by a q(z_n) that had not seen it, and its k-hat is often high for models with
-        latents a row: ArviZ then says so itself.
-
-        Examples
-        --------
-        >>> from skavi import FactorizedVI
-        >>> from skavi.models import LinearModel
-        >>> X = [[0.0], [1.0], [5.0]]
-        >>> tree = FactorizedVI(LinearModel()).fit(X).to_arviz(X, n_draws=10, random_state=0)
-        >>> dict(tree["posterior"]["z"].sizes)
-        {'chain': 1, 'draw': 10, 'row': 3, 'latent': 1}
-        """
-        index = X.index if hasattr(X, "iloc") else None
-        return arviz_tree(self, self._validated(X), index, n_draws, random_state)
-
     def score_samples(self, X):
         """Return each row's held-out ELBO with q(theta) fixed, in nats.
 
@@ -174,7 +123,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         self.model_.check_data(rows.X)
         problem = self._frozen_problem(rows)
         with torch.no_grad():
-            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.weights))
+            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.X))
         return terms.cpu().numpy()
 
     def inverse_transform(self, Z):
@@ -241,26 +190,20 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _validated(self, X):
         """Return X as a float array of the fitted width."""
         check_is_fitted(self)
-        sparse = "csr" if self.model_.accepts_sparse else False
-        return validate_data(
-            self, X, dtype=[np.float64, np.float32], accept_sparse=sparse, reset=False
-        )
+        return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
 
-    def _rows(self, X, sample_weight=None, sparse=None):
+    def _rows(self, X, sample_weight=None):
         # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
-        if self.model_.accepts_sparse if sparse is None else sparse:
-            held = SparseRows.from_scipy(X, self._device())
-        else:
-            held = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
+        tensor = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
         if sample_weight is None:
-            weights = np.ones(X.shape[0])
+            weights = np.ones(len(X))
         else:
             weights = _check_sample_weight(
                 sample_weight, X, dtype=np.float64, ensure_non_negative=True
             )
             if not (weights > 0).any():
                 raise ValueError("sample_weight is zero for every row: nothing to fit.")
-        return Rows(held, torch.tensor(weights).to(self._device()))
+        return Rows(tensor, torch.tensor(weights).to(tensor))
 
     def _device(self):
         if self.device == "auto":
@@ -292,7 +235,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         function = self.inference_function_
         if function.tabular:
             return self._solved_locals(rows)
-        parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
+        parameters = {n: torch.as_tensor(v).to(rows.X) for n, v in self._parameters.items()}
         inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
         with torch.no_grad():
             parts = [
@@ -302,16 +245,16 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         return torch.cat(parts)[index]
 
     def _solved_locals(self, rows):
-        globals_, solved, converged = self._globals(rows.weights), [], True
+        globals_, solved, converged = self._globals(rows.X), [], True
         whole = self.model_.ordered or not self.model_.rowwise
         index = torch.arange(len(rows), device=rows.X.device)
         if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
             X, index = distinct(rows.X)
-            rows = Rows(X, rows.weights.new_ones(len(X)))
+            rows = Rows(X, X.new_ones(len(X)))
         size = len(rows)
         if not whole:
             noise = self._frozen_problem(rows).noise
-            size = _fit.chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
+            size = _fit.chunk_size(self._objective(rows.X), noise, rows.X.shape[1])
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             ones = Rows(part.X, torch.ones_like(part.weights))
