@@ -12,6 +12,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from skavi import _fit
 from skavi._choice import evaluation_noise
+from skavi._draws import arviz_tree
 from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, distinct
@@ -78,6 +79,55 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
         return LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
+
+    def to_arviz(self, X, n_draws=1000, random_state=None):
+        """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows; a frame's index and column names label the dimensions "row" and "feature".
+        n_draws : int, default=1000
+            Number of draws; the tree holds n_draws copies of X's size.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        xarray.DataTree
+            One chain. "posterior": the globals by name, on the model's scale, and the latents "z"
+            (row, latent); "observed_data" and "posterior_predictive": the rows "x" (row, feature);
+            "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats": "lp" =
+            log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions and log
+            likelihoods are left out for a model that does not define them (one given by its log
+            joint alone).
+
+        Raises
+        ------
+        ImportError
+            If arviz-base is not installed: ``pip install "skavi[arviz]"``.
+        ValueError
+            If n_draws is not an integer >= 1, or a global is named "x" or "z".
+
+        Notes
+        -----
+        The draws are independent and from q, not from the posterior: ArviZ's r-hat and effective
+        sample sizes say nothing of q's error (`skavi.diagnostics.psis_khat` does). The likelihood
+        is that of a row given its own latents, so PSIS-LOO asks how well a row's x would be
+        predicted by a q(z_n) that had not seen it, and its k-hat is often high for models with
+        latents a row: ArviZ then says so itself.
+
+        Examples
+        --------
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import LinearModel
+        >>> X = [[0.0], [1.0], [5.0]]
+        >>> tree = FactorizedVI(LinearModel()).fit(X).to_arviz(X, n_draws=10, random_state=0)
+        >>> dict(tree["posterior"]["z"].sizes)
+        {'chain': 1, 'draw': 10, 'row': 3, 'latent': 1}
+        """
+        index = X.index if hasattr(X, "iloc") else None
+        return arviz_tree(self, self._validated(X), index, n_draws, random_state)
 
     def score_samples(self, X):
         """Return each row's held-out ELBO with q(theta) fixed, in nats.
