@@ -1,7 +1,9 @@
 """The base of all components: models, families, inference functions, noise rules, solvers."""
 
+import math
 from numbers import Integral, Real
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 from skavi._html import DOC_LINK_TEMPLATE
@@ -33,11 +35,34 @@ class Component(BaseEstimator):
             )
         self._require(name, value >= minimum, f">= {minimum}")
 
-    def _require_positive(self, name):
+    def _require_number(self, name):
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(
                 f"{type(self).__name__}({name}={value!r}): {name} must be a number, "
                 f"got {type(value).__name__}."
             )
-        self._require(name, 0 < float(value) < float("inf"), "positive and finite")
+
+    def _require_finite(self, name):
+        self._require_number(name)
+        self._require(name, math.isfinite(getattr(self, name)), "finite")
+
+    def _require_positive(self, name):
+        self._require_number(name)
+        self._require(name, 0 < float(getattr(self, name)) < math.inf, "positive and finite")
+
+    def _require_vector(self, name, positive=False):
+        """Ask for None, a number or a flat array of numbers, finite and maybe positive."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        try:
+            numbers = np.asarray(value, dtype=float)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{type(self).__name__}({name}={value!r}): {name} must be None, a number or an "
+                f"array of numbers, got {type(value).__name__}."
+            ) from None
+        self._require(name, numbers.ndim <= 1, "a number, or an array of one dimension")
+        fine = np.isfinite(numbers).all() and (not positive or (numbers > 0).all())
+        self._require(name, fine, "positive and finite" if positive else "finite")

@@ -6,6 +6,7 @@ There is one formula for every model, family, inference function and noise rule:
 nodes (draws or quadrature points with weights), or none where the model knows the expectation.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,13 @@ class Objective:
         For a model known only by its log joint: its expectation plus all entropies, a scalar.
         """
         factors, globals_ = self.local_factors(raw), self.global_factor(raw_globals)
-        expected = self.expected_log_terms(factors, globals_, X, nodes)
+        try:
+            expected = self.expected_log_terms(factors, globals_, X, nodes)
+        except ValueError as error:
+            if "Expected parameter" not in str(error):
+                raise
+            nothing = math.nan * (raw.sum() + raw_globals.sum())  # torch refuses them: no number
+            expected = nothing if self.model.one_log_joint else nothing.expand(len(raw))
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 

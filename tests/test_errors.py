@@ -209,10 +209,17 @@ def test_faults_of_a_bare_log_joint():
         ({"solver": Adam(batch_size=0)}, ValueError, "batch_size must be >= 1"),
         ({"solver": CoordinateAscent(-1)}, ValueError, "memory must be >= 0"),
         ({"solver": CoordinateAscent()}, ValueError, "which LinearModel does not offer"),
+        ({"model": LinearModel(tau="a")}, TypeError, "tau must be a number, got str"),
+        ({"model": LinearModel(tau=np.nan)}, ValueError, "tau must be finite"),
         ({"model": LinearModel(sigma=0)}, ValueError, "sigma must be positive and finite"),
         ({"model": FactorAnalysis(0)}, ValueError, "n_components must be >= 1"),
         ({"model": FactorAnalysis(1.5)}, TypeError, "n_components must be an integer"),
         ({"model": FactorAnalysis(1, "x")}, ValueError, 'must be "isotropic" or "diagonal"'),
+        ({"model": FactorAnalysis(1, mean_loc="a")}, TypeError, "mean_loc must be None, a number"),
+        ({"model": FactorAnalysis(1, mean_loc=np.inf)}, ValueError, "mean_loc must be finite"),
+        ({"model": FactorAnalysis(1, mean_scale=[1, 2])}, ValueError, "2 numbers, but X has 1 fea"),
+        ({"model": FactorAnalysis(1, noise_scale=np.inf)}, ValueError, "noise_scale must be posit"),
+        ({"model": FactorAnalysis(1, noise_scale=[[1]])}, ValueError, "an array of one dimension"),
         ({"model": FactorAnalysis(1, loading_scale=-1)}, ValueError, "loading_scale must be pos"),
         ({"model": RandomEffects(tau_scale="a")}, TypeError, "tau_scale must be a number, got str"),
         ({"model": RandomEffects(tau_prior="x")}, ValueError, "tau_prior must be one of"),
@@ -224,6 +231,8 @@ def test_faults_of_a_bare_log_joint():
         ({"tol": 0.0}, ValueError, "The 'tol' parameter"),
         ({"output": "sd"}, ValueError, "The 'output' parameter"),
         ({"init": 3}, ValueError, "The 'init' parameter"),
+        ({"device": "xpu9"}, ValueError, "device='xpu9' cannot be used here"),
+        ({"device": ""}, ValueError, "device='' cannot be used here"),
         ({"random_state": "a"}, ValueError, "The 'random_state' parameter"),
     ],
     ids=str,
@@ -251,6 +260,29 @@ def test_a_bad_argument_is_named_at_fit(arguments, kind, message):
 def test_a_bad_inference_function_is_named_at_fit(function, kind, message):
     with pytest.raises(kind, match=message):
         AmortizedVI(LinearModel(), function).fit(COLUMN)
+
+
+def test_the_prior_scales_of_factor_analysis_fit_its_columns():
+    with pytest.raises(ValueError, match="loading_scale has 2 numbers, but X has 3 features"):
+        FactorizedVI(FactorAnalysis(1, "diagonal", loading_scale=[1.0, 2.0])).fit(X)
+    with pytest.raises(ValueError, match="has one noise variance, but noise_scale has 3 numbers"):
+        FactorizedVI(FactorAnalysis(1, noise_scale=[1.0, 2.0, 3.0])).fit(X)
+
+
+def test_a_module_that_cannot_read_the_rows_is_named():
+    with torch.random.fork_rng():  # torch draws their weights
+        wide, three = torch.nn.Linear(3, 2), torch.nn.Linear(1, 3)
+    message = r"inference_function=Linear\(.* cannot read rows of 1 inputs"
+    with pytest.raises(ValueError, match=message):
+        AmortizedVI(LinearModel(), wide).fit(COLUMN)
+    with pytest.raises(ValueError, match=r"to shape \(2, 3\), but the factors need \(2, 2\)"):
+        AmortizedVI(LinearModel(), three).fit(COLUMN)
+
+
+def test_rows_beyond_all_numbers_are_refused_not_scored_as_nan():
+    vi = FactorizedVI(RandomEffects(), noise=GaussHermite(3)).fit([[1, 1.0], [2, 1.0], [3, 2.0]])
+    with pytest.raises(FloatingPointError, match=r"of 1 rows \(first at row 1\) is not finite"):
+        vi.score([[1, 1.0], [2, 1e-300]])
 
 
 @pytest.mark.parametrize("solver", [LBFGS(), Newton(), CoordinateAscent()], ids=repr)

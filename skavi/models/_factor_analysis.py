@@ -1,5 +1,6 @@
 """Factor analysis and probabilistic PCA with a posterior over every global."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import InverseGamma, Normal
@@ -72,10 +73,23 @@ class FactorAnalysis(HierarchicalModel):
         self._require("noise", self.noise in ("isotropic", "diagonal"), '"isotropic" or "diagonal"')
         self._require_positive("noise_shape")
         for name in ("loading_scale", "mean_scale", "noise_scale"):
-            value = getattr(self, name)
-            if value is not None:
-                positive = bool((torch.as_tensor(value, dtype=torch.float64) > 0).all())
-                self._require(name, positive, "positive, or None")
+            self._require_vector(name, positive=True)
+        self._require_vector("mean_loc")
+
+    def check_data(self, X):
+        n_features = X.shape[1]
+        for name in ("loading_scale", "mean_loc", "mean_scale", "noise_scale"):
+            size = np.size(getattr(self, name))
+            if size not in (1, n_features):
+                raise ValueError(
+                    f"{type(self).__name__}({name}=...): {name} has {size} numbers, but X has "
+                    f"{n_features} features: give one number, or one a feature."
+                )
+        if self.noise == "isotropic" and np.size(self.noise_scale) != 1:
+            raise ValueError(
+                f"{type(self).__name__}(noise='isotropic') has one noise variance, but noise_scale "
+                f"has {np.size(self.noise_scale)} numbers: give one, or noise='diagonal'."
+            )
 
     # --- the model ------------------------------------------------------------------------------
 
@@ -196,7 +210,7 @@ class FactorAnalysis(HierarchicalModel):
         prior = (m**2 + factors.sd**2 + LOG_2PI).sum(-1)
         return -0.5 * (fit + prior)
 
-    def local_optimum(self, globals_, X, family):
+    def local_optimum(self, globals_, X, family, start=None):
         """q(z_n) = N(P^-1 W' e (x_n - m), P^-1), P = I + E[W' e W]; diagonal: sds P_kk^-1/2."""
         q = self._moments(globals_, X.shape[1])
         k = self.n_components

@@ -59,6 +59,7 @@ class LinearModel(_OneColumnModel):
         self.sigma = sigma
 
     def check(self):
+        self._require_finite("tau")
         self._require_positive("sigma")
 
     def likelihood(self, z, theta):
