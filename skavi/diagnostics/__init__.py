@@ -2,12 +2,15 @@
 
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
+from skavi.diagnostics.khat import PSISKHat, psis_khat
 
 __all__ = [
     "AmortizationGap",
     "AmortizationWarning",
     "GapEvidence",
     "GapVerdict",
+    "PSISKHat",
     "amortization_gap",
     "can_close_gap",
+    "psis_khat",
 ]

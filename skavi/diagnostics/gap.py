@@ -198,11 +198,11 @@ def _gains(start, solved, tol):
     for first in range(min(stride, n)):
         index = torch.arange(first, n, stride, device=gains.device)
         change = start.terms(_solved_alone(start, index, tol)) - before
-        gains[index] = _shares(change, index)
+        gains[index] = shares(change, index)
     return gains
 
 
-def _shares(change, index):
+def shares(change, index):
     """Change that each row of `index` has made: to its own term and to the next, or to the one."""
     if not change.dim():
         return change
