@@ -30,6 +30,7 @@ _MAX_QUASI_GLOBALS = 100
 _MAX_DRAWS = 4096
 _MAX_QUASI_DIMENSION = 1000
 _MAX_DENSE_UNKNOWNS = 1000
+_MAX_MIXED_GLOBALS = 50_000
 _BATCH = 1000
 
 
@@ -73,7 +74,8 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_feature
         return Adam(batch_size=_BATCH if big else None)
     families = objective.family, objective.global_family
     if function.tabular and objective.model.has_coordinate_updates(*families):
-        return CoordinateAscent()
+        many = objective.space.size > _MAX_MIXED_GLOBALS
+        return CoordinateAscent(memory=0) if many else CoordinateAscent()
     n_global = objective.global_family.n_parameters(objective.space.size)
     small = n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
     if not objective.model.rowwise:

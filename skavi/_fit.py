@@ -54,10 +54,10 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
     """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
     space = objective.space
     centre, spread = space.start(generator)
-    centre, spread = centre.to(rows.X), spread.to(rows.X)
+    centre, spread = centre.to(rows.weights), spread.to(rows.weights)
     given = objective.model.initial_globals(rows.X, rows.weights)
     if given is not None:
-        centre = space.unconstrain(given).to(rows.X)
+        centre = space.unconstrain(given).to(rows.weights)
     else:
         # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
         for where in space.slices.values():
@@ -69,14 +69,14 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
 
 
 def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
-    """Return raw local parameters at the closed-form optimum, or at the local prior."""
-    factor = objective.global_factor(globals_)
-    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
-        return objective.family.raw(objective.model.local_optimum(factor, X, objective.family))
-    theta = objective.space.constrain(factor.mean)
-    mean, sd = objective.model.initial_locals(theta, X)
+    """Return raw local parameters at the closed-form optimum, or at the model's own start."""
+    model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
+    mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
     mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
-    return objective.family.raw(DiagonalFactors(mean, sd))
+    start = DiagonalFactors(mean, sd)
+    if model.has_coordinate_updates(family, objective.global_family):
+        start = model.local_optimum(factor, X, family, start)
+    return family.raw(start)
 
 
 @dataclass(frozen=True)
@@ -339,10 +339,12 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     raw : Tensor of shape (n_rows, P)
     converged : bool
     """
-    objective = problem.objective
-    raw = start_locals(objective, globals_, problem.rows.X) if start is None else start
+    objective, X = problem.objective, problem.rows.X
     if objective.model.has_coordinate_updates(objective.family, objective.global_family):
-        return (raw if start is None else start_locals(objective, globals_, problem.rows.X)), True
+        factor = objective.global_factor(globals_)
+        best = objective.model.local_optimum(factor, X, objective.family)
+        return objective.family.raw(best), True
+    raw = start_locals(objective, globals_, X) if start is None else start
     solver, limit = Newton(), _LOCAL_ITERATIONS
     if not objective.model.rowwise:
         solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)

@@ -91,7 +91,8 @@ class VariationalInference(
             If X, the weights or a component cannot be used; what and why is in the message.
         """
         with self._unchanged_on_error(), self._progress_bar():
-            X = validate_data(self, X, dtype=[np.float64, np.float32])
+            sparse = "csr" if self._accepts_sparse() else False
+            X = validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse=sparse)
             # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -114,7 +115,7 @@ class VariationalInference(
         return self
 
     def _fit(self, X, sample_weight, context):
-        rows = self._rows(X, sample_weight)
+        rows = self._rows(X, sample_weight, self._accepts_sparse())
         generator = torch.Generator().manual_seed(
             int(private_state(self.random_state).randint(2**31 - 1))
         )
@@ -142,7 +143,7 @@ class VariationalInference(
             function,
             clone(noise) if noise is not None else None,
             clone(solver) if solver is not None else None,
-            self.tol,
+            max(self.tol, model.coarsest_tol),
             self.max_iter,
             generator,
         )
@@ -170,7 +171,7 @@ class VariationalInference(
                 f"{objective.n_latents} latents, globals {dict(objective.space.shapes)}."
             )
         raw = source._raw_locals(rows)
-        globals_ = torch.as_tensor(source._raw_globals).to(rows.X)
+        globals_ = torch.as_tensor(source._raw_globals).to(rows.weights)
         locals_ = objective.family.raw(theirs.local_factors(raw))
         globals_ = objective.global_family.raw(theirs.global_factor(globals_))
         return State({"values": locals_}, globals_)
@@ -223,10 +224,15 @@ class VariationalInference(
         n_latents = self.model_.n_latents(self.n_features_in_)
         return n_latents * (2 if self.output == "mean_sd" else 1)
 
+    def _accepts_sparse(self):
+        return self.model is not None and self.model.accepts_sparse
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = self.model is not None and self.model.allows_missing
+        tags.input_tags.sparse = self._accepts_sparse()
+        tags.input_tags.positive_only = self.model is not None and self.model.positive_only
         return tags
 
 

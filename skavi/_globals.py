@@ -132,10 +132,13 @@ class GlobalSpace:
             for name, prior in self.prior.items():
                 if isinstance(innermost(prior), Flat):
                     continue
+                base, where = innermost(prior), self.slices[name]
+                if isinstance(base, Normal):  # known: a large prior takes seconds to sample
+                    centre[where] = base.mean.expand(self.shapes[name]).reshape(-1).to(centre)
+                    spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
+                    continue
                 raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
-                if isinstance(innermost(prior), Normal):
-                    quartiles[1] = innermost(prior).mean.expand(self.shapes[name]).reshape(-1)
                 centre[self.slices[name]] = quartiles[1].to(centre)
                 spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
         return centre, spread

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 from torch.distributions import IndependentTransform
+from torch.distributions.transforms import identity_transform
 
 from skavi._quadrature import hermite_rule, sobol_normal
 
@@ -27,6 +28,8 @@ def moments(space, name, factor):
     """
     where, shape, bijection = space.slices[name], space.raw_shapes[name], space.bijections[name]
     mean, sd = factor.mean[where], factor.sd[where]
+    if bijection is identity_transform:
+        return mean.reshape(shape), sd.reshape(shape)
     if not space.prior[name].event_shape:
         nodes, weights = (torch.as_tensor(a) for a in hermite_rule(_N_NODES))
         draws = mean + sd * nodes.unsqueeze(-1)

@@ -15,7 +15,8 @@ from skavi._choice import evaluation_noise
 from skavi._draws import arviz_tree
 from skavi._problem import Problem
 from skavi._random import private_state
-from skavi._rows import Rows, distinct
+from skavi._rows import Rows, cells_a_row, distinct
+from skavi._sparse import SparseRows
 from skavi.distributions import defaults_of
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
@@ -173,7 +174,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         self.model_.check_data(rows.X)
         problem = self._frozen_problem(rows)
         with torch.no_grad():
-            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.X))
+            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.weights))
         return terms.cpu().numpy()
 
     def inverse_transform(self, Z):
@@ -240,20 +241,26 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _validated(self, X):
         """Return X as a float array of the fitted width."""
         check_is_fitted(self)
-        return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        sparse = "csr" if self.model_.accepts_sparse else False
+        return validate_data(
+            self, X, dtype=[np.float64, np.float32], accept_sparse=sparse, reset=False
+        )
 
-    def _rows(self, X, sample_weight=None):
+    def _rows(self, X, sample_weight=None, sparse=None):
         # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
-        tensor = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
+        if self.model_.accepts_sparse if sparse is None else sparse:
+            held = SparseRows.from_scipy(X, self._device())
+        else:
+            held = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
         if sample_weight is None:
-            weights = np.ones(len(X))
+            weights = np.ones(X.shape[0])
         else:
             weights = _check_sample_weight(
                 sample_weight, X, dtype=np.float64, ensure_non_negative=True
             )
             if not (weights > 0).any():
                 raise ValueError("sample_weight is zero for every row: nothing to fit.")
-        return Rows(tensor, torch.tensor(weights).to(tensor))
+        return Rows(held, torch.tensor(weights).to(self._device()))
 
     def _device(self):
         if self.device == "auto":
@@ -285,7 +292,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         function = self.inference_function_
         if function.tabular:
             return self._solved_locals(rows)
-        parameters = {n: torch.as_tensor(v).to(rows.X) for n, v in self._parameters.items()}
+        parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
         inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
         with torch.no_grad():
             parts = [
@@ -295,16 +302,16 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         return torch.cat(parts)[index]
 
     def _solved_locals(self, rows):
-        globals_, solved, converged = self._globals(rows.X), [], True
+        globals_, solved, converged = self._globals(rows.weights), [], True
         whole = self.model_.ordered or not self.model_.rowwise
         index = torch.arange(len(rows), device=rows.X.device)
         if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
             X, index = distinct(rows.X)
-            rows = Rows(X, X.new_ones(len(X)))
+            rows = Rows(X, rows.weights.new_ones(len(X)))
         size = len(rows)
         if not whole:
             noise = self._frozen_problem(rows).noise
-            size = _fit.chunk_size(self._objective(rows.X), noise, rows.X.shape[1])
+            size = _fit.chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             ones = Rows(part.X, torch.ones_like(part.weights))

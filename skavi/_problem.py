@@ -85,7 +85,7 @@ class Problem:
         else:
             size, k = objective.n_drawn_globals, objective.n_latents
             nodes = self.noise.nodes(size, k * blocks, n_rows, self.generator)
-            nodes = nodes if nodes is None else nodes.to(self.rows.X)
+            nodes = nodes if nodes is None else nodes.to(self.rows.weights)
             if shared:
                 self._kept.append(nodes)
         return nodes if nodes is None or blocks == 1 else nodes.in_turn(n_rows, blocks)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skavi._sparse import SparseRows
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -105,14 +107,31 @@ def distinct(X: Tensor) -> tuple[Tensor, Tensor]:
     does not: where a row stands decides how its sums are rounded. Rows are told apart by an exact
     integer hash, far faster than by sorting them.
     """
-    bits = (X + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
     generator = torch.Generator().manual_seed(0)
-    odd = 2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1
-    mixed = bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down
-    hashes, index = torch.unique((mixed * odd.to(X.device)).sum(1), return_inverse=True)
+    odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
+    sparse = isinstance(X, SparseRows)
+    hashes = X.over_rows(_mixed(X.values) * odd[X.columns]) if sparse else (_mixed(X) * odd).sum(1)
+    hashes, index = torch.unique(hashes, return_inverse=True)
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
     rows = X[first]
-    if torch.allclose(rows[index], X, rtol=0, atol=0, equal_nan=True):
+    if X.equals(rows[index]) if sparse else _equal(X, rows[index]):
         return rows, index
     return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
+
+
+def _mixed(values):
+    """Return the bits of float64 values as integers that differ in their low bits as well."""
+    bits = (values + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
+    return bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down
+
+
+def _equal(one, other):
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def cells_a_row(X) -> int:
+    """Return how many numbers a row of X takes up: its columns, or its stored cells on average."""
+    if isinstance(X, SparseRows):
+        return 1 + X.numel() // max(len(X), 1)
+    return X.shape[1]

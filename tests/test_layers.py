@@ -22,6 +22,7 @@ LAYERS = {
     "skavi._quadrature": 0,
     "skavi._random": 0,
     "skavi._rows": 0,
+    "skavi._sparse": 0,
     "skavi._storage": 0,
     "skavi._table": 0,
     "skavi._version": 0,

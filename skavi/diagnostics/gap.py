@@ -160,7 +160,7 @@ class _Point:
         """Return where a fit stands on the rows of X."""
         rows = estimator._rows(X)
         problem = estimator._frozen_problem(rows)
-        return cls(problem, estimator._raw_locals(rows), estimator._globals(rows.X))
+        return cls(problem, estimator._raw_locals(rows), estimator._globals(rows.weights))
 
     def elbo(self, noise):
         with torch.no_grad():

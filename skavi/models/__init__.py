@@ -8,6 +8,7 @@ from skavi.models._local_level import LocalLevel
 from skavi.models._ordered import MarkovModel, SawTimeSeries, TimeSeriesModel
 from skavi.models._paper import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
+from skavi.models._topic import TopicModel
 
 __all__ = [
     "BayesianDecoder",
@@ -22,4 +23,5 @@ __all__ = [
     "RandomEffects",
     "SawTimeSeries",
     "TimeSeriesModel",
+    "TopicModel",
 ]

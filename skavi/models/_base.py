@@ -37,6 +37,12 @@ class LatentVariableModel(Component, ABC):
     positive_only: bool = False
     #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
     integrated_globals: tuple[str, ...] = ()
+    #: Whether X may be CSR: the model then sees `skavi._sparse.SparseRows`, also of a dense X.
+    accepts_sparse: bool = False
+    #: Whether X must not be negative, as counts.
+    positive_only: bool = False
+    #: Nats a row below which no fit of the model is asked to come; the estimator's ``tol`` if more.
+    coarsest_tol: float = 0.0
     #: Whether the rows are a series in time order, so that no row can be moved or left out.
     ordered: bool = False
     #: What rows before the first and after the last read as, in a window.
@@ -87,8 +93,17 @@ class LatentVariableModel(Component, ABC):
         """Say whether `local_optimum` and `global_optimum` are available for these families."""
         return False
 
-    def local_optimum(self, globals_: NormalFactors, X: Tensor, family: Family) -> NormalFactors:
-        """Return every row's best factor given q(theta), in closed form."""
+    def local_optimum(
+        self,
+        globals_: NormalFactors,
+        X: Tensor,
+        family: Family,
+        start: NormalFactors | None = None,
+    ) -> NormalFactors:
+        """Return every row's best factor given q(theta), in closed form.
+
+        A model that gets there by iteration gives factors no worse than `start` at once.
+        """
         raise NotImplementedError
 
     def global_optimum(

@@ -111,7 +111,7 @@ class LocalLevel(MarkovModel):
         noise = ((X[:, 0] - m) ** 2 + s2) * noise_precision + noise_log
         return -0.5 * (torch.cat([first, steps]) + noise + 2 * LOG_2PI)
 
-    def local_optimum(self, globals_, X, family):
+    def local_optimum(self, globals_, X, family, start=None):
         """Solve the tridiagonal posterior precision for the means; its diagonal gives the sds."""
         (level, _), (noise, _) = self._moments(globals_, X)
         n = len(X)

@@ -11,7 +11,8 @@ from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
 # sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
 # ELBO no longer rises, and that many sweeps have not halved the move.
-_STILL, _STALLED, _ROUNDING = 0.01, 50, 1e-14
+# A coarse tolerance, in nats a row, asks for none of this: there the gain decides.
+_STILL, _STALLED, _ROUNDING, _COARSE = 0.01, 50, 1e-14, 1e-3
 #: Directions of the history that are shorter than this, relative, are rounding.
 _RCOND = 1e-8
 
@@ -81,7 +82,7 @@ class _Ascent(Run):
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
         self.total_weight = problem.total_weight
-        raw, elbo = self.sweeps.locals_and_elbo(state.globals_)
+        raw, elbo = self.sweeps.locals_and_elbo(state.globals_, state.parameters["values"])
         super().__init__(_Memory(elbo=elbo, globals_=state.globals_, raw=raw))
 
     def step(self, memory):
@@ -89,13 +90,14 @@ class _Ascent(Run):
         lengths = self.sweeps.lengths(swept)
         residual = float(((swept - memory.globals_) / lengths).norm())
         pairs = [*memory.pairs[-self.n_pairs :], (memory.globals_, swept)] if self.n_pairs else []
-        globals_, raw, elbo = self.sweeps.better_of(_anderson(pairs, lengths), swept, memory.elbo)
+        mixed = _anderson(pairs, lengths)
+        globals_, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
         gain = elbo - memory.elbo
         # A sweep of rate r leaves r / (1 - r) times its own gain; the move bounds it as well.
         remaining = max(gain, 0.5 * residual**2)
         rising = gain > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
-        still = residual <= _STILL * self.tol or stalled >= _STALLED
+        still = residual <= _STILL * self.tol or stalled >= _STALLED or self.tol > _COARSE
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
             memory,
@@ -132,10 +134,11 @@ class _Sweeps:
         self.problem, self.objective = problem, problem.objective
         self.rows, self.model = problem.rows, problem.objective.model
 
-    def locals_and_elbo(self, globals_):
+    def locals_and_elbo(self, globals_, start=None):
         objective = self.objective
         factor = objective.global_factor(globals_)
-        factors = self.model.local_optimum(factor, self.rows.X, objective.family)
+        before = None if start is None else objective.local_factors(start)
+        factors = self.model.local_optimum(factor, self.rows.X, objective.family, before)
         raw = objective.family.raw(factors)
         return raw, float(self.problem.elbo_of(raw, globals_))
 
@@ -154,13 +157,14 @@ class _Sweeps:
     def lengths(self, globals_):
         return self.objective.global_family.steps(self.objective.global_factor(globals_))
 
-    def better_of(self, mixed, swept, value):
+    def better_of(self, mixed, swept, memory):
         """Return the mixed step if it climbs (to rounding), else the plain sweep."""
+        value, start = memory.elbo, memory.raw
         if mixed is not None:
-            raw, new = self.locals_and_elbo(mixed)
+            raw, new = self.locals_and_elbo(mixed, start)
             if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
                 return mixed, raw, new
-        return swept, *self.locals_and_elbo(swept)
+        return swept, *self.locals_and_elbo(swept, start)
 
 
 def _anderson(pairs, lengths):

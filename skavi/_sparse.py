@@ -1,0 +1,232 @@
+"""Rows of X by their stored cells: memory and time grow with the non-zeros, never with the width.
+
+Two products are all that a model of counts, or a network's first layer, needs of a sparse matrix:
+`SparseRows.sampled`, a product of two thin matrices at the stored cells alone, and
+`SparseRows.product`, the matrix with any values in its cells times a thin one. Each is the other's
+derivative, so gradients of every order stay sparse too.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A matrix of shape (n_rows, n_features) by rows (CSR), cells in order of their columns.
+
+    Attributes
+    ----------
+    starts : Tensor of int64 of shape (n_rows + 1,)
+        Where each row's cells begin; the last entry is their number.
+    columns : Tensor of int64 of shape (n_cells,)
+    values : Tensor of shape (n_cells,)
+    n_features : int
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+    n_features: int
+
+    @classmethod
+    def from_scipy(cls, X, device="cpu") -> "SparseRows":
+        """Read a scipy matrix or array, sparse or dense, in float64; its zeros are not stored."""
+        X = scipy.sparse.csr_array(X, dtype=np.float64, copy=True)
+        X.sum_duplicates()
+        X.eliminate_zeros()
+        starts, columns = (torch.tensor(a.astype(np.int64)) for a in (X.indptr, X.indices))
+        values = torch.tensor(X.data)
+        return cls(starts.to(device), columns.to(device), values.to(device), X.shape[1])
+
+    @classmethod
+    def of(cls, X: "Tensor | SparseRows") -> "SparseRows":
+        """Return sparse rows as they are, and those of a dense tensor."""
+        if isinstance(X, cls):
+            return X
+        row, columns = X.nonzero(as_tuple=True)
+        starts = torch.zeros(len(X) + 1, dtype=torch.int64, device=X.device)
+        starts[1:] = torch.bincount(row, minlength=len(X)).cumsum(0)
+        return cls(starts, columns, X[row, columns], X.shape[1])
+
+    # --- what it shares with a dense tensor -----------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_rows, n_features)."""
+        return len(self), self.n_features
+
+    @property
+    def dtype(self):
+        """The values' own."""
+        return self.values.dtype
+
+    @property
+    def device(self):
+        """The values' own."""
+        return self.values.device
+
+    def numel(self) -> int:
+        """Count the stored cells."""
+        return len(self.values)
+
+    def new_zeros(self, *shape) -> Tensor:
+        """Return zeros of the values' dtype and device."""
+        return self.values.new_zeros(*shape)
+
+    def new_ones(self, *shape) -> Tensor:
+        """Return ones of the values' dtype and device."""
+        return self.values.new_ones(*shape)
+
+    def __getitem__(self, index) -> "SparseRows":
+        """Return the rows at a slice, an index tensor or a mask."""
+        chosen = torch.arange(len(self), device=self.device)[index]
+        counts = self.starts.diff()[chosen]
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = torch.repeat_interleave(self.starts[chosen] - starts[:-1], counts)
+        cells = torch.arange(len(shift), device=self.device) + shift
+        return SparseRows(starts, self.columns[cells], self.values[cells], self.n_features)
+
+    def split(self, size: int) -> "list[SparseRows]":
+        """Cut into pieces of at most `size` rows."""
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
+    def equals(self, other: "SparseRows") -> bool:
+        """Say whether two matrices have the same cells with the same values."""
+        pairs = [(getattr(self, n), getattr(other, n)) for n in ("starts", "columns", "values")]
+        return all(torch.equal(*pair) for pair in pairs)
+
+    def dense(self) -> Tensor:
+        """Return the whole matrix: for few rows only."""
+        return self._matrix(self.values).to_dense()
+
+    # --- sums and products ----------------------------------------------------------------------
+
+    def with_values(self, values: Tensor) -> "SparseRows":
+        """Return the same cells with other values in them."""
+        return replace(self, values=values)
+
+    @cached_property
+    def row(self) -> Tensor:
+        """Which row each cell is in, shape (n_cells,)."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.device), self._counts)
+
+    @property
+    def _counts(self):
+        return self.starts.diff()
+
+    @cached_property
+    def totals(self) -> Tensor:
+        """Sums of the rows' values, shape (n_rows,)."""
+        return self.over_rows(self.values)
+
+    @cached_property
+    def log_orderings(self) -> Tensor:
+        """Log multinomial coefficients of the rows as counts: log N! - sum log x!, (n_rows,)."""
+        return torch.lgamma(self.totals + 1) - self.over_rows(torch.lgamma(self.values + 1))
+
+    def over_rows(self, cells: Tensor) -> Tensor:
+        """Sum a number a cell over each row, shape (n_rows,)."""
+        return cells.new_zeros(len(self)).index_add(0, self.row, cells)
+
+    def over_columns(self, cells: Tensor) -> Tensor:
+        """Sum a number a cell over each column, shape (n_features,)."""
+        return cells.new_zeros(self.n_features).index_add(0, self.columns, cells)
+
+    def sampled(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``(left @ right.mT)`` at the stored cells, shape (n_cells,).
+
+        Parameters
+        ----------
+        left : Tensor of shape (n_rows, k)
+        right : Tensor of shape (n_features, k)
+        """
+        return _Sampled.apply(self, left, right)
+
+    def product(self, cells: Tensor, right: Tensor) -> Tensor:
+        """Return this matrix, with `cells` for its values, times `right`: (n_rows, k).
+
+        Parameters
+        ----------
+        cells : Tensor of shape (n_cells,)
+        right : Tensor of shape (n_features, k)
+        """
+        return _Product.apply(self, cells, right)
+
+    def transposed_product(self, cells: Tensor, left: Tensor) -> Tensor:
+        """Return the transpose of this matrix, with `cells` for its values, times `left`."""
+        return self.transposed.product(cells[self.transposing], left)
+
+    def __matmul__(self, right: Tensor) -> Tensor:
+        return self.product(self.values, right)
+
+    @cached_property
+    def transposing(self) -> Tensor:
+        """The order of the cells by column, then by row."""
+        return torch.argsort(self.columns, stable=True)
+
+    @cached_property
+    def transposed(self) -> "SparseRows":
+        """The transpose, its own rows sorted."""
+        counts = torch.bincount(self.columns, minlength=self.n_features)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        order = self.transposing
+        return SparseRows(starts, self.row[order], self.values[order], len(self))
+
+    def _matrix(self, cells: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # "in beta state", says torch once a process
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            return torch.sparse_csr_tensor(
+                self.starts, self.columns, cells, self.shape, check_invariants=False
+            )
+
+
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(rows, left, right):
+        empty = rows._matrix(torch.zeros_like(rows.values))
+        return torch.sparse.sampled_addmm(empty, left, right.mT).values()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.rows, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        left, right = ctx.saved_tensors
+        _, wants_left, wants_right = ctx.needs_input_grad
+        return (
+            None,
+            ctx.rows.product(gradient, right) if wants_left else None,
+            ctx.rows.transposed_product(gradient, left) if wants_right else None,
+        )
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(rows, cells, right):
+        return rows._matrix(cells) @ right
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.rows, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        cells, right = ctx.saved_tensors
+        _, wants_cells, wants_right = ctx.needs_input_grad
+        return (
+            None,
+            ctx.rows.sampled(gradient, right) if wants_cells else None,
+            ctx.rows.transposed_product(cells, gradient) if wants_right else None,
+        )

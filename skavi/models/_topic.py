@@ -1,0 +1,324 @@
+"""Topic model: documents as mixtures of topics, both logistic normal."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from skavi._sparse import SparseRows
+from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
+from skavi.models._base import HierarchicalModel
+
+_PSEUDOCOUNT = 0.5
+_TINY = 1e-300
+_SWEEP_STEPS, _MOST_STEPS, _STILL = 2, 200, 1e-4
+_UNKNOWN_LENGTH = 100.0
+
+
+class TopicModel(HierarchicalModel):
+    """Counts of words explained by a few topics, with a posterior over topics and proportions.
+
+    A row of X holds how often each word (column) is in a document:
+
+        x_n ~ Multinomial(N_n, proportions_n @ words), N_n given,
+        proportions_n = softmax(z_n),  z_n ~ N(0, proportion_scale^2),
+        words_k = softmax(topics_k),   topics_k ~ N(topic_loc, topic_scale^2).
+
+    X is dense or CSR, and is held by its non-zeros either way. Any numbers >= 0 will do as counts.
+    A row without words keeps its prior.
+
+    Parameters
+    ----------
+    n_components : int, default=10
+        Number of topics, and of latents a row: the logits z of the topics' proportions.
+    proportion_scale : float, default=2.0
+        Prior sd of these logits, in nats. Larger: fewer topics a document.
+    topic_loc : array of shape (n_features,), default=None
+        Prior mean of the topics' logits. None: the log frequency of each word in the training
+        data, half a word added to each.
+    topic_scale : float, default=2.0
+        Prior sd of the topics' logits around it, in nats.
+    resolution : float, default=1e-3
+        Nats a word at which coordinate ascent stops, where the estimator's ``tol`` asks for more:
+        a sweep that gains less changes no perplexity by more than 0.1 %.
+
+    Notes
+    -----
+    One global, "topics" (n_components, n_features), on the logit scale: `word_probabilities` and
+    `top_words` read it. The default ELBO is the bound of Blei & Lafferty (2007), "A correlated
+    topic model of science", eq. 7-8, with each word's topic and the normalisers at their optimum:
+
+        E log p(x | z, topics) >= sum_v x_v log sum_k exp(E log~ softmax(z)_k + E log~ words_kv),
+        E log~ softmax(u)_i = m_i - log sum_j exp(m_j + s_j^2 / 2),
+
+    which is deterministic; ``noise=MonteCarlo()`` takes the expectation itself. Documents and
+    topics are updated by one formula, `softmax_step`.
+
+    Examples
+    --------
+    >>> from sklearn.feature_extraction.text import CountVectorizer
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import TopicModel
+    >>> texts = ["cat dog cat pet", "dog cat dog pet", "bond stock fund", "stock fund stock bond"]
+    >>> words = CountVectorizer()
+    >>> vi = FactorizedVI(TopicModel(2), random_state=0).fit(words.fit_transform(texts))
+    >>> vi.model_.proportions(vi.transform(words.transform(["cat dog cat dog"]))).shape
+    (1, 2)
+    """
+
+    accepts_sparse = True
+    positive_only = True
+
+    def __init__(
+        self,
+        n_components=10,
+        *,
+        proportion_scale=2.0,
+        topic_loc=None,
+        topic_scale=2.0,
+        resolution=1e-3,
+    ):
+        self.n_components = n_components
+        self.proportion_scale = proportion_scale
+        self.topic_loc = topic_loc
+        self.topic_scale = topic_scale
+        self.resolution = resolution
+
+    def check(self):
+        self._require_integer("n_components", 1)
+        self._require_positive("proportion_scale")
+        self._require_positive("topic_scale")
+        self._require("resolution", 0 <= self.resolution < float("inf"), ">= 0 and finite")
+
+    def check_data(self, X):
+        X = SparseRows.of(X)
+        bad = (X.values < 0).nonzero()[:, 0]
+        if len(bad):
+            where = f"row {int(X.row[bad[0]])}, column {int(X.columns[bad[0]])}"
+            raise ValueError(
+                f"Negative values in data: X has {len(bad)} negative "
+                f"{'entry' if len(bad) == 1 else 'entries'} (first at {where}), but TopicModel "
+                "needs counts >= 0."
+            )
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def n_latents(self, n_features):
+        return self.n_components
+
+    def global_prior(self, n_features):
+        loc = torch.zeros(n_features) if self.topic_loc is None else self._loc()
+        shape = self.n_components, n_features
+        return {"topics": Normal(loc.expand(shape), torch.tensor(float(self.topic_scale)))}
+
+    def _loc(self):
+        return torch.as_tensor(np.asarray(self.topic_loc, dtype=np.float64))
+
+    def local_prior(self, theta):
+        return Normal(torch.zeros(self.n_components), float(self.proportion_scale))
+
+    def likelihood(self, z, theta):
+        raise NotImplementedError("TopicModel takes the documents' lengths from X: see log_local.")
+
+    def predicted_mean(self, theta, z):
+        """Return the probabilities of the words, shape (n_rows, n_features)."""
+        return torch.softmax(z, -1) @ torch.softmax(theta["topics"], -1)
+
+    def log_local(self, theta, z, X):
+        X = SparseRows.of(X)
+        words = torch.softmax(theta["topics"], -1).mT
+        fit = _log_mixture(X, torch.softmax(z, -1), words)
+        scaled = (z / self.proportion_scale) ** 2
+        return fit - 0.5 * (scaled + LOG_2PI).sum(-1) - self._log_det_prior()
+
+    def _log_det_prior(self):
+        return self.n_components * float(np.log(self.proportion_scale))
+
+    def simulate(self, theta, n_samples, n_features=1):
+        """Draw documents, their lengths from the training data's (100 words before a fit)."""
+        prior = self.local_prior(theta)
+        z = prior.expand((n_samples, self.n_components)).sample()
+        known = torch.as_tensor(getattr(self, "lengths_", np.array([_UNKNOWN_LENGTH])))
+        lengths = known[torch.randint(len(known), (n_samples,))].round().to(z.device)
+        X = torch.zeros(n_samples, n_features)
+        if int(lengths.amax()):
+            words = self.predicted_mean(theta, z).multinomial(int(lengths.amax()), replacement=True)
+            there = torch.arange(words.shape[1], device=z.device) < lengths.unsqueeze(-1)
+            X.scatter_add_(1, words, there.to(X.dtype))
+        return X, z
+
+    def adapted(self, X, weights):
+        X = SparseRows.of(X)
+        frequency = X.over_columns(weights[X.row] * X.values) + _PSEUDOCOUNT
+        params = self.get_params()
+        if self.topic_loc is None:
+            params["topic_loc"] = (frequency / frequency.sum()).log().cpu().numpy()
+        model = type(self)(**params)
+        model.lengths_ = X.totals[weights > 0].cpu().numpy().copy()
+        model.words_a_row_ = float(weights @ X.totals / weights.sum())
+        return model
+
+    @property
+    def coarsest_tol(self):
+        return self.resolution * max(getattr(self, "words_a_row_", 0.0), 1.0)
+
+    # --- the bound and its updates --------------------------------------------------------------
+
+    def has_closed_form(self, family: Family, global_family: Family) -> bool:
+        return True
+
+    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
+        return isinstance(family, DiagonalNormal) and isinstance(global_family, DiagonalNormal)
+
+    def expected_log_local(self, factors, globals_, X):
+        X = SparseRows.of(X)
+        fit = _log_mixture(X, _tilted(factors.mean, factors.sd), self._tilted_words(globals_, X))
+        second = (factors.mean**2 + factors.sd**2) / self.proportion_scale**2
+        return fit - 0.5 * (second + LOG_2PI).sum(-1) - self._log_det_prior()
+
+    def _tilted_words(self, globals_, X):
+        shape = self.n_components, X.shape[1]
+        return _tilted(globals_.mean.reshape(shape), globals_.sd.reshape(shape)).mT.contiguous()
+
+    def local_optimum(self, globals_, X, family, start=None):
+        """Climb every row's bound to its optimum, or from `start` by a few steps."""
+        X = SparseRows.of(X)
+        words, k = self._tilted_words(globals_, X), self.n_components
+        mean = X.new_zeros(len(X), k) if start is None else start.mean.clone()
+        variance = (
+            X.new_ones(len(X), k) * self.proportion_scale**2 if start is None else start.sd**2
+        )
+        active, part = torch.arange(len(X), device=X.device), X
+        for _ in range(_MOST_STEPS if start is None else _SWEEP_STEPS):
+            before = mean[active], variance[active]
+            after = self._local_step(words, part, *before)
+            mean[active], variance[active] = after
+            if start is not None:
+                continue
+            move = ((after[0] - before[0]).abs() / before[1].sqrt()).amax(-1)
+            moving = move > _STILL
+            if not bool(moving.any()):
+                break
+            active = active[moving]
+            part = part[moving] if not bool(moving.all()) else part
+        return DiagonalFactors(mean, variance.sqrt())
+
+    def _local_step(self, words, X, mean, variance):
+        proportions = _tilted(mean, variance.sqrt())
+        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
+        counts = proportions * X.product(ratio, words)
+        loc, precision = mean.new_zeros(()), mean.new_tensor(self.proportion_scale**-2)
+        return softmax_step(counts, X.totals.unsqueeze(-1), loc, precision, mean, variance)
+
+    def global_optimum(self, globals_, factors, X, weights):
+        """Climb the bound in every topic's logits, given how often each topic says each word."""
+        X = SparseRows.of(X)
+        words, proportions = self._tilted_words(globals_, X), _tilted(factors.mean, factors.sd)
+        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
+        weighted = weights.unsqueeze(-1) * proportions
+        counts = (words * X.transposed_product(ratio, weighted)).mT
+        loc, precision = self._loc().to(counts), counts.new_tensor(self.topic_scale**-2)
+        mean, variance = (t.reshape(counts.shape) for t in (globals_.mean, globals_.sd**2))
+        for _ in range(_SWEEP_STEPS):
+            totals = counts.sum(-1, keepdim=True)
+            mean, variance = softmax_step(counts, totals, loc, precision, mean, variance)
+        return DiagonalFactors(mean.reshape(-1), variance.reshape(-1).sqrt())
+
+    # --- reading a fit --------------------------------------------------------------------------
+
+    def proportions(self, Z):
+        """Return the topics' proportions in documents with these latents.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latents, as `transform` returns them.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            Rows sum to one.
+        """
+        return torch.softmax(torch.as_tensor(np.asarray(Z)), -1).numpy()
+
+    def word_probabilities(self, global_posterior):
+        """Return the words' expected probabilities under each topic, to first order.
+
+        softmax(m + s^2 / 2): the ratio of the expectations, which for the topics' thousands of
+        words is the expectation of the ratio.
+
+        Parameters
+        ----------
+        global_posterior : GlobalPosterior
+            A fit's ``global_posterior_``.
+
+        Returns
+        -------
+        ndarray of shape (n_components, n_features)
+            Rows sum to one.
+        """
+        mean, sd = (
+            torch.as_tensor(m["topics"]) for m in (global_posterior.mean, global_posterior.sd)
+        )
+        return torch.softmax(mean + 0.5 * sd**2, -1).numpy()
+
+    def top_words(self, global_posterior, feature_names, n_words=10):
+        """Return the most probable words of each topic.
+
+        Parameters
+        ----------
+        global_posterior : GlobalPosterior
+            A fit's ``global_posterior_``.
+        feature_names : array-like of shape (n_features,)
+            As `CountVectorizer.get_feature_names_out` gives them.
+        n_words : int, default=10
+            Words a topic.
+
+        Returns
+        -------
+        list of list of str
+            One list a topic, the most probable word first.
+        """
+        order = np.argsort(-self.word_probabilities(global_posterior), axis=1, kind="stable")
+        names = np.asarray(feature_names)
+        if len(names) != order.shape[1]:
+            raise ValueError(
+                f"feature_names has {len(names)} names, but the topics have {order.shape[1]} words."
+            )
+        return names[order[:, :n_words]].tolist()
+
+
+def _log_mixture(X: SparseRows, proportions: Tensor, words: Tensor) -> Tensor:
+    """Log multinomial densities for proportions (n_rows, k) and words (n_features, k)."""
+    cells = X.sampled(proportions, words).clamp_min(_TINY).log()
+    return X.over_rows(X.values * cells) + X.log_orderings
+
+
+def _tilted(mean: Tensor, sd: Tensor) -> Tensor:
+    """exp E log softmax(u), with E log sum exp(u) replaced by its bound log sum E exp(u)."""
+    return (mean - torch.logsumexp(mean + 0.5 * sd**2, -1, keepdim=True)).exp()
+
+
+def softmax_step(counts, total, loc, precision, mean, variance):
+    """Take a step up in N(mean, variance) for softmax logits that explain expected counts.
+
+    Maximises counts . m - total log sum exp(m + v / 2) + E log N(u; loc, 1 / precision) + entropy
+    over the last dimension: first in m by the Newton step, which is cheap (the Hessian is diagonal
+    plus rank one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the
+    curvature of log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
+
+    Returns
+    -------
+    mean, variance : Tensors
+    """
+    p = torch.softmax(mean + 0.5 * variance, -1)
+    curvature = total * p + precision
+    step = (counts - total * p - (mean - loc) * precision) / curvature
+    response = p / curvature
+    rank_one = 1 - total * (p * response).sum(-1, keepdim=True)
+    step = step + total * response * (p * step).sum(-1, keepdim=True) / rank_one
+    mean = mean + step / (1 + step.abs().amax(-1, keepdim=True))
+    expected = total * torch.softmax(mean + 0.5 * variance, -1)
+    pull = variance * (expected + precision)
+    step = (1 - pull) / (pull + 0.5 * variance**2 * expected)
+    return mean, variance * (step / (1 + step.abs().amax(-1, keepdim=True))).exp()
