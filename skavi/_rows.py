@@ -83,6 +83,18 @@ class Cells:
         mean = weights @ self.values / total
         return mean, weights @ self.masked(self.values - mean) ** 2 / total
 
+    def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return the columns' weighted covariances about `mean`, in units of `scale`.
+
+        With missing cells over the rows that hold both: not always positive definite.
+        """
+        root = (weights / weights.sum()).sqrt().unsqueeze(-1)
+        rows = self.masked((self.values - mean) / scale) * root
+        if self.observed is None:
+            return rows.mT @ rows
+        seen = self.observed * root
+        return rows.mT @ rows / (seen.mT @ seen).clamp_min(1e-300)
+
 
 def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:
     """Put each row beside its `context` = (before, after) neighbours.

@@ -132,7 +132,7 @@ def test_written_out_densities_are_the_declared_ones(name):
             normal = torch.distributions.Normal(model.effect(theta, z), X[:, 1])
             declared = declared + normal.log_prob(X[:, 0])
         else:
-            declared = declared + log_prob(model.likelihood(z, theta), X)
+            declared = declared + log_prob(model.observation(z, theta), X)
     torch.testing.assert_close(model.log_local(theta, z, X), declared, rtol=1e-12, atol=1e-12)
 
 
@@ -284,9 +284,11 @@ def test_latents_with_known_globals_are_the_exact_posterior(noise):
     rng = np.random.default_rng(0)
     W, mean, X = rng.normal(size=(4, 2)), rng.normal(size=4), rng.normal(size=(5, 4))
     variance = np.array([0.7]) if noise == "isotropic" else np.array([0.3, 0.5, 0.7, 0.9])
-    u = torch.as_tensor(np.concatenate([W.ravel(), mean, np.log(variance)]))
     model, X_ = factor_analysis(noise, 2), torch.as_tensor(X)
     objective = bind(model, FullNormal(), DiagonalNormal(), X_)
+    v = variance.squeeze() if noise == "isotropic" else variance
+    theta = {"loadings": W, "mean": mean, "noise_variance": v}
+    u = objective.space.unconstrain({n: torch.as_tensor(value) for n, value in theta.items()})
     raw_globals = torch.cat([u, torch.full_like(u, -20)])  # sd = exp(-20) = 2e-9
     q = model.local_optimum(objective.global_factor(raw_globals), X_, FullNormal())
     psi = variance * np.ones(4)

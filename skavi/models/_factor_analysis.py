@@ -2,31 +2,44 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributions import InverseGamma, Normal
 
-from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
-from skavi.models._base import HierarchicalModel
+from skavi._rows import Cells
+from skavi.models._factor_analysis_updates import LinearNormal, linear_index
 
 
-class FactorAnalysis(HierarchicalModel):
-    """Linear normal model: x_n ~ N(W z_n + m, diag(v)), z_n ~ N(0, I), with W, m and v latent.
+class FactorAnalysis(LinearNormal):
+    """Linear model: x_n ~ N(W z_n + m, diag(v)), z_n ~ N(0, I), with W, m and v latent.
 
     ``noise="isotropic"`` (one v) is probabilistic PCA, ``"diagonal"`` factor analysis. Priors:
     loadings W ~ N(0, loading_scale^2), mean m ~ N(mean_loc, mean_scale^2) and noise variance
     v ~ InverseGamma(noise_shape, noise_scale). Scales left at None are weakly informative, taken
     from the training data column by column (``"diagonal"``) or over all columns (``"isotropic"``).
 
+    Other likelihoods read eta = W z_n + m through their link: logits for "bernoulli", log rates for
+    "poisson" and "negative_binomial".
+
     Parameters
     ----------
     n_components : int, default=2
         Number of latents a row.
     noise : {"isotropic", "diagonal"}, default="isotropic"
-        One noise variance for all columns, or one a column.
+        One noise variance (or dispersion) for all columns, or one a column.
+    likelihood : {"normal", "student_t", "bernoulli", "poisson", "negative_binomial"}, \
+default="normal"
+        Distribution of a cell given eta. "student_t": v is the squared scale. "bernoulli": cells
+        from 0 to 1. "poisson", "negative_binomial": cells >= 0, of mean exposure * exp(eta); the
+        latter of variance mean + dispersion * mean^2.
+    exposure : {"total", "unit"}, default=None
+        For counts, what rates are relative to: "total", the row's total over the total that
+        mean_loc expects of its observed cells, so that latents describe the composition of a row;
+        "unit", nothing. None: "total" for counts. Predictions without a row are for exposure 1.
     loading_scale : float or array of shape (n_features,), default=None
-        Prior sd of the loadings, in units of X. None: the columns' standard deviation.
+        Prior sd of the loadings, in units of X. None: the columns' standard deviation, and 1 for
+        logits and log rates.
     mean_loc, mean_scale : float or array of shape (n_features,), default=None
-        Prior mean and sd of the mean. None: the columns' means, and 10 standard deviations.
+        Prior mean and sd of the mean. None: the columns' means (through the link), and 10 standard
+        deviations, or 3 for logits and log rates.
     noise_shape : float, default=1.0
         Shape of the inverse gamma prior.
     noise_scale : float or array of shape (n_features,), default=None
@@ -34,9 +47,12 @@ class FactorAnalysis(HierarchicalModel):
 
     Notes
     -----
-    Globals: "loadings" (n_features, n_components), "mean" (n_features,) and "noise_variance", a
-    scalar or (n_features,). All expectations are closed-form; the coordinate updates are those of
-    Bishop (1999), "Variational principal components", with a fully factorized q(W).
+    Globals: "loadings" (n_features, n_components), "mean" (n_features,) and, by likelihood,
+    "noise_variance" (normal, student_t) or "dispersion" ~ Exp(1) (negative_binomial), a scalar or
+    (n_features,), and "degrees_of_freedom" ~ Gamma(2, 0.1) (student_t). With normal noise all
+    expectations are closed-form; the coordinate updates are those of Bishop (1999), "Variational
+    principal components", with a fully factorized q(W). With others only z_n and the noise need
+    draws or nodes: given them eta is normal, and its kernel is integrated cell by cell.
 
     Examples
     --------
@@ -47,6 +63,13 @@ class FactorAnalysis(HierarchicalModel):
     >>> vi = FactorizedVI(FactorAnalysis(n_components=2)).fit(X)
     >>> vi.global_posterior_.mean["loadings"].shape
     (4, 2)
+
+    Counts:
+
+    >>> X = np.random.default_rng(0).poisson(3.0, size=(50, 4))
+    >>> vi = FactorizedVI(FactorAnalysis(1, likelihood="poisson")).fit(X)
+    >>> vi.transform(X).shape
+    (50, 1)
     """
 
     def __init__(
@@ -54,6 +77,8 @@ class FactorAnalysis(HierarchicalModel):
         n_components=2,
         noise="isotropic",
         *,
+        likelihood="normal",
+        exposure=None,
         loading_scale=None,
         mean_loc=None,
         mean_scale=None,
@@ -62,6 +87,8 @@ class FactorAnalysis(HierarchicalModel):
     ):
         self.n_components = n_components
         self.noise = noise
+        self.likelihood = likelihood
+        self.exposure = exposure
         self.loading_scale = loading_scale
         self.mean_loc = mean_loc
         self.mean_scale = mean_scale
@@ -69,14 +96,18 @@ class FactorAnalysis(HierarchicalModel):
         self.noise_scale = noise_scale
 
     def check(self):
-        self._require_integer("n_components", 1)
+        super().check()
         self._require("noise", self.noise in ("isotropic", "diagonal"), '"isotropic" or "diagonal"')
+        unused = f"left alone: likelihood={self.likelihood!r} has no such parameter"
+        self._require("noise", self.cell.has_noise or self.noise == "isotropic", unused)
+        self._require("noise_scale", self.cell.has_variance or self.noise_scale is None, unused)
         self._require_positive("noise_shape")
         for name in ("loading_scale", "mean_scale", "noise_scale"):
             self._require_vector(name, positive=True)
         self._require_vector("mean_loc")
 
     def check_data(self, X):
+        super().check_data(X)
         n_features = X.shape[1]
         for name in ("loading_scale", "mean_loc", "mean_scale", "noise_scale"):
             size = np.size(getattr(self, name))
@@ -93,82 +124,104 @@ class FactorAnalysis(HierarchicalModel):
 
     # --- the model ------------------------------------------------------------------------------
 
-    def n_latents(self, n_features):
-        return self.n_components
+    integrated_globals = ("loadings", "mean")
 
     def global_prior(self, n_features):
         self._require_adapted()
         zeros = torch.zeros(n_features)
         scale = (zeros + torch.as_tensor(self.loading_scale)).unsqueeze(-1)
-        shape = torch.as_tensor(self.noise_shape, dtype=zeros.dtype)
-        noise_scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
-        if self.noise == "diagonal":
-            noise_scale = zeros + noise_scale
-        return {
+        shape = (n_features,) if self.noise == "diagonal" else ()
+        return self.cell.global_prior(shape, self._variance_prior(zeros)) | {
             "loadings": Normal(0.0, scale.expand(n_features, self.n_components)),
-            "mean": Normal(
-                zeros + torch.as_tensor(self.mean_loc), zeros + torch.as_tensor(self.mean_scale)
-            ),
-            "noise_variance": InverseGamma(shape, noise_scale),
+            "mean": Normal(self.location(zeros), zeros + torch.as_tensor(self.mean_scale)),
         }
 
     def global_dims(self):
-        variance = {"noise_variance": ("feature",)} if self.noise == "diagonal" else {}
-        return {"loadings": ("feature", "latent"), "mean": ("feature",), **variance}
+        noise = ("feature",) if self.noise == "diagonal" else ()
+        own = dict.fromkeys(("noise_variance", "dispersion"), noise) if noise else {}
+        return {"loadings": ("feature", "latent"), "mean": ("feature",), **own}
+
+    def _variance_prior(self, zeros):
+        if not self.cell.has_variance:
+            return None
+        scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
+        scale = zeros + scale if self.noise == "diagonal" else scale
+        return InverseGamma(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
 
     def _require_adapted(self):
-        scales = (self.loading_scale, self.mean_loc, self.mean_scale, self.noise_scale)
+        scales = [self.loading_scale, self.mean_loc, self.mean_scale]
+        scales += [self.noise_scale] if self.cell.has_variance else []
         if any(scale is None for scale in scales):
             raise ValueError(
                 "FactorAnalysis takes the prior scales left at None from data: use the fitted "
                 "estimator's model_, or set loading_scale, mean_loc, mean_scale and noise_scale."
             )
 
-    def local_prior(self, theta):
-        return Normal(torch.zeros(self.n_components), 1.0)
+    def location(self, like):
+        return torch.as_tensor(self.mean_loc).to(like).expand(like.shape[-1])
 
-    def likelihood(self, z, theta):
-        return Normal(self.predicted_mean(theta, z), theta["noise_variance"].sqrt())
+    def predictor(self, theta, z):
+        return torch.addmm(theta["mean"], z, theta["loadings"].mT)
 
-    def predicted_mean(self, theta, z):
-        return z @ theta["loadings"].mT + theta["mean"]
-
-    def log_local(self, theta, z, X):
-        variance = theta["noise_variance"]
-        residual = ((X - self.predicted_mean(theta, z)) ** 2 / variance).sum(-1)
-        log_det = (variance.log() + LOG_2PI).expand(X.shape[-1]).sum(-1)
-        return -0.5 * (residual + log_det + (z**2 + LOG_2PI).sum(-1))
+    def half_expected_terms(self, theta, z, factors, rest, X):
+        """Integrate W and m out: given z and the noise, eta is normal, and its mean is theta's."""
+        design = torch.nn.functional.pad(z, (0, 1), value=1.0)
+        index = linear_index(rest.mean, X.shape[1], self.n_components)
+        variance = rest.variance_along(design, index)
+        eta = self.predictor(theta, z) + self.log_exposure(X)
+        fit = self.cell.expected_log_rows(Cells.of(X), eta, variance, theta)
+        return self.expected_log_prior(theta, z, factors, X) + fit
 
     # --- where to start -------------------------------------------------------------------------
 
     def adapted(self, X, weights):
-        total = weights.sum()
-        mean = weights @ X / total
-        variance = weights @ (X - mean) ** 2 / total
+        cells = Cells.of(X)
+        self._require_cells(cells, weights)
+        defaults = self._identity_defaults(cells, weights)
+        if not self.cell.has_variance:
+            mean = self.cell.location(defaults["mean_loc"])
+            defaults = {"loading_scale": mean.new_tensor(1.0), "mean_loc": mean}
+            defaults["mean_scale"] = mean.new_tensor(3.0)
+        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
+        return type(self)(**(self.get_params() | left_open))
+
+    def _identity_defaults(self, cells, weights):
+        mean, variance = cells.mean_and_variance(weights)
         overall = variance.mean()
-        rounding = 1e-24 * (weights @ X**2 / total)  # what a constant column's variance may be
+        rounding = 1e-24 * (variance + mean**2)  # what a constant column's variance may be
         overall = overall if overall > rounding.mean() else torch.ones_like(overall)
         if self.noise == "diagonal":
             variance = torch.where(variance > rounding, variance, overall)
         else:
             variance = overall
-        defaults = {
+        return {
             "loading_scale": variance.sqrt(),
             "mean_loc": mean,
             "mean_scale": 10 * variance.sqrt(),
             "noise_scale": 0.01 * variance,
         }
-        left_open = {n: v.numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return type(self)(**(self.get_params() | left_open))
+
+    def _require_cells(self, cells, weights):
+        counts = cells.over_rows(weights, torch.ones_like(weights))
+        empty = (counts <= 0).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"X has {len(empty)} columns without a single observed cell (first column "
+                f"{int(empty[0, 0])}): leave them out."
+            )
+
+    def _pseudo(self, X):
+        """Return cells on the scale of eta, exposure taken off."""
+        cells = Cells.of(X)
+        return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
 
     def initial_globals(self, X, weights):
         """Probabilistic PCA of scaled columns (Tipping & Bishop 1999, eq. 7-8)."""
         n_features, k = X.shape[1], self.n_components
         scale = torch.as_tensor(self.loading_scale).to(X)
-        total = weights.sum()
-        mean = weights @ X / total
-        rows = (X - mean) / scale * (weights / total).sqrt().unsqueeze(-1)
-        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        cells = self._pseudo(X)
+        mean, _ = cells.mean_and_variance(weights)
+        values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, scale))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         kept = min(k, n_features)
@@ -182,120 +235,15 @@ class FactorAnalysis(HierarchicalModel):
         if self.noise == "diagonal":
             variance = variance.expand(n_features).clone()
         loadings = loadings * (scale.unsqueeze(-1) if scale.dim() else scale)
-        return {"loadings": loadings, "mean": mean, "noise_variance": variance}
+        mean = mean if self.cell.has_variance else self.location(X).clone()
+        return self.cell.start(variance) | {"loadings": loadings, "mean": mean}
 
-    # --- closed forms ---------------------------------------------------------------------------
-
-    def has_closed_form(self, family: Family, global_family: Family) -> bool:
-        return True
-
-    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
-        return isinstance(global_family, DiagonalNormal)
-
-    def expected_log_local(self, factors, globals_, X):
-        """E_q log p(z_n, x_n | W, m, v) for normal q(z_n) and a joint normal q(W, m, log v).
-
-        Under q tilted by 1/v, (W, m) stays normal with the same covariance and its mean moved by
-        -Cov((W_d, m_d), log v_d); so with e_d = E[1/v_d] every term is a second moment.
-        """
-        q = self._moments(globals_, X.shape[1])
-        m, second = factors.mean, self._second_moment(factors)
-        residual = X - m @ q.loadings.mT - q.mean
-        coupling = q.loadings.mT @ (q.precision.unsqueeze(-1) * q.loadings)
-        spread = (factors.covariance() * coupling).sum((-2, -1)) + (
-            second * (q.precision[:, None, None] * q.covariance).sum(0)
-        ).sum((-2, -1))
-        log_det = (q.log_variance + LOG_2PI).sum()
-        fit = (residual**2) @ q.precision + spread + log_det
-        prior = (m**2 + factors.sd**2 + LOG_2PI).sum(-1)
-        return -0.5 * (fit + prior)
-
-    def local_optimum(self, globals_, X, family, start=None):
-        """q(z_n) = N(P^-1 W' e (x_n - m), P^-1), P = I + E[W' e W]; diagonal: sds P_kk^-1/2."""
-        q = self._moments(globals_, X.shape[1])
-        k = self.n_components
-        scaled = q.precision.unsqueeze(-1) * q.loadings
-        spread = (q.precision[:, None, None] * q.covariance).sum(0)
-        precision = torch.eye(k).to(X) + scaled.mT @ q.loadings + spread[:k, :k]
-        pull = (X - q.mean) @ scaled - spread[:k, k]
+    def initial_locals(self, theta, X):
+        """Return the factors that normal cells of the same predictor would have."""
+        loadings, cells = theta["loadings"], self._pseudo(X)
+        noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
+        weighted = loadings / noise.unsqueeze(-1)
+        precision = torch.eye(self.n_components).to(X) + weighted.mT @ loadings
+        pull = cells.masked(cells.values - theta["mean"]) @ weighted
         mean = torch.linalg.solve(precision, pull.mT).mT
-        if isinstance(family, DiagonalNormal):
-            return DiagonalFactors(mean, precision.diagonal().rsqrt().expand_as(mean))
-        scale = torch.linalg.cholesky(torch.linalg.inv(precision))
-        return FullFactors(mean, scale.expand(*mean.shape, k))
-
-    def global_optimum(self, globals_, factors, X, weights):
-        """One sweep: every (W_d, m_d) jointly, then v (Bishop 1999, eq. 21-26)."""
-        n_features, k = X.shape[1], self.n_components
-        q = self._moments(globals_, n_features)
-        moments = (weights[:, None, None] * self._second_moment(factors)).sum(0)
-        design = torch.cat([factors.mean, factors.mean.new_ones(len(X), 1)], -1)
-        loc = torch.as_tensor(self.mean_loc).to(X).expand(n_features)
-        cross = (weights.unsqueeze(-1) * (X - loc)).mT @ design
-        scales = [self.loading_scale] * k + [self.mean_scale]
-        prior = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
-        precision = q.precision[:, None, None] * moments + torch.diag_embed(prior**-2)
-        solution = torch.linalg.solve(precision, q.precision.unsqueeze(-1) * cross)
-        variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
-        second = solution.unsqueeze(-1) * solution.unsqueeze(-2) + torch.diag_embed(variance)
-        residual = weights @ (X - loc) ** 2 - 2 * (solution * cross).sum(-1)
-        residual = (residual + (second * moments).sum((-2, -1))).clamp_min(0)
-        count = weights.sum()
-        if self.noise == "isotropic":
-            residual, count = residual.sum(), count * n_features
-        shape = count / 2 + self.noise_shape
-        scale = residual / 2 + torch.as_tensor(self.noise_scale).to(X)
-        # Normal q(log v) for the density v^-shape exp(-scale / v): variance 1 / shape, and
-        # E[1/v] = shape / scale fixes the mean.
-        log_mean = (scale / shape).log() + 0.5 / shape
-        mean = [solution[:, :k].reshape(-1), solution[:, k] + loc, log_mean.reshape(-1)]
-        squared = [variance[:, :k].reshape(-1), variance[:, k], (1 / shape).expand_as(mean[2])]
-        return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
-
-    def compressed(self, X: Tensor, weights: Tensor):
-        """Return 2 n_features rows with the same weighted first and second moments.
-
-        The optimal factors are linear in x_n and every expectation is quadratic in x_n, so F-VI's
-        problem in theta sees the data through these moments alone.
-        """
-        n_features = X.shape[1]
-        if len(X) <= 2 * n_features:
-            return X, weights
-        total = weights.sum()
-        mean = weights @ X / total
-        sd = (weights @ (X - mean) ** 2 / total).sqrt()
-        sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds, no column's digits are lost
-        rows = (X - mean) / sd * (weights / total).sqrt().unsqueeze(-1)
-        values, vectors = torch.linalg.eigh(rows.mT @ rows)
-        steps = sd * vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
-        return torch.cat([mean + steps, mean - steps]), (total / (2 * n_features)).expand(
-            2 * n_features
-        )
-
-    def _second_moment(self, factors):
-        """E[(z, 1)(z, 1)'], shape (n_rows, k + 1, k + 1)."""
-        m = torch.nn.functional.pad(factors.mean, (0, 1), value=1.0)
-        covariance = torch.nn.functional.pad(factors.covariance(), (0, 1, 0, 1))
-        return m.unsqueeze(-1) * m.unsqueeze(-2) + covariance
-
-    def _moments(self, globals_, n_features):
-        return _Moments(globals_, n_features, self.n_components, self.noise)
-
-
-class _Moments:
-    """Moments of q(W, m, log v), tilted by 1/v: see `FactorAnalysis.expected_log_local`."""
-
-    def __init__(self, globals_, n_features, k, noise):
-        d = torch.arange(n_features, device=globals_.mean.device)
-        loadings = d.unsqueeze(-1) * k + torch.arange(k, device=d.device)
-        mean = n_features * k + d
-        first = n_features * (k + 1)
-        log_variance = first + (d if noise == "diagonal" else torch.zeros_like(d))
-        index = torch.cat([loadings, mean.unsqueeze(-1), log_variance.unsqueeze(-1)], -1)
-        block = globals_.block_covariance(index)
-        centre = globals_.mean[index]
-        tilted = centre[:, :-1] - block[:, :-1, -1]
-        self.log_variance = centre[:, -1]
-        self.precision = (0.5 * block[:, -1, -1] - self.log_variance).exp()
-        self.loadings, self.mean = tilted[:, :k], tilted[:, k]
-        self.covariance = block[:, :-1, :-1]
+        return mean, precision.diagonal().rsqrt().expand_as(mean)

@@ -1,0 +1,114 @@
+"""Models whose cells are independent given z_n and theta: any likelihood, any missing cells."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from skavi._globals import Theta
+from skavi._rows import Cells
+from skavi.families import LOG_2PI
+from skavi.models._base import HierarchicalModel
+from skavi.models._likelihoods import LIKELIHOODS, Globals, Likelihood
+
+
+class CellwiseModel(HierarchicalModel):
+    """x_nd ~ likelihood(eta_nd), eta_n = predictor(theta, z_n), z_n ~ N(0, I).
+
+    Missing cells (NaN) are left out of the likelihood, which marginalises them exactly. For counts
+    eta is the log of a rate to be multiplied by the row's exposure: see `log_exposure`.
+    """
+
+    # Arguments: see `HierarchicalModel.observation`.
+    likelihood = "normal"  # type: ignore[assignment]
+    exposure = None
+    n_components: int
+
+    @abstractmethod
+    def predictor(self, theta: Theta, z: Tensor) -> Tensor:
+        """Return eta for latents z and an exposure of one, shape (n_rows, n_features)."""
+
+    @abstractmethod
+    def location(self, like: Tensor) -> Tensor:
+        """Return the columns' eta in the prior's centre, shape (n_features,)."""
+
+    # --- arguments and data ---------------------------------------------------------------------
+
+    @property
+    def cell(self) -> Likelihood:
+        """The likelihood that the argument names."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def positive_only(self):  # type: ignore[override]
+        return self.likelihood in LIKELIHOODS and self.cell.counts
+
+    def check(self):
+        self._require_integer("n_components", 1)
+        known = self.likelihood in list(LIKELIHOODS)
+        self._require("likelihood", known, f"one of {list(LIKELIHOODS)}")
+        self._require("exposure", self.exposure in (None, "total", "unit"), '"total", "unit", None')
+        if self.exposure == "total":
+            need = f'None or "unit" for likelihood={self.likelihood!r}: only counts have totals'
+            self._require("exposure", self.cell.counts, need)
+
+    def check_data(self, X):
+        values = Cells.of(X).values
+        for bad, what in self.cell.invalid(values):
+            where = bad.nonzero()
+            if len(where):
+                row, column = where[0].tolist()
+                raise ValueError(
+                    f"X has {len(where)} {what} (first at row {row}, column {column}), but "
+                    f"{type(self).__name__}(likelihood={self.likelihood!r}) needs "
+                    f"{self.cell.needs}."
+                )
+
+    def n_latents(self, n_features):
+        return self.n_components
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def local_prior(self, theta):
+        return torch.distributions.Normal(torch.zeros(self.n_components), 1.0)
+
+    def log_prior(self, theta, z, X):
+        return -0.5 * (z**2 + LOG_2PI).sum(-1)
+
+    def cell_globals(self, theta: Theta) -> Globals:
+        """Return theta with whatever the likelihood needs and the arguments fix."""
+        return theta
+
+    def log_exposure(self, X: Tensor) -> Tensor | float:
+        """Return the log of every row's exposure, shape (n_rows, 1).
+
+        A row's exposure is the total of its cells over what the prior's centre expects of the same
+        cells, so that it needs nothing but the row, with holes or without: 1 for an ordinary row. A
+        total of 0 counts as 1/2; a row without cells has exposure 1.
+        """
+        if not self.cell.counts or self.exposure == "unit":
+            return 0.0
+        cells = Cells.of(X)
+        expected = cells.over_columns(self.location(X).exp())
+        total = cells.values.sum(-1).clamp_min(0.5)
+        return torch.where(expected > 0, total / expected, torch.ones_like(total)).log()[:, None]
+
+    def log_likelihood(self, theta, z, X):
+        eta = self.predictor(theta, z)
+        if self.cell.counts:
+            eta = eta + self.log_exposure(X)
+        return self.cell.log_rows(Cells.of(X), eta, self.cell_globals(theta))
+
+    def observation(self, z, theta):
+        return self.cell.distribution(self.predictor(theta, z), self.cell_globals(theta))
+
+    def predicted_mean(self, theta, z):
+        return self.cell.mean(self.predictor(theta, z), self.cell_globals(theta))
+
+    def cell_moments(self, theta, z, X):
+        eta, own = self.predictor(theta, z) + self.log_exposure(X), self.cell_globals(theta)
+        return self.cell.mean(eta, own), self.cell.variance(eta, own)
+
+    def replicate(self, theta, z, X):
+        eta = self.predictor(theta, z) + self.log_exposure(X)
+        return self.cell.distribution(eta, self.cell_globals(theta)).sample()
