@@ -1,6 +1,7 @@
 """The scikit-learn layer of a fit, shared by factorized and amortized VI."""
 
 import copy
+import math
 import warnings
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -71,6 +72,9 @@ class VariationalInference(
     def fit(self, X, y=None, sample_weight=None):
         """Fit q(theta) and the map from rows to factors.
 
+        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``, and a warning);
+        before the first iteration, and inside a grid search, it raises KeyboardInterrupt.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -96,14 +100,24 @@ class VariationalInference(
             # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-            self.__dict__.update(self._fit(X, sample_weight, context))
-            context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            reporter = Reporter(self, context, X)
+            self.__dict__.update(self._fit(X, sample_weight, reporter))
+            with reporter.outlasting_interrupts():
+                context.call_on_fit_task_end(estimator=self, X=X, y=y)
             restored = self.__dict__.pop("_iterate", None)
             if restored is not None:
                 self.elbo_, self.elbo_se_ = _fit.final_elbo(
                     restored.problem, restored.outcome.state
                 )
-        if not self.converged_ and not self.stopped_early_:
+        if reporter.interrupted:
+            warnings.warn(
+                f"{type(self).__name__} was interrupted and keeps its last complete iterate: "
+                f"n_iter_={self.n_iter_}, converged_={self.converged_}. With warm_start=True, fit "
+                "goes on from there.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        elif not self.converged_ and not self.stopped_early_:
             warnings.warn(
                 f"{type(self).__name__} did not converge in n_iter_={self.n_iter_} iterations: "
                 f"estimated to be {self.suboptimality_:.2e} nats below the optimum, gradient norm "
@@ -114,7 +128,7 @@ class VariationalInference(
             )
         return self
 
-    def _fit(self, X, sample_weight, context):
+    def _fit(self, X, sample_weight, reporter):
         rows = self._rows(X, sample_weight, self._accepts_sparse())
         generator = torch.Generator().manual_seed(
             int(private_state(self.random_state).randint(2**31 - 1))
@@ -148,10 +162,14 @@ class VariationalInference(
             generator,
         )
         start = self._start(objective, rows)
-        reporter = Reporter(self, context, X)
-        fitted = _fit.fit_problem(plan, rows, start, reporter)
-        elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
-        return fitted_attributes(fitted, elbo, se, X.shape[1], stopped_early=reporter.stopped)
+        with reporter.outlasting_interrupts():
+            fitted = _fit.fit_problem(plan, rows, start, reporter)
+            elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        if reporter.interrupted:
+            fitted = reporter.latest.fitted()
+            elbo, se = _quick_elbo(fitted)
+        stopped = reporter.stopped or reporter.interrupted
+        return fitted_attributes(fitted, elbo, se, X.shape[1], stopped)
 
     def _start(self, objective, rows):
         """Return the state to start from: this estimator's own, another's, or None."""
@@ -178,13 +196,14 @@ class VariationalInference(
 
     @contextmanager
     def _unchanged_on_error(self):
-        before = {k: v for k, v in self.__dict__.items() if k.endswith("_in_")}
+        before = dict(self.__dict__)
         try:
             yield
         except BaseException:
-            for name in [k for k in self.__dict__ if k.endswith("_in_")]:
-                del self.__dict__[name]
-            self.__dict__.update(before)
+            # scikit-learn still has to tear its callbacks down.
+            kept = {k: v for k, v in self.__dict__.items() if k.startswith(("_skl_", "_callback_"))}
+            self.__dict__.clear()
+            self.__dict__.update(before | kept)
             raise
 
     @contextmanager
@@ -234,6 +253,14 @@ class VariationalInference(
         tags.input_tags.sparse = self._accepts_sparse()
         tags.input_tags.positive_only = self.model is not None and self.model.positive_only
         return tags
+
+
+def _quick_elbo(fitted):
+    """Evaluate the ELBO of an interrupted fit; interrupted again, take the solver's word."""
+    try:
+        return _fit.final_elbo(fitted.problem, fitted.outcome.state)
+    except KeyboardInterrupt:
+        return fitted.outcome.curve[-1], math.nan
 
 
 def _pair(rows):

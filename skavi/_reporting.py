@@ -1,5 +1,7 @@
 """What a fit leaves on its estimator, and what callbacks are told on the way."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from skavi.posterior import GlobalPosterior
@@ -35,14 +37,23 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
 
 
 class Reporter:
-    """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit."""
+    """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit.
+
+    Attributes
+    ----------
+    stopped, interrupted : bool
+        Whether a hook did; whether Ctrl-C did.
+    latest : Iterate or None
+        Where the fit stands, for an interrupt; None before the first iteration.
+    """
 
     def __init__(self, estimator, context, X):
         self.estimator, self.context, self.X = estimator, context, X
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
-        self.stopped = False
+        self.stopped, self.interrupted, self.latest = False, False, None
 
     def __call__(self, iterate):
+        self.latest = iterate
         if not self.listening:
             return False
         task = self.context.subcontext(task_name="iteration")
@@ -59,6 +70,19 @@ class Reporter:
         )
         return self.stopped
 
+    @contextmanager
+    def outlasting_interrupts(self):
+        """Swallow a KeyboardInterrupt in the body, and note it, if there is an iterate to keep.
+
+        One that comes while a grid search or the like runs is meant for that, not for one fit.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.latest is None or _one_of_many(self.context):
+                raise
+            self.interrupted = True
+
     def _attributes(self, fitted):
         """Return the fitted attributes as if the fit had stopped here.
 
@@ -67,3 +91,11 @@ class Reporter:
         """
         elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
         return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
+
+
+def _one_of_many(task):
+    while task.parent is not None:
+        task = task.parent
+        if not task.sequential_subtasks:
+            return True
+    return False
