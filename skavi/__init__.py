@@ -1,9 +1,17 @@
 """Variational inference for latent variable models in scikit-learn, factorized or amortized."""
 
 from skavi._estimators import AmortizedVI, FactorizedVI
+from skavi._version import __version__
 from skavi.closability import can_close_gap
 from skavi.diagnostics.gap import amortization_gap
+from skavi.persistence import load, save
 
-__version__ = "0.1.0"
-
-__all__ = ["AmortizedVI", "FactorizedVI", "amortization_gap", "can_close_gap"]
+__all__ = [
+    "AmortizedVI",
+    "FactorizedVI",
+    "__version__",
+    "amortization_gap",
+    "can_close_gap",
+    "load",
+    "save",
+]
