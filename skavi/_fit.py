@@ -15,6 +15,7 @@ from skavi._choice import (
     default_solver,
     evaluation_noise,
 )
+from skavi._failure import what_broke
 from skavi._problem import Problem
 from skavi._rows import Rows, windows
 from skavi.families import DiagonalFactors, Family
@@ -112,6 +113,7 @@ class Fitted:
     problem: Problem
     solver: Solver
     outcome: Outcome
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def fit_problem(
     if rough:
         climb(problem, state, plan.tol)
     assert climb.outcome is not None
-    return Fitted(problem, solver, climb.outcome)
+    return Fitted(problem, solver, climb.outcome, climb.failure)
 
 
 def _best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
@@ -211,7 +213,7 @@ class _Climb:
         self.solver, self.left, self.progress = solver, max_iter, progress
         self.outcome: Outcome | None = None
         self.noise, self.stage = None, 0
-        self.stopped = False
+        self.stopped, self.failure = False, ""
 
     def __call__(self, problem, state, tol):
         if self.outcome is not None and (self.left <= 0 or self.stopped):
@@ -229,9 +231,26 @@ class _Climb:
             return self.stopped
 
         new = self.solver.solve(problem, state, tol, self.left, report)
+        if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
+            self._note_failure(problem, new, len(before))
         self.left -= len(new.curve)
         self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
         return self.outcome.state
+
+    def _note_failure(self, problem, outcome, n_before):
+        """Say what is not finite; without a finite iterate to keep there is no fit."""
+        there = outcome.state if outcome.broken is None else outcome.broken
+        with torch.no_grad():
+            cause = what_broke(problem, there)
+        self.failure = f"iteration {n_before + len(outcome.curve) + 1}: {cause}"
+        finite = [elbo for elbo in outcome.curve if math.isfinite(elbo)]
+        if not finite and not n_before:
+            raise FloatingPointError(
+                f"{type(self.solver).__name__} met numbers that are not finite, and could not get "
+                f"round them, in {self.failure}. Check the scale of X and of the priors, the "
+                "model's densities for overflow, and the learning rate of a solver that has one."
+            )
+        self.stopped = True
 
 
 def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skavi import _fit
 from skavi._choice import evaluation_noise
 from skavi._draws import arviz_tree
+from skavi._failure import named_singularity
 from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, cells_a_row, distinct
@@ -175,6 +176,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         problem = self._frozen_problem(rows)
         with torch.no_grad():
             terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.weights))
+        _require_finite(terms, "ELBO")
         return terms.cpu().numpy()
 
     def inverse_transform(self, Z):
@@ -265,7 +267,13 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _device(self):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        try:
+            return torch.zeros(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:  # torch's own, of many texts
+            raise ValueError(
+                f"device={str(self.device)!r} cannot be used here: {str(error).splitlines()[0]} "
+                'Use "cpu", "cuda" or "auto".'
+            ) from None
 
     def _objective(self, X):
         return _fit.bind(self.model_, self.family_, self.global_family_, X)
@@ -285,13 +293,17 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         self.model_.check_data(rows.X)
         objective = self._objective(rows.X)
         with torch.no_grad():
-            return objective.local_factors(self._raw_locals(rows))
+            raw = self._raw_locals(rows)
+            factors = objective.local_factors(raw)
+        _require_finite(raw + factors.sd.log().sum(-1, keepdim=True), "posterior")
+        return factors
 
     def _raw_locals(self, rows):
         """Return raw local parameters of any rows: the function's output, or their solutions."""
         function = self.inference_function_
         if function.tabular:
-            return self._solved_locals(rows)
+            with named_singularity("X"):
+                return self._solved_locals(rows)
         parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
         inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
         with torch.no_grad():
@@ -325,3 +337,14 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
                 stacklevel=4,
             )
         return torch.cat(solved)[index]
+
+
+def _require_finite(values, what):
+    """Raise before a number that is none leaves `transform` or `score`."""
+    bad = (~torch.isfinite(values.reshape(len(values) if values.dim() else 1, -1)).all(1)).nonzero()
+    if len(bad):
+        where = f"of {len(bad)} rows (first at row {int(bad[0])})" if values.dim() else "of X"
+        raise FloatingPointError(
+            f"The {what} {where} is not finite: their values are too far from those of the fit, or "
+            "not possible under the model."
+        )

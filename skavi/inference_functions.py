@@ -326,7 +326,13 @@ class TorchFunction(InferenceFunction):
             name: value.detach().to(features).clone()
             for name, value in self.module.named_parameters()
         }
-        shape = tuple(self.evaluate(parameters, features[:2]).shape)
+        try:
+            shape = tuple(self.evaluate(parameters, features[:2]).shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"inference_function={self.module} cannot read rows of {features.shape[1]} inputs: "
+                f"{error}."
+            ) from None
         needed = (len(features[:2]), targets.shape[1])
         if shape != needed:
             raise ValueError(

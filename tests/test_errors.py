@@ -279,6 +279,7 @@ def test_a_module_that_cannot_read_the_rows_is_named():
         AmortizedVI(LinearModel(), three).fit(COLUMN)
 
 
+@pytest.mark.filterwarnings("ignore:Some rows' local problems did not converge")
 def test_rows_beyond_all_numbers_are_refused_not_scored_as_nan():
     vi = FactorizedVI(RandomEffects(), noise=GaussHermite(3)).fit([[1, 1.0], [2, 1.0], [3, 2.0]])
     with pytest.raises(FloatingPointError, match=r"of 1 rows \(first at row 1\) is not finite"):

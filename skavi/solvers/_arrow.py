@@ -92,9 +92,12 @@ class Arrow(System):
 
     def step(self, raw, globals_):
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
-        live = self.weights > 0
+        # Rows whose derivatives are no numbers stay where they are.
+        known = torch.isfinite(g).all(1) & torch.isfinite(H).all(2).all(1)
+        live = (self.weights > 0) & known
+        identity = torch.eye(H.shape[-1]).to(H)
+        H = torch.where(known[:, None, None], H, -identity)
         A = positive(-H / self.weights.clamp_min(1e-300)[:, None, None])
-        identity = torch.eye(A.shape[-1]).to(A)
         A = torch.where(live[:, None, None], A * self.weights[:, None, None], identity)
         g = torch.where(live[:, None], g, torch.zeros_like(g))
         C = torch.where(live[:, None, None], C, torch.zeros_like(C))
@@ -113,7 +116,7 @@ class Arrow(System):
             d_raw = free + response @ d
             return safe_logs(d_raw, each, unweighted, self.objective.n_latents) * row_steps
 
-        row_decrement = 0.5 * (g * free).sum(-1)
+        row_decrement = torch.where(known, 0.5 * (g * free).sum(-1), math.inf)
         decrement = float(row_decrement.sum()) + 0.5 * float(right @ d_globals)
         norm = math.sqrt(float((g**2).sum() + (g_globals**2).sum())) / self.problem.total_weight
         d_globals = safe_logs(d_globals, right, schur, self.objective.space.size)

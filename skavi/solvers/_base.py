@@ -49,6 +49,8 @@ class Outcome:
         Estimate of how far the ELBO is below the optimum, in nats.
     gradient_norm : float
         Norm of the gradient in natural steps, in nats a row.
+    broken : State or None
+        Where the next iterate would have been, if the ELBO or its derivatives are not finite there.
     """
 
     state: State
@@ -56,6 +58,7 @@ class Outcome:
     converged: bool
     suboptimality: float
     gradient_norm: float
+    broken: State | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +111,31 @@ class Run(ABC):
         """Return where the run stands, and how well it did."""
 
     def climb(self, max_iter: int, progress: "Progress") -> Outcome:
-        """Go on until finished, stopped by `progress`, or at `max_iter` iterations in all."""
+        """Go on until finished, stopped by `progress`, or at `max_iter` iterations in all.
+
+        Solvers step back from what is not finite by themselves. Where one cannot, the run ends
+        with its last finite iterate, and the outcome says where it broke.
+        """
         while self.memory.n_iter < max_iter and not self.memory.finished:
-            memory = self.step(self.memory)
+            try:
+                memory = self.step(self.memory)
+            except (torch.linalg.LinAlgError, FloatingPointError):
+                return self._broken_at(self.memory)
             counts = memory.n_iter > self.memory.n_iter
+            if counts and not math.isfinite(memory.elbo):
+                return self._broken_at(memory)
             if counts:
                 self.curve.append(memory.elbo)
             self.memory = memory
             if counts and progress(self):
                 break
         return self.outcome()
+
+    def _broken_at(self, memory):
+        here, self.memory = self.memory, memory
+        there = self.state()
+        self.memory = here
+        return replace(self.outcome(), converged=False, broken=there)
 
     def resume(self, memory: dict[str, Any], curve: list[float]) -> None:
         """Take over the fields of another run's memory, and its curve."""

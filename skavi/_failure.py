@@ -1,0 +1,83 @@
+"""Where numbers end: which term of the ELBO is not finite, and of which rows."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from skavi.models import HierarchicalModel
+from skavi.objective import Objective
+from skavi.solvers import State
+
+
+@contextmanager
+def named_singularity(what: str):
+    """Raise a FloatingPointError that speaks of `what` for a matrix that has no inverse."""
+    try:
+        yield
+    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+        raise FloatingPointError(
+            f"A matrix that {what} leads to is singular or not finite "
+            f"({str(error).splitlines()[0]}): check the scale of X and of the priors."
+        ) from error
+
+
+def what_broke(problem, state: State) -> str:
+    """Name the term of the ELBO, or of its gradient, that is not finite, and the first bad rows."""
+    objective, raw = problem.objective, problem.raw(state)
+    factors = objective.local_factors(raw)
+    if not bool(torch.isfinite(state.globals_).all()):
+        return f"q(theta) of {_globals_that_broke(objective, state.globals_)} is not finite"
+    for name, values in (("inference function", raw), ("entropy", factors.entropy())):
+        if not bool(torch.isfinite(values).all()):
+            return f"the {name} is not finite {_rows(values)}"
+    if not bool(torch.isfinite(objective.global_term(state.globals_)).all()):
+        return "the prior of the globals is not finite"
+    terms = problem.row_terms(raw, state.globals_)
+    if not bool(torch.isfinite(terms).all()):
+        term = _term_that_broke(problem, factors, state.globals_)
+        return f"the {term} is not finite {_rows(terms)}"
+    gradient = _gradient(problem, raw, state.globals_)
+    bad = "" if bool(torch.isfinite(gradient).all()) else f" {_rows(gradient)}"
+    return f"the ELBO is finite, but not its derivatives{bad}"
+
+
+def _gradient(problem, raw, globals_):
+    with torch.enable_grad():
+        raw = raw.detach().requires_grad_(True)
+        elbo = problem.elbo_of(raw, globals_.detach())
+        return torch.autograd.grad(elbo, raw, materialize_grads=True)[0]
+
+
+def _rows(values):
+    """Say which entries along the first dimension hold a number that is none."""
+    if not values.dim():
+        return "for all rows together"
+    bad = (~torch.isfinite(values.reshape(len(values), -1)).all(1)).nonzero()[:, 0].tolist()
+    return f"for {len(bad)} rows (rows {', '.join(map(str, bad[:5]))}{', ...' * (len(bad) > 5)})"
+
+
+def _globals_that_broke(objective: Objective, raw):
+    factor = objective.global_factor(raw)
+    broken = ~torch.isfinite(factor.mean + factor.sd)
+    names = [n for n, where in objective.space.slices.items() if bool(broken[where].any())]
+    return ", ".join(map(repr, names)) or "the globals"
+
+
+def _term_that_broke(problem, factors, globals_):
+    """Try prior and likelihood apart, at the centre of every factor."""
+    model, X = problem.objective.model, problem.rows.X
+    own = type(model)
+    if not isinstance(model, HierarchicalModel) or (
+        own.log_local is not HierarchicalModel.log_local
+    ):
+        return "log joint"
+    theta = problem.objective.space.constrain(problem.objective.global_factor(globals_).mean)
+    for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):
+        try:
+            values = density(theta, factors.mean, X)
+        except ValueError:  # parameters that torch refuses
+            return name
+        if not bool(torch.isfinite(values).all()):
+            return name
+    return "log joint, away from the factors' centres,"
