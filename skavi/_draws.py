@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skavi._arviz import data_tree, row_labels
+from skavi._concurrency import seeded
 from skavi._globals import Theta
 from skavi._random import private_state
 from skavi.distributions import defaults_of
@@ -126,8 +127,7 @@ def arviz_tree(estimator, X, index, n_draws, random_state):
             "the latents as z: rename the global."
         )
     seed = int(state.randint(2**31 - 1))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         groups = _groups(fitted, fitted.draws(n_draws, state))
     groups["observed_data"] = {"x": np.array(X, dtype=np.float64)}
     coords = {

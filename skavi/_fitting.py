@@ -16,7 +16,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skavi import _fit
 from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
+from skavi._concurrency import check_fork
 from skavi._html import DOC_LINK_TEMPLATE
+from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
@@ -94,6 +96,8 @@ class VariationalInference(
         ValueError
             If X, the weights or a component cannot be used; what and why is in the message.
         """
+        check_fork()
+        require_memory_of_fit(self, X)
         with self._unchanged_on_error(), self._progress_bar():
             sparse = "csr" if self._accepts_sparse() else False
             X = validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse=sparse)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, biject_to, constraints
 
+from skavi._concurrency import seeded
 from skavi._quadrature import hermite_rule, sobol_normal
 from skavi.distributions import Flat, expected_log_prob, innermost
 from skavi.families import NormalFactors
@@ -126,9 +127,7 @@ class GlobalSpace:
         """
         centre, spread = torch.zeros(self.size), torch.ones(self.size)
         seed = int(torch.randint(2**62, (), generator=generator))
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for name, prior in self.prior.items():
                 if isinstance(innermost(prior), Flat):
                     continue

@@ -12,8 +12,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from skavi import _fit
 from skavi._choice import evaluation_noise
+from skavi._concurrency import check_fork, seeded
 from skavi._draws import arviz_tree
 from skavi._failure import named_singularity
+from skavi._memory import require_memory, require_memory_of_rows
 from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, cells_a_row, distinct
@@ -76,6 +78,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         """
         index = X.index if hasattr(X, "iloc") else None
         X = self._validated(X)
+        require_memory_of_rows(self, X, covariances=True)
         factors = self._factors(X)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
@@ -222,13 +225,16 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
+        check_fork()
+        width = self.n_features_in_ + self.model_.n_latents(self.n_features_in_)
+        request = f"{type(self).__name__}.sample(n_samples={n_samples})"
+        require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
         state = private_state(random_state)
         space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
         u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
         theta = space.constrain(torch.as_tensor(u[0]))
         seed = int(state.randint(2**31 - 1))
-        with torch.random.fork_rng(devices=[]), defaults_of(torch.as_tensor(u)):
-            torch.manual_seed(seed)
+        with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
         return X.numpy(), Z.numpy()
 
@@ -243,6 +249,8 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _validated(self, X):
         """Return X as a float array of the fitted width."""
         check_is_fitted(self)
+        check_fork()
+        require_memory_of_rows(self, X)
         sparse = "csr" if self.model_.accepts_sparse else False
         return validate_data(
             self, X, dtype=[np.float64, np.float32], accept_sparse=sparse, reset=False

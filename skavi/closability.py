@@ -14,6 +14,7 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
+from skavi._concurrency import seeded
 from skavi._html import html_table
 from skavi._random import private_state
 from skavi.distributions import defaults_of
@@ -397,8 +398,7 @@ def _simulated(model, n_features, generator):
     centre, _ = space.start(generator)
     theta = space.constrain(centre.to(like))
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]), defaults_of(like):
-        torch.manual_seed(seed)
+    with seeded(seed), defaults_of(like):
         try:
             rows, _ = model.simulate(theta, _N_LONG, n_features)
         except NotImplementedError:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skavi._component import Component
+from skavi._concurrency import in_turn
 
 Parameters = dict[str, Tensor]
 
@@ -70,6 +71,10 @@ class InferenceFunction(Component):
     def features(self, inputs: Tensor) -> Tensor:
         """Return what `evaluate` reads, shape (n_rows, ...); computed once a data set."""
         return self.standardised(inputs)
+
+    def n_numbers(self, n_rows: int, n_inputs: int, n_outputs: int) -> int:
+        """Return how many numbers the function holds at the least: parameters and features."""
+        return 0
 
     @abstractmethod
     def start(
@@ -172,6 +177,9 @@ class Polynomial(_LinearInParameters):
         super().check()
         self._require_integer("degree", 0)
 
+    def n_numbers(self, n_rows, n_inputs, n_outputs):
+        return math.comb(n_inputs + self.degree, self.degree) * (n_rows + n_outputs)
+
     def features(self, inputs):
         x = self.standardised(inputs)
         columns = range(x.shape[1])
@@ -227,6 +235,10 @@ class MLP(InferenceFunction):
     def _sizes(self):
         sizes = self.hidden_layer_sizes
         return tuple(sizes) if isinstance(sizes, tuple | list | np.ndarray) else (sizes,)
+
+    def n_numbers(self, n_rows, n_inputs, n_outputs):
+        widths = [n_inputs, *map(int, self._sizes()), n_outputs]
+        return sum(before * after for before, after in pairwise(widths)) + n_rows * max(widths)
 
     def evaluate(self, parameters, features):
         hidden = self._hidden(parameters, features)
@@ -342,4 +354,5 @@ class TorchFunction(InferenceFunction):
         return parameters
 
     def evaluate(self, parameters, features):
-        return torch.func.functional_call(self.module, parameters, (features,))
+        with in_turn():  # it puts the parameters into the module, and the module's own back
+            return torch.func.functional_call(self.module, parameters, (features,))

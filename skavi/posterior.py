@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from skavi._arviz import data_tree, row_labels
 from skavi._html import html_table
 from skavi._marginals import moments, quantiles
+from skavi._memory import require_memory
 from skavi._optional import require
 from skavi._random import private_state
 from skavi.distributions import defaults_of
@@ -68,6 +69,8 @@ class LatentPosterior:
         -------
         ndarray of shape (n_draws, n_rows, n_latents)
         """
+        request = f"LatentPosterior.sample(n_draws={n_draws}) of {self.mean.shape} latents"
+        require_memory(2 * int(n_draws) * self.mean.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, *self.mean.shape))
         return self.mean + np.einsum("nij,dnj->dni", self.scale, noise)
 
@@ -243,6 +246,8 @@ class GlobalPosterior:
         dict of str to ndarray of shape (n_draws, ...)
         """
         space, _ = self._space_and_factor()
+        request = f"GlobalPosterior.sample(n_draws={n_draws}) of {space.size} numbers"
+        require_memory(2 * int(n_draws) * space.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, space.size))
         u = torch.as_tensor(self.draw_unconstrained(noise))
         with defaults_of(u):

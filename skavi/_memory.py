@@ -1,0 +1,101 @@
+"""Whether a request can fit in memory, asked before anything is allocated.
+
+What is counted is the least that must be held at one time, 8 bytes a number: a request that passes
+may still run out, one that does not pass never could.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from numbers import Integral
+from pathlib import Path
+
+_BYTES = 8
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def available_bytes() -> float:
+    """Return how much memory this process could still get: of the machine, within its limits."""
+    return min(_bounds(), default=math.inf)
+
+
+def _bounds() -> Iterator[float]:
+    with suppress(OSError, ValueError, AttributeError):  # Linux, and other kinds of Unix
+        yield float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield 1024.0 * int(line.split()[1])
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no number: no limit
+            yield float(Path(limit).read_text())
+
+
+def require_memory(n_numbers: int, request: str, remedy: str) -> None:
+    """Raise a MemoryError that names the request if so many numbers cannot be held."""
+    needed, available = _BYTES * n_numbers, available_bytes()
+    if needed > available:
+        raise MemoryError(
+            f"{request} needs at least {_readable(needed)} of memory, but "
+            f"{_readable(available)} are available: {remedy}."
+        )
+
+
+def _readable(n_bytes: float) -> str:
+    power = min(int(math.log10(max(n_bytes, 1)) // 3), len(_UNITS) - 1)
+    return f"{n_bytes / 1000**power:.3g} {_UNITS[power]}"
+
+
+def require_memory_of_fit(estimator, X) -> None:
+    """Check the least that a fit holds: factors, inference function and one set of draws."""
+    sizes = _sizes(estimator.model, estimator.family, X)
+    if sizes is None or str(estimator.device) != "cpu":
+        return
+    n_rows, n_features, n_latents, n_outputs = sizes
+    function = getattr(estimator, "inference_function", None)
+    noise, batch = estimator.noise, getattr(estimator.solver, "batch_size", None)
+    n_drawn = getattr(noise, "n_draws", 0) * n_latents * min(n_rows, batch or n_rows)
+    require_memory(
+        n_rows * n_outputs + 2 * _numbers_of(function, *sizes) + n_drawn,
+        f"{type(estimator).__name__}.fit of {n_rows} rows with {n_features} features and "
+        f"{n_latents} latents, inference_function={function}, noise={noise}",
+        "use fewer rows, latents, units or draws, or Adam(batch_size=...) where it is the draws",
+    )
+
+
+def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
+    """Check what the factors of some rows take in a fitted estimator's answer."""
+    sizes = _sizes(estimator.model_, estimator.family_, X)
+    if sizes is None:
+        return
+    n_rows, _, n_latents, n_outputs = sizes
+    require_memory(
+        n_rows * max(n_outputs, n_latents * (2 * n_latents if covariances else 1)),
+        f"X of {n_rows} rows with {n_latents} latents",
+        "pass fewer rows at a time",
+    )
+
+
+def _sizes(model, family, X):
+    """Return rows, features, latents a row and parameters a row; None if one is not to be had."""
+    shape = getattr(X, "shape", ())
+    if len(shape) != 2 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+        return None
+    n_rows, n_features = map(int, shape)
+    try:
+        n_latents = 1 if model is None else model.n_latents(n_features)
+        n_outputs = 2 * n_latents if family is None else family.n_parameters(n_latents)
+    except Exception:  # whatever is wrong with the arguments, fit itself says what
+        return None
+    whole = isinstance(n_latents, Integral) and isinstance(n_outputs, Integral)
+    return (n_rows, n_features, int(n_latents), int(n_outputs)) if whole else None
+
+
+def _numbers_of(function, n_rows, n_features, n_latents, n_outputs):
+    """Return how many numbers an inference function holds; 0 for one that cannot say."""
+    try:
+        return int(function.n_numbers(n_rows, n_features, n_outputs))
+    except Exception:  # None, a torch module, or arguments of which fit says what is wrong
+        return 0
