@@ -8,7 +8,7 @@ and parameters to outputs, `start` fits the parameters to given factors by regre
 
 import math
 from abc import abstractmethod
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from numbers import Integral
 
 import numpy as np
