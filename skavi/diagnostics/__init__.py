@@ -3,14 +3,17 @@
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
+from skavi.diagnostics.linear_response import LinearResponse, linear_response
 
 __all__ = [
     "AmortizationGap",
     "AmortizationWarning",
     "GapEvidence",
     "GapVerdict",
+    "LinearResponse",
     "PSISKHat",
     "amortization_gap",
     "can_close_gap",
+    "linear_response",
     "psis_khat",
 ]

@@ -111,7 +111,7 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     """
     _check_kind(amortized, AmortizedVI, "amortized")
     if factorized is None:
-        factorized = [_unfitted(amortized, init).fit(X) for init in (amortized, None)]
+        factorized = [unfitted(amortized, init).fit(X) for init in (amortized, None)]
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
         factorized = [factorized]
@@ -138,7 +138,7 @@ def _check_kind(estimator, kind, name):
     check_is_fitted(estimator, "elbo_")
 
 
-def _unfitted(amortized, init):
+def unfitted(amortized, init):
     """A factorized estimator of the same problem."""
     given = {k: v for k, v in amortized.get_params(deep=False).items() if k in _SHARED}
     return FactorizedVI(model=clone(amortized.model_), init=init, **given)

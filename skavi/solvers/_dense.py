@@ -138,7 +138,8 @@ class Coupled(System):
     def row_values(self, raw, globals_):
         return self.problem.row_terms(raw, globals_)
 
-    def step(self, raw, globals_):
+    def curvature(self, raw, globals_):
+        """Gradient and Hessian of all rows' parameters, then the globals', in natural units."""
         objective = self.objective
         row_steps = objective.family.steps(objective.local_factors(raw))
         steps = objective.global_family.steps(objective.global_factor(globals_))
@@ -151,11 +152,14 @@ class Coupled(System):
             there = globals_ if self.frozen else globals_ + moved[raw.numel() :]
             (slope,) = gradient_of(self.total(new, there), (origin,), create_graph=True)
             hessian = torch.stack([gradient_of(entry, (origin,))[0] for entry in slope])
-        gradient = slope.detach()
+        return slope.detach(), hessian, row_steps, steps
+
+    def step(self, raw, globals_):
+        gradient, hessian, row_steps, steps = self.curvature(raw, globals_)
         solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
         decrement = 0.5 * float(gradient @ solution)
         norm = float(gradient.norm()) / self.problem.total_weight
-        k, longest = objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
+        k, longest = self.objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
         local = solution[: raw.numel()].reshape(raw.shape).clone()
         local[:, k : 2 * k] = local[:, k : 2 * k].clamp(-longest, longest)
         return Step(local * row_steps, (solution[raw.numel() :], steps), decrement, norm)

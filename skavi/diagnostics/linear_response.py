@@ -1,0 +1,245 @@
+"""Posterior covariances that mean-field leaves out, from how its optimum answers a perturbation.
+
+Add t times a latent to the log posterior and mean-field's means move; the slope of that latent's
+mean at t = 0 is its variance, that of another's mean their covariance. With H the Hessian of the
+ELBO in all variational parameters at its maximum, and e the parameters that are means,
+
+    Cov = [(-H)^-1]_ee.
+
+Rows meet only in the globals, so H is an arrow and a Schur complement gives every block in time
+linear in the number of rows; where rows are coupled H is dense.
+"""
+
+import warnings
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from skavi._html import html_table
+from skavi._marginals import moments
+from skavi._optional import require
+from skavi.diagnostics.gap import unfitted
+from skavi.solvers._arrow import Arrow
+from skavi.solvers._dense import Coupled
+
+_MOST_UNKNOWNS = 4000
+_FAR = 1e-2
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class LinearResponse:
+    """Corrected posterior covariances, beside the standard deviations of q itself.
+
+    Attributes
+    ----------
+    covariance : ndarray of shape (n_rows, n_latents, n_latents)
+        Of each row's latents.
+    sd : ndarray of shape (n_rows, n_latents)
+        Roots of its diagonal.
+    global_sd : dict of str to ndarray
+        Of the globals, on the model's own scale.
+    unconstrained_global_covariance : ndarray of shape (n_globals, n_globals)
+        Of all globals on the real line where q is normal, in the order of ``global_prior``.
+    mean_field_sd : ndarray of shape (n_rows, n_latents)
+    mean_field_global_sd : dict of str to ndarray
+        What q says.
+    suboptimality : float
+        How far below its maximum the ELBO is where it was differentiated, nats: should be tiny.
+    """
+
+    covariance: np.ndarray = field(repr=False)
+    sd: np.ndarray = field(repr=False)
+    global_sd: dict[str, np.ndarray]
+    unconstrained_global_covariance: np.ndarray = field(repr=False)
+    mean_field_sd: np.ndarray = field(repr=False)
+    mean_field_global_sd: dict[str, np.ndarray]
+    suboptimality: float
+
+    def summary(self):
+        """Return a pandas frame of the globals: name, index, mean-field sd, sd and their ratio.
+
+        Returns
+        -------
+        pandas.DataFrame
+        """
+        pandas = require("pandas", "pandas")
+        columns = ["name", "index", "mean-field sd", "sd", "ratio"]
+        return pandas.DataFrame(list(self._rows()), columns=columns)
+
+    def _rows(self):
+        for name, sd in self.global_sd.items():
+            for index in np.ndindex(sd.shape):
+                before, after = float(self.mean_field_global_sd[name][index]), float(sd[index])
+                yield name, index, before, after, after / before if before else np.inf
+
+    def _repr_html_(self):
+        ratio = self.sd / self.mean_field_sd
+        note = (
+            f"Latents of {len(self.sd)} rows: sds are {np.median(ratio):.3g} times mean-field's in "
+            f"the median, {ratio.max():.3g} times at most."
+        )
+        header = ("name", "index", "mean-field sd", "sd", "ratio")
+        return html_table("LinearResponse", header, list(self._rows())[:_SHOWN], note)
+
+
+def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
+    """Correct the posterior covariances of a fit: mean-field's standard deviations are too small.
+
+    Parameters
+    ----------
+    estimator : FactorizedVI or AmortizedVI
+        A fitted, converged estimator. For `AmortizedVI` the factorized fit is solved from it first:
+        the response is that of free factors.
+    X : array-like of shape (n_samples, n_features)
+        The rows it was fitted on.
+    sample_weight : array-like of shape (n_samples,), default=None
+        The weights it was fitted with, all positive.
+
+    Returns
+    -------
+    LinearResponse
+
+    Raises
+    ------
+    ValueError
+        If the ELBO is not at a maximum in all parameters, weights are not positive (or not one,
+        where rows are coupled), or there are too many globals or coupled unknowns (4,000).
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the ELBO is more than 0.01 nats below its maximum.
+
+    Notes
+    -----
+    What it can tell: variances and covariances as mean-field's *means* imply them; exact where the
+    posterior is normal, whatever its correlations. What it cannot: it is a linearisation at one
+    mode, so it knows nothing of other modes and little of heavy tails, it never makes an sd smaller
+    than mean-field's, and it does not mend the means. On the model's own scale sds are first order
+    in the global's mean. Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and
+    variational Bayes", equation 14.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.diagnostics import linear_response
+    >>> from skavi.models import LinearModel
+    >>> X = [[0.0], [1.0], [5.0]]
+    >>> vi = FactorizedVI(LinearModel(tau=1.0, sigma=1.0)).fit(X)
+    >>> float(vi.global_posterior_.sd["theta"].round(4))  # 1 / sqrt(3)
+    0.5774
+    >>> float(linear_response(vi, X).global_sd["theta"].round(4))  # sqrt((1 + 1) / 3)
+    0.8165
+    """
+    X = estimator._validated(X)
+    if not estimator.inference_function_.tabular:
+        estimator = unfitted(estimator, estimator).fit(X, sample_weight=sample_weight)
+    rows = estimator._rows(X, sample_weight)
+    problem = replace(estimator._frozen_problem(rows), frozen_globals=False)
+    _check_size(problem)
+    raw, globals_ = estimator._raw_locals(rows), estimator._globals(rows.X)
+    response = _of_rows if problem.objective.model.rowwise else _of_coupled
+    blocks, inverse, suboptimality = response(problem, raw, globals_)
+    if suboptimality > _FAR:
+        warnings.warn(
+            f"The ELBO is about {suboptimality:.1e} nats below its maximum, where linear response "
+            "holds: fit with a smaller tol or a larger max_iter.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return _result(problem.objective, raw, globals_, blocks, inverse, suboptimality)
+
+
+def _check_size(problem):
+    objective, weights = problem.objective, problem.rows.weights
+    model = objective.model
+    if not bool((weights > 0).all()):
+        raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
+    unknowns = objective.global_family.n_parameters(objective.space.size)
+    if not model.rowwise:
+        unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
+        if not bool((weights == 1).all()):
+            raise ValueError(f"{type(model).__name__} couples its rows: sample_weight must be one.")
+    if unknowns > _MOST_UNKNOWNS:
+        raise ValueError(
+            f"{type(model).__name__} has {unknowns} variational parameters that meet in one "
+            f"matrix, but linear_response takes up to {_MOST_UNKNOWNS}."
+        )
+
+
+def _of_rows(problem, raw, globals_):
+    """Covariances of every row's parameters, and of the globals', through the arrow.
+
+    A weight of w stands for w equal rows, each with the same factor: the globals feel them all,
+    while a row's own block is that of one of them.
+    """
+    g, g_globals, H, C, H_globals, row_steps, steps = Arrow(problem).derivatives(raw, globals_)
+    weights = problem.rows.weights
+    factor = _cholesky(-H / weights[:, None, None])
+    C = C / weights[:, None, None]
+    response = torch.cholesky_solve(C, factor)
+    schur = -H_globals - torch.einsum("n,npq,npr->qr", weights, C, response)
+    schur_factor = _cholesky(schur)
+    inverse = torch.cholesky_inverse(schur_factor)
+    own = torch.cholesky_inverse(factor)
+    blocks = own + response @ inverse @ response.mT
+    free = torch.cholesky_solve(g.unsqueeze(-1), factor).squeeze(-1)
+    right = g_globals + torch.einsum("npq,np->q", C, free)
+    decrement = 0.5 * float((g * free / weights.unsqueeze(-1)).sum() + right @ inverse @ right)
+    blocks = blocks * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2)
+    return blocks, inverse * steps.unsqueeze(-1) * steps, decrement
+
+
+def _of_coupled(problem, raw, globals_):
+    """The same from one dense Hessian."""
+    gradient, hessian, row_steps, steps = Coupled(problem).curvature(raw, globals_)
+    inverse = torch.cholesky_inverse(_cholesky(-hessian))
+    decrement = 0.5 * float(gradient @ inverse @ gradient)
+    lengths = torch.cat([row_steps.reshape(-1), steps])
+    inverse = inverse * lengths.unsqueeze(-1) * lengths
+    n, p = raw.shape
+    among = inverse[: n * p, : n * p].reshape(n, p, n, p)
+    blocks = among[torch.arange(n), :, torch.arange(n)]
+    return blocks, inverse[n * p :, n * p :], decrement
+
+
+def _cholesky(A: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(0.5 * (A + A.mT))
+    if bool((info != 0).any()):
+        raise ValueError(
+            "The ELBO is not at a maximum in all its parameters: linear response is not defined "
+            "here. Fit to convergence (converged_), or choose another start."
+        )
+    return factor
+
+
+def _result(objective, raw, globals_, blocks, inverse, suboptimality):
+    k, size = objective.n_latents, objective.space.size
+    covariance = blocks[:, :k, :k]
+    sd, mean_field = {}, {}
+    for name in objective.space.slices:
+        at = globals_.detach().clone().requires_grad_(True)
+        mean, before = moments(objective.space, name, objective.global_factor(at))
+        slopes = [
+            torch.autograd.grad(number, at, retain_graph=True)[0] for number in mean.reshape(-1)
+        ]
+        J = torch.stack(slopes) if slopes else inverse.new_zeros(0, len(inverse))
+        sd[name] = _array(((J @ inverse) * J).sum(1).sqrt().reshape(mean.shape))
+        mean_field[name] = _array(before.detach())
+    return LinearResponse(
+        covariance=_array(covariance),
+        sd=_array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
+        global_sd=sd,
+        unconstrained_global_covariance=_array(inverse[:size, :size]),
+        mean_field_sd=_array(objective.local_factors(raw).sd),
+        mean_field_global_sd=mean_field,
+        suboptimality=suboptimality,
+    )
+
+
+def _array(tensor):
+    return tensor.detach().cpu().numpy().copy()
