@@ -4,11 +4,10 @@ from dataclasses import replace
 from numbers import Integral
 
 import torch
+from torch.distributions import Distribution
 
 from skavi import _fit
 from skavi._rows import Rows
-from skavi.distributions import defaults_of
-from skavi.models import HierarchicalModel
 from skavi.objective import Objective
 
 
@@ -40,15 +39,14 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     objective = _fit.bind(model, family, global_family, rows.X)
     globals_ = _fit.start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
-    few = rows.X[:3]
-    _check_parameters(
-        model, model.check_shapes, theta, few.new_zeros(len(few), int(n_latents)), few
-    )
+    few = rows[:3]
+    zeros = few.weights.new_zeros(len(few), int(n_latents))
+    _check_declared(model, _check_parameters(model, model.declared, theta, zeros, few.X))
     raw = _fit.start_locals(objective, globals_, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
-    _check_terms(model, terms, rows.X)
     _check_support(model, theta, z, rows.X)
+    _check_terms(model, terms, rows.X)
     return replace(objective, batched=_goes_through_vmap(objective, globals_, z, rows.X))
 
 
@@ -75,28 +73,45 @@ def _refused(method, theta, z, X, row):
     return False
 
 
+def _check_declared(model, declared):
+    """Compare each distribution's shape with that of the values it is to explain."""
+    for method, (distribution, values) in declared.items():
+        name = f"{type(model).__name__}.{method}"
+        if not isinstance(distribution, Distribution):
+            got = "None" if distribution is None else f"a {type(distribution).__name__}"
+            raise TypeError(f"{name} returned {got}: it must return one of torch.distributions.")
+        shape, needed = tuple(distribution.batch_shape + distribution.event_shape), values.shape
+        of_rows = method == "likelihood"
+        if shape[-1:] != needed[-1:] or (of_rows and shape != needed):
+            raise ValueError(
+                f"{name} has shape {shape} for {needed[0]} rows, but it must cover "
+                f"{tuple(needed)}: its last dimension is "
+                f"{'n_features' if of_rows else 'n_latents'}={needed[-1]}."
+            )
+
+
 def _check_support(model, theta, z, X):
     """Compare X with the support of a declared likelihood: inside vmap torch does not."""
-    own = type(model)
-    declared = isinstance(model, HierarchicalModel) and (
-        own.log_local is HierarchicalModel.log_local
-        and own.log_likelihood is HierarchicalModel.log_likelihood
-    )
-    if not declared:
+    declared = model.declared(theta, z, X)
+    if "likelihood" not in declared:
         return
-    with defaults_of(X):
-        support = model.likelihood(z, theta).support
+    support = declared["likelihood"][0].support
     bad = (~support.check(X)).nonzero()
     if len(bad):
         column = f", column {int(bad[0, 1])}" if bad.shape[1] > 1 else ""
         raise ValueError(
             f"X has {len(bad)} values (first at row {int(bad[0, 0])}{column}) outside the support "
-            f"of {own.__name__}.likelihood, {support}."
+            f"of {type(model).__name__}.likelihood, {support}."
         )
 
 
 def _check_terms(model, terms, X):
     name = type(model).__name__
+    if not isinstance(terms, torch.Tensor):
+        raise TypeError(
+            f"{name}'s log density is a {type(terms).__name__}: log_joint must return a tensor, a "
+            "scalar."
+        )
     if tuple(terms.shape) not in {(), (len(X),)}:
         raise ValueError(
             f"{name}'s log density has shape {tuple(terms.shape)} for {len(X)} rows: log_local "

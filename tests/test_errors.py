@@ -16,6 +16,7 @@ from skavi.models import (
     HierarchicalModel,
     LatentVariableModel,
     LinearModel,
+    MarkovModel,
     RandomEffects,
 )
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
@@ -115,11 +116,15 @@ class Broken(HierarchicalModel):
         return {"mu": 1.0 if self.fault == "prior is a number" else Normal(0.0, 10.0)}
 
     def local_prior(self, theta):
+        if self.fault == "no prior":
+            return None
         if self.fault == "unknown name in the prior":
             return Normal(torch.zeros(1), theta["scale"])
         return Normal(torch.zeros(2 if self.fault == "prior's event" else 1), 1.0)
 
     def likelihood(self, z, theta):
+        if self.fault == "likelihood is a tensor":
+            return z
         if self.fault == "unknown name in the likelihood":
             return Normal(z, theta["sigma"])
         if self.fault == "likelihood's event":
@@ -141,6 +146,8 @@ class Broken(HierarchicalModel):
         ("no latents", ValueError, r"n_latents\(3\) returned 0: it must be an integer >= 1"),
         ("half a latent", ValueError, r"n_latents\(3\) returned 1.5"),
         ("prior is no dict", TypeError, "global_prior must return a dict .* got list"),
+        ("no prior", TypeError, "local_prior returned None: it must return one of"),
+        ("likelihood is a tensor", TypeError, "likelihood returned a Tensor: it must return one"),
         ("prior is a number", TypeError, "'mu' is a float"),
         ("unknown name in the prior", ValueError, "no global 'scale'; global_prior names: 'mu'"),
         ("unknown name in the likelihood", ValueError, "no global 'sigma'"),
@@ -173,11 +180,48 @@ class Joint(LatentVariableModel):
         return {}
 
     def log_joint(self, theta, z, X):
+        if self.factor is None:
+            return 0.0
         factor = torch.as_tensor(self.factor).to(X)
         return factor * -0.5 * (((X - z) ** 2).sum() + (z**2).sum())
 
 
+class Chain(MarkovModel):
+    """A chain whose observations are counts."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def n_latents(self, n_features):
+        return 1
+
+    def global_prior(self, n_features):
+        return {}
+
+    def initial_prior(self, theta):
+        return None if self.fault == "initial_prior" else Normal(torch.zeros(1), 1.0)
+
+    def transition(self, z_previous, theta):
+        return Normal(z_previous.expand(-1, 2) if self.fault == "transition" else z_previous, 1.0)
+
+    def likelihood(self, z, theta):
+        return Poisson(z.exp())
+
+
+def test_faults_of_a_chain():
+    counts = [[1.0], [0.0], [3.0]]
+    with pytest.raises(TypeError, match=r"Chain\.initial_prior returned None"):
+        FactorizedVI(Chain("initial_prior")).fit(counts)
+    with pytest.raises(ValueError, match=r"Chain.transition has shape \(2, 2\) .* n_latents=1"):
+        FactorizedVI(Chain("transition")).fit(counts)
+    with pytest.raises(ValueError, match=r"1 values \(first at row 1, column 0\) outside"):
+        FactorizedVI(Chain()).fit([[1.0], [-1.0], [3.0]])
+    assert FactorizedVI(Chain()).fit(counts).converged_
+
+
 def test_faults_of_a_bare_log_joint():
+    with pytest.raises(TypeError, match="Joint's log density is a float: log_joint must return"):
+        FactorizedVI(Joint(None)).fit(X)
     with pytest.raises(ValueError, match=r"not finite at the start \(for all rows together\)"):
         FactorizedVI(Joint(np.inf)).fit(X)
     with pytest.raises(ValueError, match=r"log density has shape \(2,\) for 20 rows"):

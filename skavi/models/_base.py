@@ -69,8 +69,14 @@ class LatentVariableModel(Component, ABC):
     def check_data(self, X: Tensor) -> None:
         """Raise a ValueError that says which rows of X the model cannot take."""
 
-    def check_shapes(self, theta: Theta, z: Tensor, X: Tensor) -> None:
-        """Raise a ValueError if a declared distribution does not fit z or X."""
+    def declared(
+        self, theta: Theta, z: Tensor, X: Tensor
+    ) -> dict[str, tuple[Distribution, Tensor]]:
+        """Return each distribution that the log joint is made of, and the values it explains.
+
+        By the name of the method that returns it. A fit checks that they belong together.
+        """
+        return {}
 
     def initial_globals(self, X: Tensor, weights: Tensor) -> dict[str, Tensor] | None:
         """Return globals to start from, on the model's scale; None starts at the prior's centre."""
@@ -253,18 +259,16 @@ class HierarchicalModel(LatentVariableModel):
             closed = expected_log_prob(prior, factors.mean, factors.sd)
         return self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
 
-    def check_shapes(self, theta, z, X):
-        own = type(self)
+    def declared(self, theta, z, X):
+        own, found = type(self), {}
         if own.log_local is not HierarchicalModel.log_local:
-            return
-        if own.log_prior is HierarchicalModel.log_prior:
-            with defaults_of(z):
-                prior = self.prior_of_rows(theta, X)
-            _check_event(self, "local_prior", prior, z)
-        if own.log_likelihood is HierarchicalModel.log_likelihood:
-            with defaults_of(z):
-                likelihood = self.observation(z, theta)
-            _check_event(self, "likelihood", likelihood, X)
+            return found
+        with defaults_of(z):
+            if own.log_prior is HierarchicalModel.log_prior:
+                found["local_prior"] = self.prior_of_rows(theta, X), z
+            if own.log_likelihood is HierarchicalModel.log_likelihood:
+                found["likelihood"] = self.observation(z, theta), X
+        return found
 
     def initial_locals(self, theta, X):
         with defaults_of(X):
@@ -280,15 +284,3 @@ class HierarchicalModel(LatentVariableModel):
     def predicted_mean(self, theta, z):
         with defaults_of(z):
             return self.observation(z, theta).mean
-
-
-def _check_event(model, method, distribution, value):
-    """Compare a distribution's last dimension with that of the values it is to explain."""
-    shape = tuple(distribution.batch_shape + distribution.event_shape)
-    needed = tuple(value.shape)
-    if shape[-1:] != needed[-1:] or (method == "likelihood" and shape != needed):
-        what = "n_features" if method == "likelihood" else "n_latents"
-        raise ValueError(
-            f"{type(model).__name__}.{method} has shape {shape} for {needed[0]} rows, but it must "
-            f"cover {needed}: its last dimension is {what}={needed[-1]}."
-        )

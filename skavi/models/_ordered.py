@@ -180,6 +180,18 @@ class MarkovModel(LatentVariableModel):
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
         """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
 
+    def declared(self, theta, z, X):
+        if type(self).log_terms is not MarkovModel.log_terms:
+            return {}
+        with defaults_of(z):
+            found = {
+                "initial_prior": (self.initial_prior(theta), z[:1]),
+                "transition": (self.transition(z[:-1], theta), z[1:]),
+            }
+            if type(self).log_likelihood is MarkovModel.log_likelihood:
+                found["likelihood"] = self.likelihood(z, theta), X
+        return found
+
     def log_terms(self, theta, z, X):
         with defaults_of(z):
             first = log_prob(self.initial_prior(theta), z[:1])
