@@ -11,11 +11,11 @@ from skavi.inference_functions import Constant, Polynomial
 from skavi.models import LinearModel
 
 from .fits import fit
+from .log_joints import SIGMA, TAU
+from .log_joints import linear as log_joint
 from .published_loop import FreeFactors, PolynomialFactors, Step
 from .race import Contestant, race
 from .report import Report, Table
-
-TAU, SIGMA = 1.155, 2.43
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,12 @@ def _optima(x):
 
 def _race(settings, n_jobs):
     x = torch.tensor(data(settings.n_race_samples), dtype=torch.float32)
-
-    def log_joint(theta, z):
-        return -0.5 * (z**2 + ((x - theta - TAU * z) / SIGMA) ** 2).sum(1)
-
     contestants = [
         Contestant("F-VI", lambda: FreeFactors(len(x), torch.rand), 1e-3, 2135),
         Contestant("degree 1", lambda: PolynomialFactors(x, 1), 1e-2, 365),
         Contestant("degree 2", lambda: PolynomialFactors(x, 2), 1e-2, 700),
         Contestant("constant", lambda: PolynomialFactors(x, 0), 1e-2, math.inf),
     ]
-    step = Step(log_joint, settings.n_draws, settings.n_iter)
+    step = Step(log_joint(x), settings.n_draws, settings.n_iter)
     last = slice(4 * settings.n_iter // 5, None)
     return race(contestants, step, settings.rates, settings.seeds, last, n_jobs)

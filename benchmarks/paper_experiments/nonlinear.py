@@ -12,6 +12,7 @@ from skavi.models import NonlinearModel
 
 from .exhaustive import exhaustive_search
 from .fits import fit
+from .log_joints import nonlinear as log_joint
 from .published_loop import FreeFactors, Step, TwoNetworks
 from .race import Contestant, race
 from .report import Report, Table
@@ -179,16 +180,11 @@ def _width_by_size(settings, known):
 def _race(settings, n_jobs):
     x = torch.tensor(data(settings.n_race_samples), dtype=torch.float32)
     inputs = x[:, None]
-
-    def log_joint(theta, z):
-        residual = (x - theta - z * torch.sin(z) - z) * torch.exp(-torch.cos(z))
-        return -0.5 * (z**2 + residual**2).sum(1)
-
     medians = {1: math.inf, 8: 1060, 16: 555, 32: 250}
     contestants = [Contestant("F-VI", lambda: FreeFactors(len(x), torch.rand), 1e-2, 1280)]
     for width in settings.race_widths:
         start = lambda width=width: TwoNetworks(inputs, width)  # noqa: E731
         contestants.append(Contestant(f"width {width}", start, 1e-2, medians[width]))
-    step = Step(log_joint, settings.n_draws, settings.n_iter)
+    step = Step(log_joint(x), settings.n_draws, settings.n_iter)
     last = slice(19 * settings.n_iter // 20, None)
     return race(contestants, step, settings.rates, settings.seeds, last, n_jobs)

@@ -90,10 +90,17 @@ def _hidden(n_inputs, width):
     return nn.Sequential(nn.Linear(n_inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
 
 
-def run(step: Step, factors: nn.Module, rate: float, target: float = -math.inf) -> np.ndarray:
+def run(
+    step: Step,
+    factors: nn.Module,
+    rate: float,
+    target: float = -math.inf,
+    watch: Callable[[nn.Parameter, nn.Parameter, torch.optim.Adam], bool] = lambda *_: False,
+) -> np.ndarray:
     """Return the loss of every iteration, until the windowed mean is within 1% of the target.
 
-    Draws come from torch's current generator. A run that leaves the numbers (NaN) ends there.
+    Draws come from torch's current generator. A run that leaves the numbers (NaN) ends there, and
+    where `watch`, called after each iteration with theta's mean and log sd, returns True.
     """
     theta_mean, theta_log_sd = (nn.Parameter(torch.randn(1)) for _ in range(2))
     adam = torch.optim.Adam([*factors.parameters(), theta_mean, theta_log_sd], lr=rate, fused=True)
@@ -112,6 +119,8 @@ def run(step: Step, factors: nn.Module, rate: float, target: float = -math.inf) 
         adam.step()
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]) or _arrived(losses, target):
+            break
+        if watch(theta_mean, theta_log_sd, adam):
             break
     return np.array(losses)
 

@@ -27,7 +27,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """One experiment's outcome; ``figures`` maps a name to a function that draws on a Figure."""
+    """One experiment's outcome; ``figures`` maps a name to a function that draws on a Figure.
+
+    ``data`` is written, not printed.
+    """
 
     name: str
     title: str
@@ -35,6 +38,7 @@ class Report:
     tables: list[Table]
     remarks: list[str]
     figures: dict[str, Callable] = field(default_factory=dict)
+    data: dict = field(default_factory=dict)
 
     def text(self) -> str:
         """Return everything that is printed."""
@@ -54,7 +58,7 @@ class Report:
             "seconds": round(seconds, 1),
             "tables": [asdict(table) for table in self.tables],
             "remarks": self.remarks,
-        }
+        } | self.data
         paths[0].write_text(json.dumps(_plain(content), indent=1) + "\n")
         for name, draw in self.figures.items():
             figure = Figure(figsize=(8, 3.6), layout="constrained")

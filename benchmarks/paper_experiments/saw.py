@@ -10,11 +10,12 @@ from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import SawTimeSeries
 
 from .fits import fit
+from .log_joints import A
+from .log_joints import saw as log_joint
 from .published_loop import FreeFactors, Step, TwoHeads
 from .race import Contestant, race
 from .report import Report, Table
 
-A = 0.75
 ROW, PAIR = (0, 0), (1, 0)
 
 
@@ -105,14 +106,11 @@ def _race(settings, n_jobs):
     previous = torch.cat([x.new_zeros(1), x[:-1]])
     row, pair = x[:, None], torch.stack([previous, x], 1)
 
-    def log_joint(theta, z):
-        return -0.5 * ((z - previous) ** 2 + (x - A * (theta + z)) ** 2).sum(1)
-
     contestants = [
         Contestant("F-VI", lambda: FreeFactors(len(x), torch.randn), 1e-3, 17_595),
         Contestant("pair, width 4", lambda: TwoHeads(pair, 4), 1e-3, 7780),
         Contestant("pair, width 10", lambda: TwoHeads(pair, 10), 1e-3, 7145),
         Contestant("row, width 10", lambda: TwoHeads(row, 10), 1e-3, math.inf),
     ]
-    step = Step(log_joint, settings.n_draws, settings.n_iter)
+    step = Step(log_joint(x), settings.n_draws, settings.n_iter)
     return race(contestants, step, settings.rates, settings.seeds, slice(*settings.mark), n_jobs)

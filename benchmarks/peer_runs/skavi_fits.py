@@ -1,0 +1,71 @@
+"""skavi itself: a default fit in a fresh process, then the same once more, warm."""
+
+import itertools
+import warnings
+from dataclasses import replace
+from time import perf_counter
+
+from sklearn.exceptions import ConvergenceWarning
+
+from benchmarks.watched import watched
+from skavi import AmortizedVI, FactorizedVI
+from skavi.inference_functions import MLP
+from skavi.models import BayesianDecoder
+from skavi.noise import MonteCarlo
+from skavi.solvers import Adam
+
+from .problems import PROBLEMS
+from .task import Clock, Factors
+
+
+def run(task):
+    """Fit twice; times are those of the first fit, everything that it does included."""
+    cold, warm = _fit(task), _fit(task)
+    return replace(cold, warm=warm.times)
+
+
+def run_decoder(task):
+    """Return the seconds of each step of a fit, the first with all that is done before it."""
+    arguments = {
+        "noise": MonteCarlo(1),
+        "solver": Adam(batch_size=task.n_batch),
+        "max_iter": task.n_steps + 1,
+        "random_state": 0,
+    }
+    model = BayesianDecoder(task.n_latents, task.hidden)
+    if task.amortized:
+        estimator = AmortizedVI(model, MLP(task.hidden), **arguments)
+    else:
+        estimator = FactorizedVI(model, **arguments)
+    times = [perf_counter()]
+    with watched(lambda _: times.append(perf_counter())), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(task.X)
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def _fit(task):
+    clock = Clock(0.0)  # no limit: every iterate is a snapshot
+    problem = PROBLEMS[task.model]
+    if task.amortized:
+        estimator = AmortizedVI(problem.model(), problem.function(), random_state=0)
+    else:
+        estimator = FactorizedVI(problem.model(), random_state=0)
+
+    def observe(iterate):
+        clock.tick(lambda: _read(iterate.fitted()))
+
+    with watched(observe) as fits, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(task.X)
+        clock.tick(lambda: _read(fits[0]), 0)
+    return clock.run
+
+
+def _read(fitted):
+    problem, state = fitted.problem, fitted.outcome.state
+    raw = problem.raw(state).detach()
+    locals_ = problem.objective.local_factors(raw)
+    globals_ = problem.objective.global_factor(state.globals_)
+    tensors = globals_.mean, globals_.sd, locals_.mean, locals_.sd
+    return Factors(*(tensor.detach().double().numpy().copy() for tensor in tensors))
