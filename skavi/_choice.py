@@ -14,6 +14,7 @@ rows x nodes beyond the budget          MonteCarlo                  Adam, miniba
 
 import torch
 
+from skavi._rows import Cells
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
@@ -36,9 +37,9 @@ _BATCH = 1000
 
 def default_model(X, weights):
     """Choose probabilistic PCA with as many components as have more than average variance."""
-    total = weights.sum()
-    rows = (X - weights @ X / total) * (weights / total).sqrt().unsqueeze(-1)
-    variances = torch.linalg.eigvalsh(rows.mT @ rows)
+    cells = Cells.of(X)
+    mean, _ = cells.mean_and_variance(weights)
+    variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, torch.ones_like(mean)))
     above = int((variances > 1.0001 * variances.mean()).sum())
     return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, 20)))
 

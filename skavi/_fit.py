@@ -45,10 +45,16 @@ def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
     return objective
 
 
-def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
+def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
     """Return what an inference function reads of each row: the row, or a window around it."""
     context = function.context if function.context is not None else model.context
     return windows(X, context or (0, 0), model.padding)
+
+
+def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
+    """Return the windows, and which cells are there if any was missing at the function's fit."""
+    inputs = windows_of(model, function, X)
+    return function.with_mask(inputs) if model.allows_missing else inputs
 
 
 def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:

@@ -100,7 +100,13 @@ class VariationalInference(
         require_memory_of_fit(self, X)
         with self._unchanged_on_error(), self._progress_bar():
             sparse = "csr" if self._accepts_sparse() else False
-            X = validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse=sparse)
+            X = validate_data(
+                self,
+                X,
+                dtype=[np.float64, np.float32],
+                accept_sparse=sparse,
+                ensure_all_finite="allow-nan" if self._allows_missing() else True,
+            )
             # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -247,13 +253,16 @@ class VariationalInference(
         n_latents = self.model_.n_latents(self.n_features_in_)
         return n_latents * (2 if self.output == "mean_sd" else 1)
 
+    def _allows_missing(self):
+        return self.model.allows_missing if self.model is not None else True  # `default_model`
+
     def _accepts_sparse(self):
         return self.model is not None and self.model.accepts_sparse
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        tags.input_tags.allow_nan = self.model is not None and self.model.allows_missing
+        tags.input_tags.allow_nan = self._allows_missing()
         tags.input_tags.sparse = self._accepts_sparse()
         tags.input_tags.positive_only = self.model is not None and self.model.positive_only
         return tags

@@ -16,6 +16,7 @@ from skavi._concurrency import check_fork, seeded
 from skavi._draws import arviz_tree
 from skavi._failure import named_singularity
 from skavi._memory import require_memory, require_memory_of_rows
+from skavi._predictive import cell_moments
 from skavi._problem import Problem
 from skavi._random import private_state
 from skavi._rows import Rows, cells_a_row, distinct
@@ -207,6 +208,52 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         dtype = Z.dtype if Z.dtype == np.float32 else np.float64
         return (total / len(draws)).numpy().astype(dtype, copy=False)
 
+    def impute(self, X, return_sd=False):
+        """Fill the missing cells of X with their posterior predictive means.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with NaN where a cell is missing; training rows or others.
+        return_sd : bool, default=False
+            Whether to return the cells' predictive standard deviations as well.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Observed cells as they were, in the dtype of X.
+        sd : ndarray of shape (n_samples, n_features)
+            0 where a cell is observed. Only with ``return_sd=True``.
+
+        Notes
+        -----
+        Law of total variance: the likelihood's own variance, plus that of its mean under q(z_n) and
+        q(theta). Counts are filled with means, which are no whole numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import FactorAnalysis
+        >>> X = np.outer(np.arange(30.0), [1.0, 2.0, -1.0])
+        >>> X[4, 1] = np.nan
+        >>> vi = FactorizedVI(FactorAnalysis(1)).fit(X)
+        >>> filled, sd = vi.impute(X, return_sd=True)
+        >>> bool(abs(filled[4, 1] - 8.0) < 3 * sd[4, 1])
+        True
+        """
+        X = self._validated(X)
+        rows, missing = self._rows(X), np.isnan(X)
+        self.model_.check_data(rows.X)
+        with torch.no_grad():
+            problem, raw = self._frozen_problem(rows), self._raw_locals(rows)
+            moments = cell_moments(problem.objective, raw, self._globals(rows.X), rows.X)
+        mean, variance = (moment.cpu().numpy() for moment in moments)
+        filled = np.where(missing, mean, X).astype(X.dtype)
+        if not return_sd:
+            return filled
+        return filled, np.where(missing, np.sqrt(variance), 0).astype(X.dtype)
+
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows from the fitted model: theta from q(theta), then z, then x.
 
@@ -252,8 +299,14 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         check_fork()
         require_memory_of_rows(self, X)
         sparse = "csr" if self.model_.accepts_sparse else False
+        finite = "allow-nan" if self.model_.allows_missing else True
         return validate_data(
-            self, X, dtype=[np.float64, np.float32], accept_sparse=sparse, reset=False
+            self,
+            X,
+            dtype=[np.float64, np.float32],
+            accept_sparse=sparse,
+            ensure_all_finite=finite,
+            reset=False,
         )
 
     def _rows(self, X, sample_weight=None, sparse=None):
@@ -307,11 +360,23 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         return factors
 
     def _raw_locals(self, rows):
-        """Return raw local parameters of any rows: the function's output, or their solutions."""
+        """Return raw local parameters of any rows: the function's output, or their solutions.
+
+        A row that lacks a cell of a column without holes at fit is solved: no function learned it.
+        """
         function = self.inference_function_
         if function.tabular:
             with named_singularity("X"):
                 return self._solved_locals(rows)
+        raw = self._evaluated_locals(rows)
+        if self.model_.allows_missing:
+            unreadable = function.unreadable(_fit.windows_of(self.model_, function, rows.X))
+            if bool(unreadable.any()):
+                raw[unreadable] = self._solved_locals(rows[unreadable])
+        return raw
+
+    def _evaluated_locals(self, rows):
+        function = self.inference_function_
         parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
         inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
         with torch.no_grad():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from skavi._component import Component
 from skavi._concurrency import in_turn
+from skavi._rows import Cells
 
 Parameters = dict[str, Tensor]
 
@@ -43,6 +44,9 @@ class InferenceFunction(Component):
     #: How many random starts to choose from; 1 where a start is not random.
     n_starts: int = 1
     context: tuple[int, int] | None
+    #: Moments of the training inputs, once fitted.
+    input_mean_: np.ndarray | None = None
+    input_scale_: np.ndarray | None = None
 
     def check(self):
         context = self.context
@@ -55,18 +59,47 @@ class InferenceFunction(Component):
     def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
         """Return a copy that standardises its inputs by the weighted moments of these."""
         fitted = type(self)(**self.get_params(deep=False))
-        total = weights.sum()
-        mean = weights @ inputs / total
-        sd = (weights @ (inputs - mean) ** 2 / total).sqrt()
-        constant = sd <= 1e-12 * inputs.abs().amax(0)
+        cells = Cells.of(inputs)
+        mean, variance = cells.mean_and_variance(weights)
+        sd = variance.sqrt()
+        constant = sd <= 1e-12 * cells.values.abs().amax(0)
         fitted.input_mean_ = mean.cpu().numpy()
         fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
         return fitted
 
+    def with_mask(self, inputs: Tensor) -> Tensor:
+        """Append which inputs are observed, if any was missing (NaN) when the function was fitted.
+
+        Before the fit: if any is missing now.
+        """
+        if self.input_mean_ is None:
+            masked = Cells.of(inputs).observed is not None
+        else:
+            masked = len(self.input_mean_) == 2 * inputs.shape[1]
+        return torch.cat([inputs, (~inputs.isnan()).to(inputs)], 1) if masked else inputs
+
+    def unreadable(self, inputs: Tensor) -> Tensor:
+        """Say which rows lack an input that was never missing at fit: nothing was learned of it.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_rows, n_inputs)
+            Without a mask.
+
+        Returns
+        -------
+        Tensor of bool of shape (n_rows,)
+        """
+        assert self.input_mean_ is not None
+        seen = torch.as_tensor(self.input_mean_[inputs.shape[1] :]).to(inputs)  # shares; or nothing
+        learned = seen < 1 - 1e-12 if len(seen) else torch.zeros(inputs.shape[1:], dtype=torch.bool)
+        return (inputs.isnan() & ~learned.to(inputs.device)).any(1)
+
     def standardised(self, inputs: Tensor) -> Tensor:
-        """Return inputs in units of the training data's standard deviations."""
-        mean = torch.as_tensor(self.input_mean_).to(inputs)
-        return (inputs - mean) / torch.as_tensor(self.input_scale_).to(inputs)
+        """Return inputs in units of the training data's standard deviations, 0 where missing."""
+        cells, mean = Cells.of(inputs), torch.as_tensor(self.input_mean_).to(inputs)
+        scale = torch.as_tensor(self.input_scale_).to(inputs)
+        return cells.masked((cells.values - mean) / scale)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return what `evaluate` reads, shape (n_rows, ...); computed once a data set."""

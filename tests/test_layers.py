@@ -40,6 +40,7 @@ LAYERS = {
     "skavi.objective": 2,
     "skavi.posterior": 2,
     "skavi._choice": 3,
+    "skavi._predictive": 3,
     "skavi._problem": 3,
     "skavi._amortize": 4,
     "skavi._basins": 4,

@@ -155,7 +155,7 @@ CALLS = {
 FAILING_CALLS = {
     "fit": lambda vi: clone(vi).fit(X, sample_weight=np.zeros(len(X))),
     "transform": lambda vi: vi.transform(X[:, :2]),
-    "posterior": lambda vi: vi.posterior(X * np.nan),
+    "posterior": lambda vi: vi.posterior(X * np.inf),
     "score": lambda vi: vi.score([["a"] * 4]),
     "score_samples": lambda vi: vi.score_samples(X[:, :2]),
     "sample": lambda vi: vi.sample(0),

@@ -33,8 +33,6 @@ class LatentVariableModel(Component, ABC):
     one_log_joint: bool = True
     #: Whether missing cells (NaN in X) are marginalised.
     allows_missing: bool = False
-    #: Whether X must hold nothing below zero.
-    positive_only: bool = False
     #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
     integrated_globals: tuple[str, ...] = ()
     #: Whether X may be CSR: the model then sees `skavi._sparse.SparseRows`, also of a dense X.

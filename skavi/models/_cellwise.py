@@ -19,6 +19,7 @@ class CellwiseModel(HierarchicalModel):
     eta is the log of a rate to be multiplied by the row's exposure: see `log_exposure`.
     """
 
+    allows_missing = True
     # Arguments: see `HierarchicalModel.observation`.
     likelihood = "normal"  # type: ignore[assignment]
     exposure = None

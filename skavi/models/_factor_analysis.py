@@ -17,7 +17,7 @@ class FactorAnalysis(LinearNormal):
     from the training data column by column (``"diagonal"``) or over all columns (``"isotropic"``).
 
     Other likelihoods read eta = W z_n + m through their link: logits for "bernoulli", log rates for
-    "poisson" and "negative_binomial".
+    "poisson" and "negative_binomial". Missing cells (NaN) are marginalised exactly.
 
     Parameters
     ----------
@@ -64,9 +64,10 @@ default="normal"
     >>> vi.global_posterior_.mean["loadings"].shape
     (4, 2)
 
-    Counts:
+    Counts, with a cell that nobody wrote down:
 
-    >>> X = np.random.default_rng(0).poisson(3.0, size=(50, 4))
+    >>> X = np.random.default_rng(0).poisson(3.0, size=(50, 4)).astype(float)
+    >>> X[0, 0] = np.nan
     >>> vi = FactorizedVI(FactorAnalysis(1, likelihood="poisson")).fit(X)
     >>> vi.transform(X).shape
     (50, 1)
