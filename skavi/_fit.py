@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
-
 from skavi._basins import other_basins
 from skavi._choice import (
     affordable,
@@ -16,6 +14,7 @@ from skavi._choice import (
     evaluation_noise,
 )
 from skavi._failure import what_broke
+from skavi._journal import Journal
 from skavi._problem import Problem
 from skavi._rows import Rows, windows
 from skavi.families import DiagonalFactors, Family
@@ -24,6 +23,7 @@ from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import CoordinateAscent, Newton, Outcome, Run, Solver, State
+from torch import Tensor
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
@@ -101,6 +101,8 @@ class Plan:
         Nats a row.
     max_iter : int
     generator : torch.Generator
+    journal : Journal
+        What an earlier process did of the same fit, and where to keep what this one does.
     """
 
     objective: Objective
@@ -110,6 +112,7 @@ class Plan:
     tol: float
     max_iter: int
     generator: torch.Generator
+    journal: Journal = field(default_factory=Journal)
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,9 @@ def fit_problem(
         features, targets = X, start_locals(objective, globals_, X)
     problem = Problem(objective, function, rows, features, noise, generator)
     solver.check_problem(problem)
-    state = _best_start(problem, targets, globals_)
-    climb = _Climb(solver, plan.max_iter, progress)
+    journal = plan.journal
+    state = journal.once(lambda: _best_start(problem, targets, globals_).copied())
+    climb = _Climb(solver, plan.max_iter, progress, journal)
     rough = plan.noise is None and bool(noise.refined())
     state = climb(problem, state, max(plan.tol, _ROUGH) if rough else plan.tol)
     if rough:
@@ -215,8 +219,9 @@ def _best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
 class _Climb:
     """Run the solver again and again on one count of iterations and one curve."""
 
-    def __init__(self, solver, max_iter, progress):
+    def __init__(self, solver, max_iter, progress, journal):
         self.solver, self.left, self.progress = solver, max_iter, progress
+        self.journal = journal
         self.outcome: Outcome | None = None
         self.noise, self.stage = None, 0
         self.stopped, self.failure = False, ""
@@ -236,7 +241,7 @@ class _Climb:
             self.stopped = self.progress(iterate)
             return self.stopped
 
-        new = self.solver.solve(problem, state, tol, self.left, report)
+        new = self.journal.climb(lambda: self.solver.begin(problem, state, tol), self.left, report)
         if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
             self._note_failure(problem, new, len(before))
         self.left -= len(new.curve)
@@ -282,7 +287,8 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-    here = State({"values": solve_rows(problem, globals_, plan.tol)[0]}, globals_)
+    raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
+    here = State({"values": raw}, globals_)
     refined = fitted.problem.noise
     return here, refined if affordable(refined, objective, len(rows)) else noise
 
@@ -335,7 +341,8 @@ def _leave_basins(problem, state, tol, climb):
     """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
     for _ in range(_MAX_BASIN_ROUNDS):
         frozen = replace(problem, frozen_globals=True)
-        moved = other_basins(frozen, state.parameters["values"], state.globals_, tol)
+        raw = state.parameters["values"]
+        moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
         if moved is None:
             break
         state = climb(problem, State({"values": moved}, state.globals_), max(tol, _ROUGH))
@@ -381,6 +388,15 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
         state = State({"values": moved}, globals_)
         outcome = solver.solve(problem, state, tol, limit, _no_progress)
     return outcome.state.parameters["values"], outcome.converged
+
+
+def density_at_start(objective: Objective, rows: Rows) -> float:
+    """Return the model's log density at a point that needs no random state, to tell it by."""
+    globals_ = start_globals(objective, rows, torch.Generator().manual_seed(0))
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    z = objective.local_factors(start_locals(objective, globals_, rows.X)).mean
+    with torch.no_grad():
+        return float(objective.model.log_terms(theta, z, rows.X).sum())
 
 
 def final_elbo(problem: Problem, state: State) -> tuple[float, float]:

@@ -17,12 +17,16 @@ from skavi import _fit
 from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
 from skavi._concurrency import check_fork
+from skavi._failure import named_singularity
+from skavi._fingerprint import described_fit
 from skavi._html import DOC_LINK_TEMPLATE
+from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
 from skavi._validation import validated_objective
+from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise
@@ -111,9 +115,12 @@ class VariationalInference(
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
-            self.__dict__.update(self._fit(X, sample_weight, reporter))
+            with named_singularity("X"):
+                self.__dict__.update(self._fit(X, sample_weight, reporter))
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            if not reporter.interrupted:
+                reporter.journal.close()
             restored = self.__dict__.pop("_iterate", None)
             if restored is not None:
                 self.elbo_, self.elbo_se_ = _fit.final_elbo(
@@ -124,6 +131,14 @@ class VariationalInference(
                 f"{type(self).__name__} was interrupted and keeps its last complete iterate: "
                 f"n_iter_={self.n_iter_}, converged_={self.converged_}. With warm_start=True, fit "
                 "goes on from there.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        elif reporter.failure:
+            warnings.warn(
+                f"{type(self).__name__} keeps its last finite iterate, of n_iter_={self.n_iter_}: "
+                f"numbers were not finite in {reporter.failure}. Check the scale of X and of the "
+                "priors, or choose another solver.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -140,9 +155,9 @@ class VariationalInference(
 
     def _fit(self, X, sample_weight, reporter):
         rows = self._rows(X, sample_weight, self._accepts_sparse())
-        generator = torch.Generator().manual_seed(
-            int(private_state(self.random_state).randint(2**31 - 1))
-        )
+        reporter.journal = journal = self._journal(X, sample_weight)
+        drawn = int(private_state(self.random_state).randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
         family = clone(self.family) if self.family is not None else DiagonalNormal()
         global_family = clone(model.global_family(self.global_family))
@@ -170,20 +185,42 @@ class VariationalInference(
             max(self.tol, model.coarsest_tol),
             self.max_iter,
             generator,
+            journal,
         )
         start = self._start(objective, rows)
+        journal.begin(generator, lambda: _fit.density_at_start(objective, rows))
         with reporter.outlasting_interrupts():
             fitted = _fit.fit_problem(plan, rows, start, reporter)
             elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
         if reporter.interrupted:
             fitted = reporter.latest.fitted()
             elbo, se = _quick_elbo(fitted)
+        if not math.isfinite(elbo):
+            raise FloatingPointError(
+                f"The ELBO of {type(self).__name__} is {elbo} after {len(fitted.outcome.curve)} "
+                f"iterations: {_fit.what_broke(fitted.problem, fitted.outcome.state)}. Check the "
+                "scale of X and of the priors."
+            )
+        reporter.failure = fitted.failure
         stopped = reporter.stopped or reporter.interrupted
         return fitted_attributes(fitted, elbo, se, X.shape[1], stopped)
 
+    def _source(self):
+        return self if self.warm_start and hasattr(self, "elbo_") else self.init
+
+    def _journal(self, X, sample_weight):
+        """Return the journal of this fit: a stored one if a `Checkpoint` is set."""
+        callbacks = getattr(self, "_skl_callbacks", [])
+        checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
+        if checkpoint is None:
+            return Journal()
+        described = described_fit(self, X, sample_weight, self._source()) | versions()
+        seeded, device = self.random_state is not None, torch.device(self.device)
+        return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
+
     def _start(self, objective, rows):
         """Return the state to start from: this estimator's own, another's, or None."""
-        source = self if self.warm_start and hasattr(self, "elbo_") else self.init
+        source = self._source()
         if source is None:
             return None
         check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")

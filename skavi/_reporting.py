@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from skavi._journal import Journal
 from skavi.posterior import GlobalPosterior
 
 
@@ -45,12 +46,18 @@ class Reporter:
         Whether a hook did; whether Ctrl-C did.
     latest : Iterate or None
         Where the fit stands, for an interrupt; None before the first iteration.
+    journal : Journal
+        To be closed when the fit is complete.
+    failure : str
+        What was not finite where the fit had to end; empty if nothing was.
     """
 
     def __init__(self, estimator, context, X):
         self.estimator, self.context, self.X = estimator, context, X
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
         self.stopped, self.interrupted, self.latest = False, False, None
+        self.journal = Journal()
+        self.failure = ""
 
     def __call__(self, iterate):
         self.latest = iterate

@@ -63,7 +63,7 @@ def write_archive(path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -
     """
     plain = {name: _plain(name, array) for name, array in arrays.items()}
     declared = {name: {"dtype": a.dtype.str, "shape": a.shape} for name, a in plain.items()}
-    text = json.dumps({"header": header, "arrays": declared}, sort_keys=True).encode()
+    text = json.dumps({"header": header, "arrays": declared}).encode()
     with replacing(path) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, _HEADER, len(text)).write(text)

@@ -33,7 +33,7 @@ def path(tmp_path):
 
 def assert_holds(path, header, arrays):
     found_header, found = read_archive(path)
-    assert found_header == header
+    assert found_header == header and list(found_header) == list(header)  # in the same order
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype and found[name].shape == array.shape

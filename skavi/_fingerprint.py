@@ -1,0 +1,77 @@
+"""What makes two fits the same: every parameter and the data, as text that can be compared."""
+
+import hashlib
+import re
+from typing import Any
+
+import numpy as np
+import torch
+
+_BY_REFERENCE = ("init", "verbose", "random_state", "warm_start")
+
+
+def described_fit(estimator, X, weights, source=None) -> dict[str, str]:
+    """Return a text for each thing that decides a fit's result, but the random state.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+    X : ndarray or sparse matrix
+    weights : ndarray of shape (n_samples,) or None
+    source : estimator or None
+        The fitted one that the fit starts from.
+    """
+    parameters = estimator.get_params(deep=True)
+    described = {
+        name: described_value(value)
+        for name, value in parameters.items()
+        if name.partition("__")[0] not in _BY_REFERENCE
+    }
+    described["estimator"] = type(estimator).__qualname__
+    described["X"] = described_value(X)
+    described["sample_weight"] = described_value(weights)
+    start = {} if source is None else {"globals": source._raw_globals, **source._parameters}
+    described["start"] = "None"
+    if source is not None:
+        texts = (f"{name}: {described_value(value)}" for name, value in sorted(start.items()))
+        described["start"] = f"{type(source).__qualname__} with {', '.join(texts)}"
+    return described
+
+
+def described_value(value: Any) -> str:
+    """Return a text that is the same in every process for equal values."""
+    if isinstance(value, torch.nn.Module):
+        content = {name: described_value(t) for name, t in value.state_dict().items()}
+        return f"{_name(type(value))} of {value} with {_hash(repr(content).encode())}"
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if hasattr(value, "indptr"):
+        parts = [described_value(getattr(value, name)) for name in ("data", "indices", "indptr")]
+        return f"sparse of shape {value.shape}: {'; '.join(parts)}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}, sha256 {_hash(value.tobytes())}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(described_value(item) for item in value)})"
+    if isinstance(value, dict):
+        items = (f"{key!r}: {described_value(item)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    if hasattr(value, "get_params"):
+        return _name(type(value))  # its parameters are listed by themselves
+    if callable(value):
+        code = getattr(value, "__code__", None)
+        inside = "" if code is None else _hash(code.co_code + _steady(code.co_consts).encode())
+        return f"{_name(value)} {inside}".rstrip()
+    return _steady(value)
+
+
+def _steady(value):
+    """Return the repr without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _name(thing):
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _hash(content):
+    return hashlib.sha256(content).hexdigest()[:16]
