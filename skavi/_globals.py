@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Normal, biject_to, constraints
 
 from skavi._concurrency import seeded
 from skavi._quadrature import hermite_rule, sobol_normal
-from skavi.distributions import Flat, expected_log_prob, innermost
+from skavi.distributions import Flat, expected_log_prob, innermost, unvalidated
 from skavi.families import NormalFactors
 
 N_PRIOR_NODES = 40
@@ -90,9 +90,8 @@ class GlobalSpace:
         return ((n, u[self.slices[n]].reshape(shape)) for n, shape in self.raw_shapes.items())
 
     def _log_prior(self, name, part):
-        bijection, prior = self.bijections[name], self.prior[name]
+        bijection, prior = self.bijections[name], unvalidated(self.prior[name])
         value = bijection(part)
-        prior._validate_args = False
         jacobian = bijection.log_abs_det_jacobian(part, value)
         return prior.log_prob(value).sum() + jacobian.sum()
 

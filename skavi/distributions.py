@@ -5,7 +5,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Normal,
+    TransformedDistribution,
+    constraints,
+)
 from torch.overrides import TorchFunctionMode
 
 _FACTORIES = frozenset(
@@ -93,8 +99,7 @@ def log_prob(distribution: Distribution, value: Tensor) -> Tensor:
 
     Values are validated once, outside (inside vmap torch's validation misleads).
     """
-    distribution._validate_args = False
-    density = distribution.log_prob(value)
+    density = unvalidated(distribution).log_prob(value)
     return density if distribution.event_shape else density.sum(-1)
 
 
@@ -107,6 +112,16 @@ def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> T
         return None
     spread = (mean - base.loc) ** 2 + sd**2
     return -0.5 * (spread / base.scale**2 + math.log(2 * math.pi)) - base.scale.log()
+
+
+def unvalidated(distribution: Distribution) -> Distribution:
+    """Let a distribution, and those it wraps, take any value: no number then has no density."""
+    inner = distribution
+    inner._validate_args = False
+    while isinstance(inner, Independent | TransformedDistribution):
+        inner = inner.base_dist
+        inner._validate_args = False
+    return distribution
 
 
 def innermost(distribution: Distribution) -> Distribution:

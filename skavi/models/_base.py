@@ -252,6 +252,8 @@ class HierarchicalModel(LatentVariableModel):
 
     def expected_log_prior(self, theta, z, factors, X):
         """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""
+        if type(self).log_prior is not HierarchicalModel.log_prior:
+            return self.log_prior(theta, z, X)
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
             closed = expected_log_prob(prior, factors.mean, factors.sd)

@@ -119,6 +119,7 @@ class Arrow(System):
         row_decrement = torch.where(known, 0.5 * (g * free).sum(-1), math.inf)
         decrement = float(row_decrement.sum()) + 0.5 * float(right @ d_globals)
         norm = math.sqrt(float((g**2).sum() + (g_globals**2).sum())) / self.problem.total_weight
+        norm = norm if bool(known.all()) else math.inf
         d_globals = safe_logs(d_globals, right, schur, self.objective.space.size)
         return Step(local, (d_globals, steps), decrement, norm, row_decrement)
 

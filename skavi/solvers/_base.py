@@ -135,7 +135,7 @@ class Run(ABC):
         here, self.memory = self.memory, memory
         there = self.state()
         self.memory = here
-        return replace(self.outcome(), converged=False, broken=there)
+        return replace(self.outcome(), curve=self.curve, converged=False, broken=there)
 
     def resume(self, memory: dict[str, Any], curve: list[float]) -> None:
         """Take over the fields of another run's memory, and its curve."""

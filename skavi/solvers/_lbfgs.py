@@ -70,7 +70,9 @@ class _Descent(Run):
         direction = -_inverse_hessian_times(pairs, gradient)
         slope = float(gradient @ direction)
         decrement = -slope / 2
-        if decrement <= 0 or not math.isfinite(decrement):
+        if not math.isfinite(decrement):
+            raise FloatingPointError("the gradient is not finite")
+        if decrement <= 0:
             return replace(memory, finished=True)
         first = 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm()))
         here = memory.position, memory.value, gradient

@@ -96,6 +96,8 @@ class _Ascent(Run):
         system, here = self.system, (memory.unknowns, memory.globals_, memory.value)
         system.damping = memory.damping
         step = system.step(memory.unknowns, memory.globals_)
+        if not math.isfinite(step.gradient_norm):
+            raise FloatingPointError("the gradient is not finite")
         found = system.move(*here, step)
         unknowns, globals_, value = found or here
         converged = step.decrement <= self.tolerance
