@@ -83,8 +83,19 @@ def _main(target, path):
     module, function = target.split(":")
     arguments = pickle.loads(Path(path).read_bytes())
     value = getattr(__import__(module, fromlist=[function]), function)(**arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    Path(path).write_bytes(pickle.dumps((value, peak)))
+    Path(path).write_bytes(pickle.dumps((value, _peak_mb())))
+
+
+def _peak_mb():
+    """Return the largest resident memory of this process since it began.
+
+    On Linux getrusage would remember what the parent held when it started the process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
