@@ -16,46 +16,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skavi
-from skavi import AmortizedVI, FactorizedVI
-from skavi.inference_functions import MLP, Polynomial
-from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
-from skavi.noise import MonteCarlo
-from skavi.solvers import LBFGS, Adam
+from broken_fits import COLUMN, FITS, WIDE
+from skavi import FactorizedVI
+from skavi.models import FactorAnalysis, NonlinearModel
+from skavi.solvers import LBFGS
 
-RNG = np.random.default_rng(0)
-WIDE = RNG.normal(size=(30, 2)) @ RNG.normal(size=(2, 4)) + RNG.normal(size=(30, 4))
-COLUMN = RNG.normal(size=(25, 1)) * 3
-SCHOOLS = np.array([[28.0, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11], [18, 10], [12, 18]])
-
-FITS = {
-    "coordinate ascent": (FactorizedVI(FactorAnalysis(2), random_state=0), WIDE),
-    "LBFGS": (FactorizedVI(FactorAnalysis(2), solver=LBFGS(), random_state=0), WIDE),
-    "Newton, noise refined": (FactorizedVI(RandomEffects(), random_state=0), SCHOOLS),
-    "Newton, other basins": (FactorizedVI(NonlinearModel(), random_state=0), COLUMN),
-    "linear function": (AmortizedVI(RandomEffects(), Polynomial(1), random_state=0), SCHOOLS),
-    "Adam": (
-        FactorizedVI(
-            LinearModel(), noise=MonteCarlo(2), solver=Adam(), random_state=0, max_iter=60
-        ),
-        COLUMN,
-    ),
-    "Adam, table in batches": (
-        FactorizedVI(
-            LinearModel(),
-            noise=MonteCarlo(2),
-            solver=Adam(batch_size=4),
-            random_state=0,
-            max_iter=60,
-        ),
-        COLUMN,
-    ),
-    "Adam, network in batches": (
-        AmortizedVI(
-            FactorAnalysis(1), MLP((4,)), solver=Adam(batch_size=7), random_state=0, max_iter=60
-        ),
-        WIDE,
-    ),
-}
+NAMES = [name for name in FITS if name not in {"Newton, network", "Adam, series in batches"}]
 
 
 class Recorder:
@@ -78,7 +44,7 @@ class Recorder:
             self.seen.append(fitted_estimator)
 
 
-@pytest.fixture(scope="module", params=FITS)
+@pytest.fixture(scope="module", params=NAMES)
 def unbroken(request):
     """Return an estimator, its data, and what it was after each iteration of a whole fit."""
     vi, X = FITS[request.param]
