@@ -7,7 +7,10 @@ model knows its expectations            ClosedForm                  CoordinateAs
 few latents a row and few globals       GaussHermite, refined       Newton
 more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
 coupled rows, up to 600 unknowns        any of the above            Newton
-networks, coupled rows, many globals    any of the above            LBFGS
+networks of up to 2,000 parameters      any of the above            Newton (Gauss-Newton)
+larger ones, coupled rows               any of the above            LBFGS
+many globals                            any of the above            LBFGS
+networks and over 20,000 globals        ClosedForm                  Adam, minibatches, falling
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
 """
@@ -20,6 +23,7 @@ from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+from skavi.solvers._dense import MAX_PARAMETERS
 from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
 
 #: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
@@ -32,6 +36,9 @@ _MAX_DRAWS = 4096
 _MAX_QUASI_DIMENSION = 1000
 _MAX_DENSE_UNKNOWNS = 1000
 _MAX_MIXED_GLOBALS = 50_000
+_MAX_FULL_GLOBALS = 20_000
+_FALLING = 100
+_MAX_GRAM = 5e10  # operations of a Gauss-Newton step
 _BATCH = 1000
 
 
@@ -44,8 +51,13 @@ def default_model(X, weights):
     return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, 20)))
 
 
-def default_function(n_outputs):
-    """Choose a network wide enough to carry any linear map of the row to the factor."""
+def default_function(n_outputs, model):
+    """Choose a network wide enough to carry any linear map of the row to the factor.
+
+    For sparse rows, which have far more columns than a network has units, a fixed, fast one.
+    """
+    if model.accepts_sparse:
+        return MLP()
     width = min(64, max(16, 2 * n_outputs))
     return MLP(hidden_layer_sizes=(max(width, 2 * n_outputs),) * 2)
 
@@ -68,8 +80,10 @@ def default_noise(objective: Objective, n_rows: int):
     return MonteCarlo()
 
 
-def default_solver(objective: Objective, function, noise, n_rows: int, n_features: int):
+def default_solver(objective: Objective, function, noise, n_rows: int, n_parameters: int):
     """Choose the fastest solver that fits the model, the noise and the inference function."""
+    if noise.deterministic and not function.tabular and objective.space.size > _MAX_FULL_GLOBALS:
+        return Adam(batch_size=min(n_rows, _BATCH // 2), schedule=falling)
     if not noise.deterministic:
         big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
         return Adam(batch_size=_BATCH if big else None)
@@ -82,14 +96,23 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_feature
     if not objective.model.rowwise:
         few = n_unknowns(objective, n_rows) <= MAX_COUPLED_UNKNOWNS
         return Newton() if few and function.tabular else LBFGS()
-    if small and _has_newton_form(objective, function, n_features):
+    if small and _has_newton_form(objective, function, n_rows, n_parameters):
         return Newton()
     return LBFGS()
 
 
-def _has_newton_form(objective, function, n_features):
-    n_outputs = objective.family.n_parameters(objective.n_latents)
-    return function.tabular or (function.linear and n_features * n_outputs <= _MAX_DENSE_UNKNOWNS)
+def falling(iteration):
+    """Return the multiplier of a learning rate that falls as one over the steps taken."""
+    return 1 / (1 + iteration / _FALLING)
+
+
+def _has_newton_form(objective, function, n_rows, n_parameters):
+    if function.tabular:
+        return True
+    if function.linear:
+        return n_parameters <= _MAX_DENSE_UNKNOWNS
+    n_outputs = n_rows * objective.family.n_parameters(objective.n_latents)
+    return n_parameters <= MAX_PARAMETERS and n_outputs * n_parameters**2 <= _MAX_GRAM
 
 
 def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):

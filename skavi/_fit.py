@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
+
+from skavi._amortize import best_start
 from skavi._basins import other_basins
 from skavi._choice import (
     affordable,
@@ -22,8 +25,7 @@ from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import CoordinateAscent, Newton, Outcome, Run, Solver, State
-from torch import Tensor
+from skavi.solvers import Adam, CoordinateAscent, Newton, Outcome, Run, Solver, State
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
@@ -176,19 +178,23 @@ def fit_problem(
     if start is None:
         start, noise = _reference(plan, noise, rows)
     targets, globals_ = start.parameters["values"], start.globals_
-    function = plan.function or default_function(targets.shape[1])
+    function = plan.function or default_function(targets.shape[1], objective.model)
     inputs = inputs_of(objective.model, function, rows.X)
     function = function.fit_inputs(inputs, rows.weights)
     features = function.features(inputs)
-    solver = plan.solver or default_solver(objective, function, noise, len(rows), features.shape[1])
+    n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
+    solver = plan.solver or default_solver(objective, function, noise, len(rows), n_parameters)
     if function.tabular and isinstance(solver, CoordinateAscent):
         X, weights = objective.model.compressed(rows.X, rows.weights)
         rows = Rows(X, weights)
         features, targets = X, start_locals(objective, globals_, X)
     problem = Problem(objective, function, rows, features, noise, generator)
+    if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
+        # q(theta) is at the factorized optimum: the steps of Adam, all of a size, would spoil it.
+        problem = replace(problem, frozen_globals=True)
     solver.check_problem(problem)
     journal = plan.journal
-    state = journal.once(lambda: _best_start(problem, targets, globals_).copied())
+    state = journal.once(lambda: best_start(problem, targets, globals_).copied())
     climb = _Climb(solver, plan.max_iter, progress, journal)
     rough = plan.noise is None and bool(noise.refined())
     state = climb(problem, state, max(plan.tol, _ROUGH) if rough else plan.tol)
@@ -200,20 +206,6 @@ def fit_problem(
         climb(problem, state, plan.tol)
     assert climb.outcome is not None
     return Fitted(problem, solver, climb.outcome, climb.failure)
-
-
-def _best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
-    """Regress the function on the targets; of several random regressions keep the highest ELBO."""
-    function, weights = problem.function, problem.rows.weights
-    states = [
-        State(function.start(problem.features, targets, weights, problem.generator), globals_)
-        for _ in range(function.n_starts)
-    ]
-    if len(states) == 1:
-        return states[0]
-    with torch.no_grad():
-        elbos = torch.stack([problem.elbo(state) for state in states])
-    return states[int(torch.nan_to_num(elbos, nan=-math.inf).argmax())]
 
 
 class _Climb:
@@ -264,6 +256,10 @@ class _Climb:
         self.stopped = True
 
 
+def _has_updates(objective):
+    return objective.model.has_coordinate_updates(objective.family, objective.global_family)
+
+
 def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     """Return raw factors of all rows and globals to start from, and the noise to start with.
 
@@ -286,9 +282,11 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
     fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
-    problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-    raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
-    here = State({"values": raw}, globals_)
+    here = fitted.outcome.state
+    if not cheap or len(here.parameters["values"]) != len(rows):
+        problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
+        raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
+        here = State({"values": raw}, globals_)
     refined = fitted.problem.noise
     return here, refined if affordable(refined, objective, len(rows)) else noise
 

@@ -8,6 +8,8 @@ from skavi.solvers._arrow import LONGEST_LOG_STEP, Step, System, gradient_of, po
 from skavi.solvers._base import State
 
 MAX_PARAMETERS = 2000
+_LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
+_MAX_JACOBIAN = 20_000_000
 _SHRINK = 0.25
 
 
@@ -83,30 +85,37 @@ class GaussNewton(System):
     def step(self, flat, globals_):
         raw = self.raw(flat)
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
-        J = self._jacobian(flat) / row_steps.unsqueeze(-1)
-        A = positive(-H)
-        right = torch.cat([torch.einsum("npi,np->i", J, g), g_globals])
-        factor = torch.linalg.cholesky(A)
-        root = (factor.mT @ J).reshape(-1, J.shape[-1])
-        top = root.mT @ root
-        side = -torch.einsum("npi,npq->iq", J, C)
+        right, top, side = 0.0, 0.0, 0.0
+        factor = torch.linalg.cholesky(positive(-H))
+        size = max(1, _MAX_JACOBIAN // (raw.shape[-1] * len(flat)))
+        for part in torch.arange(len(raw), device=raw.device).split(size):
+            J = self._jacobian(flat, part) / row_steps[part].unsqueeze(-1)
+            root = (factor[part].mT @ J).reshape(-1, len(flat))
+            right = right + torch.einsum("npi,np->i", J, g[part])
+            top = top + root.mT @ root
+            side = side - torch.einsum("npi,npq->iq", J, C[part])
+        right = torch.cat([right, g_globals])
         self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
         self.right, self.steps = right, steps
-        solution = self._solved()
-        decrement = 0.5 * float(right @ solution)
+        solution = self._solved(self.damping)
+        free = solution if self.damping <= _LIGHT_DAMPING else self._solved(_LIGHT_DAMPING)
+        decrement = 0.5 * float(right @ free)
         norm = float(right.norm()) / self.problem.total_weight
         return Step(solution, (None, steps), decrement, norm)
 
-    def _jacobian(self, flat):
+    def _jacobian(self, flat, part):
         def one(flat, features):
             return self.problem.function.evaluate(self._named(flat), features.unsqueeze(0))[0]
 
-        return torch.func.vmap(torch.func.jacrev(one), (None, 0))(flat, self.problem.features)
+        return torch.func.vmap(torch.func.jacrev(one), (None, 0))(flat, self.problem.features[part])
 
-    def _solved(self):
-        n = len(self.system)
-        damping = self.damping * self.system.diagonal().abs().mean() * torch.eye(n).to(self.system)
-        return torch.linalg.solve(self.system + damping, self.right)
+    def _solved(self, damping):
+        damped = self.system.clone()
+        damped.diagonal().add_(damping * self.system.diagonal().abs().mean())
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info):  # the globals' own block may be indefinite
+            return torch.linalg.solve(damped, self.right)
+        return torch.cholesky_solve(self.right.unsqueeze(-1), factor)[:, 0]
 
     def move(self, flat, globals_, value, step):
         solution, size = step.local, len(flat)
@@ -116,10 +125,10 @@ class GaussNewton(System):
                 moved = globals_ + self.steps[: len(solution) - size] * solution[size:]
             new_value = self.value(flat + solution[:size], moved)
             if torch.isfinite(new_value) and new_value > value:
-                self.damping = max(self.damping / 4, 1e-9)
+                self.damping = max(self.damping / 4, _LEAST_DAMPING)
                 return flat + solution[:size], moved, new_value
             self.damping *= 8
-            solution = self._solved()
+            solution = self._solved(self.damping)
         return None
 
 

@@ -1,0 +1,145 @@
+"""Where an inference function starts: near factors that rows have of their own.
+
+A network's ELBO has many poor local optima: where two basins of a row meet, the function has to
+jump, and a gradient never tells it so. Regression on the rows' own factors does, and with a robust
+loss a few rows that it cannot follow do not spoil the others. So several random networks climb a
+mixture of both, on a subset of rows with q(theta) given, and the best goes on.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from skavi._choice import default_solver
+from skavi._problem import Problem
+from skavi._rows import Rows
+from skavi.objective import Objective
+from skavi.solvers import Newton, State
+
+_SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
+_ITERATIONS = (15, 7)  # of Gauss-Newton; others need more
+_PATIENCE = 5
+_KEPT = 3  # starts that go on after the first stage
+_OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
+_CLOSE = 0.01  # nats a row below the rows' own factors: nothing to be won by all this
+_ROWS = 1000
+_BUDGET = 1e10  # operations of one Gauss-Newton step from every start
+_TOL = 1e-4
+
+
+@dataclass(frozen=True)
+class Pulled(Objective):
+    """A share of the ELBO, and a pull of every row towards a given factor.
+
+    Attributes
+    ----------
+    share : float
+        Of the ELBO's terms; the rest is minus c log(1 + r^2 / 2 c), r the distance from `targets`
+        in natural steps (Cauchy's loss).
+    targets : Tensor of shape (n_rows, P)
+    steps : Tensor of shape (n_rows, P)
+    """
+
+    share: float = 1.0
+    targets: Tensor | None = None
+    steps: Tensor | None = None
+
+    def row_terms(self, raw, raw_globals, X, nodes):
+        pull = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
+        pull = _OUTLIER * torch.log1p(pull / _OUTLIER)
+        terms = super().row_terms(raw, raw_globals, X, nodes)
+        return self.share * terms - (1 - self.share) * pull
+
+
+def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
+    """Return parameters that bring the function near `targets`, raw factors of all rows.
+
+    One regression does for functions that have one; of several random ones, the best is brought
+    nearer where it falls short of the targets' own ELBO.
+    """
+    function, weights = problem.function, problem.rows.weights
+    states = [
+        State(function.start(problem.features, targets, weights, problem.generator), globals_)
+        for _ in range(function.n_starts)
+    ]
+    if len(states) == 1:
+        return states[0]
+    with torch.no_grad():
+        elbos = _elbos(problem, states)
+        best = int(elbos.argmax())
+        short = float(problem.elbo_of(targets, globals_)) - float(elbos[best])
+    model = problem.objective.model
+    if short <= _CLOSE * problem.total_weight or not problem.noise.deterministic:
+        return states[best]
+    if not model.rowwise or model.one_log_joint:
+        return states[best]  # a subset of rows would be another model
+    few, near = _few(problem, targets)
+    first, second = zip(_SHARES, _ITERATIONS, strict=True)
+    states = _ranked(few, _pulled(few, near, states[: _affordable(few, near)], *first))
+    states = _pulled(few, near, states[:_KEPT], *second)
+    everyone = replace(problem, frozen_globals=True)
+    return _pulled(everyone, targets, _ranked(everyone, states)[:1], *second)[0]
+
+
+def _ranked(problem, states):
+    with torch.no_grad():
+        order = _elbos(problem, states).argsort(descending=True)
+    return [states[i] for i in order]
+
+
+def _elbos(problem, states):
+    elbos = torch.stack([problem.elbo(state) for state in states])
+    return torch.nan_to_num(elbos, nan=-math.inf)
+
+
+def _few(problem, targets):
+    """Restrict the problem, with q(theta) given, to rows that stand for all of them.
+
+    Half of the choice follows the rows' squared distance from their mean, so that no far corner is
+    left out, and weights make up for it: Bachem, Lucic & Krause (2018), lightweight coresets.
+    """
+    rows, n = problem.rows, len(problem.rows)
+    problem = replace(problem, frozen_globals=True)
+    if n <= _ROWS:
+        return problem.restricted(torch.arange(n, device=targets.device)), targets
+    if problem.objective.model.ordered:
+        index = torch.arange(_ROWS, device=targets.device)
+        weights = rows.weights[index] * n / _ROWS
+    else:
+        share = rows.weights / rows.weights.sum()
+        features = problem.features
+        distance = share * ((features - share @ features) ** 2).sum(-1)
+        chance = 0.5 * share + 0.5 * distance / distance.sum().clamp_min(1e-300)
+        at = (torch.arange(_ROWS).to(chance) + 0.5) / _ROWS * chance.sum()
+        index = torch.searchsorted(chance.cumsum(0), at).clamp_max(n - 1)
+        weights = rows.weights[index] / (_ROWS * chance[index])
+    few = problem.restricted(index)
+    return replace(few, rows=Rows(few.rows.X, weights)), targets[index]
+
+
+def _pulled(problem, targets, states, share, n_iter):
+    """Climb a mixture of ELBO and pull from every state."""
+    objective = problem.objective
+    steps = objective.family.steps(objective.local_factors(targets))
+    given = {field.name: getattr(objective, field.name) for field in fields(Objective)}
+    pulled = Pulled(**given, share=share, targets=targets, steps=steps)
+    problem, n_parameters = replace(problem, objective=pulled), _n_parameters(problem, targets)
+    solver = default_solver(objective, problem.function, problem.noise, len(targets), n_parameters)
+    n_iter *= 1 if isinstance(solver, Newton) else _PATIENCE
+    return [solver.solve(problem, s, _TOL, n_iter, _go_on).state.copied() for s in states]
+
+
+def _n_parameters(problem, targets):
+    return problem.function.n_parameters(problem.features.shape[1], targets.shape[1])
+
+
+def _affordable(problem, targets):
+    """Count the starts that may be tried."""
+    size = _n_parameters(problem, targets)
+    return max(2, int(_BUDGET / (targets.numel() * size**2 + size**3)))
+
+
+def _go_on(_):
+    return False
