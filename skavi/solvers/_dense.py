@@ -85,12 +85,15 @@ class GaussNewton(System):
     def step(self, flat, globals_):
         raw = self.raw(flat)
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
-        right, top, side = 0.0, 0.0, 0.0
+        size, n_globals = len(flat), C.shape[-1]
+        right, top, side = (
+            flat.new_zeros(shape) for shape in (size, (size, size), (size, n_globals))
+        )
         factor = torch.linalg.cholesky(positive(-H))
-        size = max(1, _MAX_JACOBIAN // (raw.shape[-1] * len(flat)))
-        for part in torch.arange(len(raw), device=raw.device).split(size):
+        n_part = max(1, _MAX_JACOBIAN // (raw.shape[-1] * size))
+        for part in torch.arange(len(raw), device=raw.device).split(n_part):
             J = self._jacobian(flat, part) / row_steps[part].unsqueeze(-1)
-            root = (factor[part].mT @ J).reshape(-1, len(flat))
+            root = (factor[part].mT @ J).reshape(-1, size)
             right = right + torch.einsum("npi,np->i", J, g[part])
             top = top + root.mT @ root
             side = side - torch.einsum("npi,npq->iq", J, C[part])
