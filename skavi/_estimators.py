@@ -61,8 +61,9 @@ class FactorizedVI(VariationalInference):
     converged_ : bool
         Whether the solver's stopping rule was met.
     stopped_early_ : bool
-        Whether a callback ended the fit, or put an earlier iterate back: then ``converged_`` is
-        False, no ConvergenceWarning is given, and ``suboptimality_`` may be NaN.
+        Whether a callback or Ctrl-C ended the fit, or a callback put an earlier iterate back: then
+        ``converged_`` is False, and ``suboptimality_`` may be NaN; a callback gives no
+        ConvergenceWarning.
     suboptimality_ : float
         Estimate of how far ``elbo_`` is below the optimum, in nats.
     gradient_norm_ : float
