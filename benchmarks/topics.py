@@ -3,7 +3,7 @@
 The corpus is one that every machine with skavi has: the docstrings of numpy, scipy, scikit-learn
 and torch, one document a function, in alphabetical order. A fifth is held out. Of each held-out
 document half the words, at random, are given to `transform`; perplexity is of the other half, by
-one evaluator for all. Coherence is the mean NPMI of each topic's ten top words in held-out documents
+one evaluator for all. Coherence is the mean NPMI of each topic's ten top words in held-out ones
 (Lau, Newman & Baldwin 2014). `transform` is timed on the whole corpus, on this process's threads.
 """
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -312,7 +313,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _rows(self, X, sample_weight=None, sparse=None):
         # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
         if self.model_.accepts_sparse if sparse is None else sparse:
-            held = SparseRows.from_scipy(X, self._device())
+            held: Any = SparseRows.from_scipy(X, self._device())
         else:
             held = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
         if sample_weight is None:

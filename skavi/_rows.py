@@ -1,6 +1,7 @@
 """Rows of X as the library holds them: tensors with weights, cells that may be missing, windows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor
     return torch.cat([padded[i : i + len(X)] for i in range(before + 1 + after)], dim=1)
 
 
-def distinct(X: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(X) -> tuple[Any, Tensor]:
     """Return the distinct rows of X, and the index that puts them back: ``rows[index]`` is X.
 
     Evaluating each once makes equal rows' results equal to the last bit, which vectorised code
@@ -121,13 +122,15 @@ def distinct(X: Tensor) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
-    sparse = isinstance(X, SparseRows)
-    hashes = X.over_rows(_mixed(X.values) * odd[X.columns]) if sparse else (_mixed(X) * odd).sum(1)
+    if isinstance(X, SparseRows):
+        hashes = X.over_rows(_mixed(X.values) * odd[X.columns])
+    else:
+        hashes = (_mixed(X) * odd).sum(1)
     hashes, index = torch.unique(hashes, return_inverse=True)
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
     rows = X[first]
-    if X.equals(rows[index]) if sparse else _equal(X, rows[index]):
+    if _equal(X, rows[index]):
         return rows, index
     return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
 
@@ -139,6 +142,8 @@ def _mixed(values):
 
 
 def _equal(one, other):
+    if isinstance(one, SparseRows):
+        return one.equals(other)
     return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 

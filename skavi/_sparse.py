@@ -47,7 +47,7 @@ class SparseRows:
     @classmethod
     def of(cls, X: "Tensor | SparseRows") -> "SparseRows":
         """Return sparse rows as they are, and those of a dense tensor."""
-        if isinstance(X, cls):
+        if isinstance(X, SparseRows):
             return X
         row, columns = X.nonzero(as_tuple=True)
         starts = torch.zeros(len(X) + 1, dtype=torch.int64, device=X.device)

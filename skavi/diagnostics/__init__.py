@@ -4,6 +4,7 @@ from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
 from skavi.diagnostics.linear_response import LinearResponse, linear_response
+from skavi.diagnostics.topics import held_out_perplexity
 
 __all__ = [
     "AmortizationGap",
@@ -14,6 +15,7 @@ __all__ = [
     "PSISKHat",
     "amortization_gap",
     "can_close_gap",
+    "held_out_perplexity",
     "linear_response",
     "psis_khat",
 ]

@@ -137,10 +137,10 @@ class TopicModel(HierarchicalModel):
     def simulate(self, theta, n_samples, n_features=1):
         """Draw documents, their lengths from the training data's (100 words before a fit)."""
         prior = self.local_prior(theta)
-        z = prior.expand((n_samples, self.n_components)).sample()
+        z = prior.expand((n_samples, self.n_components)).sample().to(theta["topics"])
         known = torch.as_tensor(getattr(self, "lengths_", np.array([_UNKNOWN_LENGTH])))
         lengths = known[torch.randint(len(known), (n_samples,))].round().to(z.device)
-        X = torch.zeros(n_samples, n_features)
+        X = z.new_zeros(n_samples, n_features)
         if int(lengths.amax()):
             words = self.predicted_mean(theta, z).multinomial(int(lengths.amax()), replacement=True)
             there = torch.arange(words.shape[1], device=z.device) < lengths.unsqueeze(-1)
@@ -159,7 +159,7 @@ class TopicModel(HierarchicalModel):
         return model
 
     @property
-    def coarsest_tol(self):
+    def coarsest_tol(self):  # type: ignore[override]
         return self.resolution * max(getattr(self, "words_a_row_", 0.0), 1.0)
 
     # --- the bound and its updates --------------------------------------------------------------

@@ -1,0 +1,412 @@
+"""TopicModel: densities, bounds, recovered topics, sparse rows end to end."""
+
+import subprocess
+import sys
+from itertools import permutations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from scipy.integrate import quad
+from scipy.special import gammaln, log_softmax, logsumexp, softmax
+from scipy.stats import multinomial, norm
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skavi import AmortizedVI, FactorizedVI, can_close_gap
+from skavi._rows import distinct
+from skavi._sparse import SparseRows
+from skavi.diagnostics import held_out_perplexity
+from skavi.families import DiagonalFactors, DiagonalNormal
+from skavi.inference_functions import Polynomial
+from skavi.models import TopicModel
+from skavi.models._topic import softmax_step
+
+rng = np.random.default_rng(0)
+
+
+def simulated(n_rows=300, n_features=40, n_topics=3, length=80, seed=0):
+    """Return documents of topics that share few words, proportions and topics."""
+    rng = np.random.default_rng(seed)
+    topics = softmax(3 * rng.normal(size=(n_topics, n_features)), axis=1)
+    proportions = softmax(2 * rng.normal(size=(n_rows, n_topics)), axis=1)
+    X = np.stack([rng.multinomial(length, row) for row in proportions @ topics])
+    return X.astype(float), proportions, topics
+
+
+X, PROPORTIONS, TOPICS = simulated()
+
+
+# --- sparse rows --------------------------------------------------------------------------------
+
+
+def sparse_and_dense(n_rows=7, n_features=5, seed=0):
+    rng = np.random.default_rng(seed)
+    dense = rng.poisson(0.6, size=(n_rows, n_features)).astype(float)
+    dense[2] = 0
+    return SparseRows.from_scipy(dense), torch.as_tensor(dense)
+
+
+def test_sparse_rows_are_the_dense_ones():
+    rows, dense = sparse_and_dense()
+    index = torch.tensor([5, 2, 2, 0])
+    assert torch.equal(rows.dense(), dense)
+    assert torch.equal(rows[index].dense(), dense[index])
+    assert torch.equal(rows[1:4].dense(), dense[1:4])
+    assert torch.equal(SparseRows.of(dense).dense(), dense)
+    assert torch.equal(rows.transposed.dense(), dense.mT)
+    assert torch.equal(rows.totals, dense.sum(1))
+    assert [len(part) for part in rows.split(3)] == [3, 3, 1]
+
+
+def test_explicit_zeros_and_repeated_cells_make_no_difference():
+    messy = scipy.sparse.coo_matrix(([1.0, 2.0, 0.0, 4.0], ([0, 0, 1, 1], [2, 2, 0, 1])), (2, 3))
+    rows = SparseRows.from_scipy(messy)
+    assert rows.numel() == 2
+    assert rows.dense().tolist() == [[0.0, 0.0, 3.0], [0.0, 4.0, 0.0]]
+
+
+def test_products_and_their_first_two_derivatives():
+    """Against dense products: gradcheck compares with finite differences."""
+    rows, dense = sparse_and_dense()
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    right = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(rows @ right, dense @ right)
+    where = rows.row, rows.columns
+    torch.testing.assert_close(rows.sampled(left, right), (left @ right.mT)[where])
+    torch.testing.assert_close(rows.transposed_product(rows.values, left), dense.mT @ left)
+    left.requires_grad_(), right.requires_grad_()
+    cells = rows.values.clone().requires_grad_()
+    for function, arguments in ((rows.sampled, (left, right)), (rows.product, (cells, right))):
+        with torch.random.fork_rng(devices=[]):
+            assert torch.autograd.gradcheck(function, arguments)
+            assert torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_distinct_rows_of_sparse_and_dense_are_the_same():
+    rows, dense = sparse_and_dense(40, 2)
+    sparse_rows, sparse_index = distinct(rows)
+    dense_rows, _ = distinct(dense)
+    assert len(sparse_rows) == len(dense_rows) < 40
+    assert torch.equal(sparse_rows.dense()[sparse_index], dense)
+
+
+# --- densities and bounds -----------------------------------------------------------------------
+
+
+def test_log_density_is_the_multinomial_one():
+    model = TopicModel(3, proportion_scale=1.5)
+    z, topics = rng.normal(size=(4, 3)), rng.normal(size=(3, 6))
+    counts = rng.poisson(2.0, size=(4, 6)).astype(float)
+    p = softmax(z, axis=1) @ softmax(topics, axis=1)
+    expected = [
+        multinomial.logpmf(x, int(x.sum()), row) + norm.logpdf(latents, 0, 1.5).sum()
+        for x, row, latents in zip(counts, p, z, strict=True)
+    ]
+    theta = {"topics": torch.as_tensor(topics)}
+    found = model.log_local(theta, torch.as_tensor(z), torch.as_tensor(counts))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_simulated_documents_follow_the_density():
+    """Word frequencies of 20,000 documents within 5 standard errors of E[proportions] words."""
+    model = TopicModel(2, topic_loc=np.zeros(3))
+    theta = {"topics": torch.tensor([[2.0, 0.0, -1.0], [-1.0, 0.0, 1.0]]).double()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        counts, z = model.simulate(theta, 20_000, 3)
+    assert (counts.sum(1) == 100).all()
+    share = counts / 100
+    expected = model.predicted_mean(theta, z.double())
+    error = (share - expected).mean(0).abs()
+    assert (error < 5 * 0.5 / np.sqrt(100 * 20_000)).all()
+    np.testing.assert_allclose(
+        expected.mean(0)[1], theta["topics"].softmax(1)[:, 1].mean(), atol=0.01
+    )
+
+
+def one_latent_evidence(x, topics, scale):
+    """Log evidence of a document, two topics given: only z_1 - z_2 ~ N(0, 2 scale^2) matters."""
+    words = log_softmax(topics, axis=1)
+    coefficient = gammaln(x.sum() + 1) - gammaln(x + 1).sum()
+
+    def log_density(d):
+        share = np.array([-np.logaddexp(0, -d), -np.logaddexp(0, d)])
+        return x @ logsumexp(share[:, None] + words, axis=0) + norm.logpdf(d, 0, scale * 2**0.5)
+
+    grid = np.linspace(-30, 30, 4001)
+    top = max(log_density(d) for d in grid)
+    area, _ = quad(lambda d: np.exp(log_density(d) - top), -40, 40, limit=500)
+    return coefficient + top + np.log(area)
+
+
+def test_bound_is_below_the_evidence_and_near_it():
+    """Topics known to 1e-6: the row's bound is under its evidence.
+
+    It loses the tokens' own coupling and the normaliser's second order (Blei & Lafferty 2007): at
+    these wide proportions about two nats a document. The ELBO itself, by draws, lies between.
+    """
+    topics = np.array([[3.0, 2.0, 1.0, -3.0, -3.0], [-3.0, -3.0, 0.0, 2.0, 3.0]])
+    documents = np.array([[6.0, 3, 1, 0, 0], [4, 1, 1, 2, 3], [0, 0, 2, 5, 9], [1, 0, 0, 0, 0]])
+    model = TopicModel(2, topic_loc=np.zeros(5))
+    factor = DiagonalFactors(torch.as_tensor(topics).reshape(-1), torch.full((10,), 1e-6).double())
+    rows = torch.as_tensor(documents)
+    best = model.local_optimum(factor, rows, DiagonalNormal())
+    bound = (model.expected_log_local(best, factor, rows) + best.entropy()).numpy()
+    evidence = np.array([one_latent_evidence(x, topics, 2.0) for x in documents])
+    assert (bound < evidence).all()
+    assert (evidence - bound < 2.5).all()
+    noise = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0)).double()
+    z = best.draw(torch.cat([noise, -noise]))
+    theta = {"topics": torch.as_tensor(topics)}
+    drawn = torch.stack([model.log_local(theta, row, rows) for row in z]).mean(0) + best.entropy()
+    assert (drawn.numpy() < evidence + 0.02).all()
+    assert (bound < drawn.numpy() + 0.02).all()
+
+
+def test_softmax_step_climbs_to_the_stationary_point():
+    """Every step raises the objective; at the end its gradient, by autograd, is zero."""
+    generator = torch.Generator().manual_seed(0)
+    counts = 30 * torch.rand(5, 4, generator=generator, dtype=torch.float64) ** 4
+    total, loc = counts.sum(-1, keepdim=True), torch.zeros(4).double()
+    precision = torch.tensor(0.25).double()
+
+    def objective(mean, log_variance):
+        variance = log_variance.exp()
+        fit = (counts * mean).sum(-1) - total[:, 0] * torch.logsumexp(mean + variance / 2, -1)
+        prior = -0.5 * precision * ((mean - loc) ** 2 + variance)
+        return fit + (prior + 0.5 * log_variance).sum(-1)
+
+    mean, variance = torch.zeros(5, 4).double(), torch.full((5, 4), 4.0).double()
+    value = objective(mean, variance.log())
+    for _ in range(200):
+        mean, variance = softmax_step(counts, total, loc, precision, mean, variance)
+        new = objective(mean, variance.log())
+        assert (new >= value - 1e-12 * value.abs()).all()
+        value = new
+    unknowns = mean.requires_grad_(), variance.log().requires_grad_()
+    gradients = torch.autograd.grad(objective(*unknowns).sum(), unknowns)
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_coordinate_ascent_never_lowers_the_bound():
+    vi = FactorizedVI(TopicModel(3, resolution=0), random_state=0, max_iter=60).fit(X)
+    assert (np.diff(vi.elbo_curve_) >= -1e-9 * abs(vi.elbo_)).all()
+
+
+def test_resolution_is_where_a_fit_stops():
+    """A finer one goes on, and gains."""
+    coarse = FactorizedVI(TopicModel(3, resolution=1e-2), random_state=0).fit(X)
+    fine = FactorizedVI(TopicModel(3, resolution=1e-4), random_state=0).fit(X)
+    assert coarse.converged_
+    assert fine.converged_
+    assert fine.n_iter_ > coarse.n_iter_
+    assert fine.elbo_ > coarse.elbo_
+
+
+# --- what a fit finds ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[FactorizedVI, AmortizedVI], ids=lambda e: e.__name__)
+def fitted(request):
+    return request.param(TopicModel(3), random_state=0).fit(X)
+
+
+def best_order(found, truth):
+    return min(permutations(range(len(truth))), key=lambda p: np.abs(found[list(p)] - truth).sum())
+
+
+def test_topics_and_proportions_are_recovered(fitted):
+    """24,000 words on 120 probabilities: sampling leaves about 0.01 a topic's largest word."""
+    found = fitted.model_.word_probabilities(fitted.global_posterior_)
+    order = list(best_order(found, TOPICS))
+    assert np.abs(found[order] - TOPICS).max() < 0.03
+    shares = fitted.model_.proportions(fitted.transform(X))[:, order]
+    assert np.sqrt(np.mean((shares - PROPORTIONS) ** 2)) < 0.1  # 80 words leave about 0.06
+
+
+def test_dense_and_sparse_are_one(fitted):
+    again = type(fitted)(TopicModel(3), random_state=0).fit(scipy.sparse.csr_array(X))
+    assert again.elbo_ == fitted.elbo_
+    sparse = scipy.sparse.csr_matrix(X[:20])
+    for method in ("transform", "score_samples"):
+        assert np.array_equal(getattr(again, method)(sparse), getattr(fitted, method)(X[:20]))
+    assert np.array_equal(fitted.posterior(sparse).sd, fitted.posterior(X[:20]).sd)
+
+
+def test_a_row_does_not_depend_on_the_others(fitted):
+    together = fitted.transform(X)
+    alone = np.concatenate([fitted.transform(X[n : n + 1]) for n in range(20)])
+    np.testing.assert_allclose(alone, together[:20], rtol=0, atol=1e-9)
+
+
+def test_prediction_and_simulation(fitted):
+    Z = fitted.transform(X[:5])
+    expected = fitted.inverse_transform(Z)
+    assert expected.shape == (5, 40)
+    np.testing.assert_allclose(expected.sum(1), 1, rtol=1e-12)
+    drawn, latents = fitted.sample(50, random_state=0)
+    assert drawn.shape == (50, 40)
+    assert latents.shape == (50, 3)
+    assert set(drawn.sum(1)) == {80.0}
+
+
+def test_an_empty_document_keeps_its_prior():
+    vi = FactorizedVI(TopicModel(3), random_state=0).fit(np.vstack([X, np.zeros((2, 40))]))
+    posterior = vi.posterior(np.zeros((1, 40)))
+    np.testing.assert_allclose(posterior.mean, 0, atol=1e-3)
+    np.testing.assert_allclose(posterior.sd, 2, rtol=1e-3)
+    np.testing.assert_allclose(vi.score_samples(np.zeros((1, 40))), 0, atol=1e-6)
+    amortized = AmortizedVI(TopicModel(3), random_state=0).fit(np.vstack([X, np.zeros((2, 40))]))
+    assert np.isfinite(amortized.transform(np.zeros((1, 40)))).all()
+
+
+def test_a_pipeline_from_text_to_classes():
+    """Two subjects that share a few words: their topics tell them apart."""
+    rng = np.random.default_rng(0)
+    subjects = ["cat dog pet tail paw fur", "bond stock fund rate bank yield"]
+    labels = rng.integers(2, size=120)
+    shared = ["the", "and", "with"]
+    texts = [" ".join(rng.choice(subjects[c].split() * 3 + shared, size=15)) for c in labels]
+    pipeline = make_pipeline(
+        CountVectorizer(), AmortizedVI(TopicModel(2), random_state=0), LogisticRegression()
+    )
+    pipeline.fit(texts[:80], labels[:80])
+    assert pipeline.score(texts[80:], labels[80:]) > 0.95
+    vi, names = pipeline[1], pipeline[0].get_feature_names_out()
+    tops = vi.model_.top_words(vi.global_posterior_, names, 6)
+    for subject in subjects:
+        assert max(len(set(words) & set(subject.split())) for words in tops) >= 5
+
+
+def test_held_out_perplexity_is_the_definition():
+    rest = np.floor(X[:30] / 2)
+    p = PROPORTIONS[:30] @ TOPICS
+    expected = np.exp(-(rest * np.log(p)).sum() / rest.sum())
+    for held_out in (rest, scipy.sparse.csr_matrix(rest)):
+        found = held_out_perplexity(PROPORTIONS[:30], TOPICS, held_out)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [(X[:29], r"held_out has shape \(29, 40\)"), (0 * X[:30], "held_out has no words")],
+)
+def test_unusable_held_out_words(held_out, message):
+    with pytest.raises(ValueError, match=message):
+        held_out_perplexity(PROPORTIONS[:30], TOPICS, held_out)
+
+
+def test_amortizing_topics_costs_nothing_in_principle():
+    verdict = can_close_gap(TopicModel(3), n_features=6, random_state=0)
+    assert verdict.closable
+    assert verdict.context == (0, 0)
+
+
+# --- what cannot be used ------------------------------------------------------------------------
+
+
+def changed(value):
+    bad = X.copy()
+    bad[17, 2] = value
+    return bad
+
+
+@pytest.mark.parametrize("to", [np.asarray, scipy.sparse.csr_matrix], ids=["dense", "CSR"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (changed(-1), r"1 negative entry \(first at row 17, column 2\).*needs counts >= 0"),
+        (changed(np.nan), "Input X contains NaN"),
+        (changed(np.inf), "Input X contains infinity"),
+    ],
+    ids=["negative", "NaN", "infinite"],
+)
+def test_unusable_counts(to, bad, message):
+    with pytest.raises(ValueError, match=message):
+        FactorizedVI(TopicModel(2)).fit(to(bad))
+
+
+def test_several_negative_entries_are_counted():
+    bad = changed(-1)
+    bad[20, :2] = -2
+    with pytest.raises(ValueError, match=r"3 negative entries \(first at row 17, column 2\)"):
+        FactorizedVI(TopicModel(2)).fit(bad)
+
+
+def test_fractions_count_as_they_are():
+    """Half the counts twice over: the same bound but for the multinomial coefficients."""
+    whole = FactorizedVI(TopicModel(2), random_state=0, max_iter=100).fit(X)
+    again = FactorizedVI(TopicModel(2), random_state=0, max_iter=100).fit(X + 0.5)
+    assert np.isfinite(again.elbo_)
+    assert again.elbo_ != whole.elbo_
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_components": 0}, "n_components must be >= 1"),
+        ({"proportion_scale": 0.0}, "proportion_scale must be positive"),
+        ({"topic_scale": -1.0}, "topic_scale must be positive"),
+        ({"resolution": -1.0}, "resolution must be >= 0"),
+    ],
+)
+def test_unusable_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FactorizedVI(TopicModel(**arguments)).fit(X)
+
+
+def test_models_that_need_dense_rows_say_so():
+    with pytest.raises(TypeError, match="dense data is required"):
+        FactorizedVI().fit(scipy.sparse.csr_matrix(X))
+    with pytest.raises(ValueError, match=r"Polynomial.*does not read sparse rows"):
+        AmortizedVI(TopicModel(2), Polynomial()).fit(X)
+
+
+def test_top_words_need_a_name_a_word(fitted):
+    with pytest.raises(ValueError, match="feature_names has 3 names, but the topics have 40 words"):
+        fitted.model_.top_words(fitted.global_posterior_, ["a", "b", "c"])
+
+
+# --- scikit-learn, memory -----------------------------------------------------------------------
+
+
+@pytest.mark.changes_globals
+@parametrize_with_checks([e(TopicModel(2)) for e in (FactorizedVI, AmortizedVI)])
+def test_check(estimator, check):
+    if "array_api" in getattr(check, "func", check).__name__:
+        return  # tests/test_sklearn_checks.py says why and where they run
+    check(estimator)
+
+
+_LARGE = """
+import resource
+import numpy as np, scipy.sparse
+from skavi import AmortizedVI
+from skavi.models import TopicModel
+
+n, n_features = 200_000, 50_000
+rng = np.random.default_rng(0)
+columns = rng.integers(n_features, size=10 * n)
+starts = np.arange(0, 10 * n + 1, 10)
+X = scipy.sparse.csr_matrix((np.ones(10 * n), columns, starts), (n, n_features))
+vi = AmortizedVI(TopicModel(5), random_state=0).fit(X[:2000])
+assert vi.transform(X).shape == (n, 5)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux alone")
+def test_memory_grows_with_the_stored_cells():
+    """Dense, the matrix would take 80 GB; two million cells are to pass within 1.5 GB."""
+    run = subprocess.run(
+        [sys.executable, "-c", _LARGE], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 1.5
