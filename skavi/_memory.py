@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from numbers import Integral
 from pathlib import Path
 
 _BYTES = 8
@@ -81,16 +80,15 @@ def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
 def _sizes(model, family, X):
     """Return rows, features, latents a row and parameters a row; None if one is not to be had."""
     shape = getattr(X, "shape", ())
-    if len(shape) != 2 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+    if len(shape) != 2:
         return None
-    n_rows, n_features = map(int, shape)
+    n_rows, n_features = shape
     try:
-        n_latents = 1 if model is None else model.n_latents(n_features)
+        n_latents = 1 if model is None else int(model.n_latents(n_features))
         n_outputs = 2 * n_latents if family is None else family.n_parameters(n_latents)
     except Exception:  # whatever is wrong with the arguments, fit itself says what
         return None
-    whole = isinstance(n_latents, Integral) and isinstance(n_outputs, Integral)
-    return (n_rows, n_features, int(n_latents), int(n_outputs)) if whole else None
+    return n_rows, n_features, n_latents, int(n_outputs)
 
 
 def _numbers_of(function, n_rows, n_features, n_latents, n_outputs):
