@@ -356,14 +356,16 @@ class MLP(InferenceFunction):
         """
         share = (weights / weights.sum()).unsqueeze(-1)
         pulled = share * (targets - (share * targets).sum(0))
-        energy = features.transposed_product(features.values**2, share) + 5 * share.mean()
+        energy = features.transposed_product(features.values**2, share) + 5 / weights.sum()
         followed = features.transposed_product(features.values, pulled) / energy
         followed = followed[:, : self._sizes()[0]]
         n_rest = self._sizes()[0] - followed.shape[1]
         mixed = followed @ _randn(followed.shape[1], n_rest, generator).to(followed)
         first = torch.cat([followed, mixed], 1)
         read = features @ first
-        spread, mean = read.std(0).clamp_min(1e-12), read.mean(0)
+        mean = (share * read).sum(0)
+        spread = (share * (read - mean) ** 2).sum(0).sqrt()
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         parameters = {"weight_0": first / spread, "bias_0": -mean / spread}
         for layer, (n_in, n_out) in enumerate(pairwise(self._sizes()), 1):
             weight = math.sqrt(2 / n_in) * _randn(n_in, n_out, generator).to(followed)
