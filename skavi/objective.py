@@ -105,13 +105,14 @@ class Objective:
 
     def _evaluate(self, density, u, z):
         """Evaluate at every pair of draws; one u alone is that of every z."""
-        if not self.batched:
-            return torch.stack(
-                [density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)]
-            )
-        if len(u) == 1:
-            return torch.func.vmap(lambda row: density(u[0], row))(z)
-        return torch.func.vmap(density)(u, z)
+        if self.batched:
+            try:
+                if len(u) == 1:
+                    return torch.func.vmap(lambda row: density(u[0], row))(z)
+                return torch.func.vmap(density)(u, z)
+            except RuntimeError:  # as of Multinomial; the loop repeats an error of the model's own
+                pass
+        return torch.stack([density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)])
 
     def global_term(self, raw_globals: Tensor) -> Tensor:
         """E_q[log p(theta)] + H[q(theta)], a scalar."""

@@ -7,7 +7,7 @@ import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
-from torch.distributions import Normal, Poisson
+from torch.distributions import Multinomial, Normal, Poisson
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi.inference_functions import MLP, Constant, Polynomial
@@ -230,6 +230,32 @@ def test_faults_of_a_bare_log_joint():
     vi = FactorizedVI(Joint()).fit(X)
     with pytest.raises(ValueError, match="its ELBO has no term a row"):
         vi.score_samples(X)
+
+
+class Votes(HierarchicalModel):
+    """Counts with a density that cannot be batched over draws."""
+
+    def n_latents(self, n_features):
+        return n_features
+
+    def global_prior(self, n_features):
+        return {}
+
+    def local_prior(self, theta):
+        return Normal(torch.zeros(3), 1.0)
+
+    def likelihood(self, z, theta):
+        raise NotImplementedError("see log_likelihood")
+
+    def log_likelihood(self, theta, z, X):
+        return Multinomial(10, logits=z, validate_args=False).log_prob(X)
+
+
+def test_a_density_that_cannot_be_batched_is_looped_over_in_fit_and_after():
+    votes = np.random.default_rng(0).multinomial(10, [0.2, 0.3, 0.5], size=4).astype(float)
+    vi = FactorizedVI(Votes(), noise=GaussHermite(4)).fit(votes)
+    assert vi.score(votes) == pytest.approx(vi.elbo_ / 4, abs=1e-6)  # no globals: the same ELBO
+    assert (vi.transform(votes).argmax(1) == votes.argmax(1)).all()
 
 
 # What is wrong with a component: said at fit, never in __init__
