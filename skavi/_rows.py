@@ -55,7 +55,7 @@ class Cells:
     @classmethod
     def of(cls, X: Tensor) -> "Cells":
         """Tell the observed cells of X from the missing ones."""
-        if not bool(X.sum().isnan()):  # one pass, no mask: X is finite but for NaN
+        if _is_complete(X):
             return cls(X, None)
         observed = ~X.isnan()
         return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
@@ -95,6 +95,14 @@ class Cells:
             return rows.mT @ rows
         seen = self.observed * root
         return rows.mT @ rows / (seen.mT @ seen).clamp_min(1e-300)
+
+
+def _is_complete(X: Tensor) -> bool:
+    """Say whether X has no missing cell, in one pass without a mask: it is finite but for NaN."""
+    try:
+        return not bool(X.sum().isnan())
+    except RuntimeError:  # under vmap over X nothing can be decided: a mask of ones does no harm
+        return False
 
 
 def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:

@@ -4,19 +4,25 @@ Truth: sums and quadrature of the density, its declared distribution, simulation
 Gauss-Hermite rules for expectations under a normal predictor.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from sklearn.exceptions import ConvergenceWarning
 
-from skavi import FactorizedVI
+from closed_forms import ppca_log_evidence
+from skavi import AmortizedVI, FactorizedVI
 from skavi._rows import Cells
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal, FullFactors, FullNormal
-from skavi.models import FactorAnalysis
+from skavi.inference_functions import MLP
+from skavi.models import BayesianDecoder, FactorAnalysis, LocalLevel
 from skavi.models._likelihoods import LIKELIHOODS
-from skavi.noise import GaussHermite
+from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
+from skavi.solvers import Adam
 
 NAMES = list(LIKELIHOODS)
 DISCRETE = {"bernoulli": 2, "poisson": 400, "negative_binomial": 4000}  # values that matter
@@ -237,3 +243,124 @@ def test_cells_outside_the_support_are_named(name, value, message):
 def test_arguments_that_do_not_apply_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FactorizedVI(FactorAnalysis(1, **arguments)).fit(np.ones((5, 2)))
+
+
+# Decoders
+
+
+def decoder(name, **arguments):
+    exposure = {"exposure": "unit"} if LIKELIHOODS[name].counts else {}
+    return BayesianDecoder(1, (3,), name, output_loc=0.0, **{**exposure, **arguments})
+
+
+@each_likelihood
+@pytest.mark.parametrize("weights", ["posterior", "point"])
+def test_decoders_fit_sample_and_predict(name, weights):
+    X = np.random.default_rng(0).poisson(0.6, size=(40, 4)).clip(0, 1).astype(float)
+    rules = {"noise": MonteCarlo(4), "solver": Adam(learning_rate=0.05)}
+    model = BayesianDecoder(1, (3,), name, weights=weights)
+    vi = AmortizedVI(model, MLP((4,)), max_iter=300, random_state=0, **rules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        vi.fit(X)
+    sds = np.concatenate([sd.ravel() for sd in vi.global_posterior_.sd.values()])
+    assert (sds == 0).all() if weights == "point" else (sds > 0).all()
+    drawn, Z = vi.sample(500, random_state=0)
+    assert drawn.shape == (500, 4) and Z.shape == (500, 1)
+    if name in DISCRETE:
+        assert (drawn == np.round(drawn)).all() and (drawn >= 0).all()
+    means = vi.inverse_transform(vi.transform(X))
+    # Means of the rows' own latents are, on average, those of the data: biases are free.
+    np.testing.assert_allclose(means.mean(0), X.mean(0), atol=0.3)
+
+
+def test_a_point_estimate_is_the_limit_of_a_narrow_posterior():
+    """The bound of a narrow q(theta) less its entropy is the point's objective."""
+    X = torch.as_tensor(np.random.default_rng(0).normal(size=(5, 2)))
+    narrow, point = decoder("normal"), decoder("normal", weights="point")
+    space = narrow.global_space(X)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(space.size, generator=generator, dtype=torch.float64)
+    raw = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    wide = torch.cat([u, torch.full_like(u, -15.0)])
+    family = DiagonalNormal()
+    one = Objective(narrow, space, family, family, 1)
+    other = Objective(point, space, family, point.global_family(None), 1)
+    assert (one.n_drawn_globals, other.n_drawn_globals) == (space.size, 0)
+    ones, nodes = torch.ones(5).double(), QuasiMonteCarlo(512)
+    left = one.elbo(raw, wide, X, ones, nodes.nodes(space.size, 1, 1, None))
+    right = other.elbo(raw, u, X, ones, nodes.nodes(0, 1, 1, None))
+    entropy = one.global_factor(wide).entropy()
+    # Other points for z: 512 of them on a function with a kink.
+    torch.testing.assert_close(left - entropy, right, rtol=0, atol=0.05)
+
+
+def test_point_weights_take_no_family():
+    model = BayesianDecoder(1, (2,), weights="point")
+    with pytest.raises(ValueError, match=r"no q\(theta\) of the family FullNormal"):
+        FactorizedVI(model, global_family=FullNormal()).fit(np.ones((4, 2)))
+    with pytest.raises(ValueError, match='weights must be "posterior" or "point"'):
+        FactorizedVI(BayesianDecoder(1, (2,), weights="none")).fit(np.ones((4, 2)))
+    with pytest.raises(ValueError, match="no such parameter"):
+        FactorizedVI(BayesianDecoder(1, (2,), "poisson", noise_sd=2.0)).fit(np.ones((4, 2)))
+
+
+def test_decoders_learn_their_noise_if_asked():
+    model = decoder("normal", noise_sd=None)
+    assert next(iter(model.global_prior(2))) == "noise_variance"
+    X = torch.zeros(3, 2).double()
+    theta = model.global_space(X).constrain(torch.zeros(model.global_space(X).size).double())
+    fixed = decoder("normal", noise_sd=2.0)
+    theta["noise_variance"] = torch.tensor(4.0).double()
+    z = torch.ones(3, 1).double()
+    same = model.log_likelihood(theta, z, X), fixed.log_likelihood(theta, z, X)
+    torch.testing.assert_close(*same, rtol=1e-12, atol=0)
+
+
+# The importance-weighted bound
+
+
+def known_ppca():
+    """Rows, and a fit whose q(theta) has been put on the truth: sds of exp(-20)."""
+    rng = np.random.default_rng(0)
+    loadings, mean = rng.normal(size=(4, 2)), rng.normal(size=4)
+    X = rng.normal(size=(30, 2)) @ loadings.T + mean + 0.7 * rng.normal(size=(30, 4))
+    vi = FactorizedVI(FactorAnalysis(2)).fit(X)
+    theta = {"loadings": loadings, "mean": mean, "noise_variance": np.float64(0.49)}
+    space = vi.model_.global_space(torch.as_tensor(X))
+    u = space.unconstrain({n: torch.as_tensor(v) for n, v in theta.items()})
+    vi._raw_globals = torch.cat([u, torch.full_like(u, -20)]).numpy()
+    return X, vi, ppca_log_evidence(X, loadings, mean, 0.49 * np.ones(4))
+
+
+def test_the_importance_weighted_bound_closes_in_on_the_evidence():
+    """Diagonal q(z) leaves a gap that draws close (Burda et al. 2016, theorem 1).
+
+    log weights are quadratic forms of a draw, the same for every row: so is the gap, 0.154 nats of
+    the ELBO. The weights' sd is 0.6, so that n draws err by 0.6 / sqrt(n): three times that here.
+    """
+    X, vi, evidence = known_ppca()
+    assert float((evidence - vi.score_samples(X)).min()) > 0.15
+    for n_draws, tolerance in ((256, 0.11), (8192, 0.02)):
+        bound = vi.score_samples(X, n_draws=n_draws)
+        np.testing.assert_allclose(bound, evidence, atol=tolerance)
+    assert np.array_equal(vi.score_samples(X, n_draws=64), vi.score_samples(X, n_draws=64))
+    assert np.array_equal(
+        vi.score_samples(X[3:5], n_draws=64), vi.score_samples(X, n_draws=64)[3:5]
+    )
+
+
+def test_the_importance_weighted_bound_is_never_below_the_elbo():
+    """Its draws integrate quadratics exactly, so that Jensen's inequality holds row by row."""
+    X, vi, _ = known_ppca()
+    for n_draws in (8, 32, 512):
+        assert (vi.score_samples(X, n_draws=n_draws) >= vi.score_samples(X) - 1e-9).all()
+
+
+def test_importance_weights_need_draws_and_independent_rows():
+    X, vi, _ = known_ppca()
+    with pytest.raises(ValueError, match="n_draws=1 must be None or an integer >= 2"):
+        vi.score_samples(X, n_draws=1)
+    series = FactorizedVI(LocalLevel()).fit(np.arange(6.0)[:, None])
+    with pytest.raises(ValueError, match="LocalLevel couples them"):
+        series.score_samples(np.arange(6.0)[:, None], n_draws=10)

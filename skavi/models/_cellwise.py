@@ -65,6 +65,15 @@ class CellwiseModel(HierarchicalModel):
                     f"{self.cell.needs}."
                 )
 
+    def _require_cells(self, cells, weights):
+        counts = cells.over_rows(weights, torch.ones_like(weights))
+        empty = (counts <= 0).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"X has {len(empty)} columns without a single observed cell (first column "
+                f"{int(empty[0, 0])}): leave them out."
+            )
+
     def n_latents(self, n_features):
         return self.n_components
 

@@ -202,15 +202,6 @@ default="normal"
             "noise_scale": 0.01 * variance,
         }
 
-    def _require_cells(self, cells, weights):
-        counts = cells.over_rows(weights, torch.ones_like(weights))
-        empty = (counts <= 0).nonzero()
-        if len(empty):
-            raise ValueError(
-                f"X has {len(empty)} columns without a single observed cell (first column "
-                f"{int(empty[0, 0])}): leave them out."
-            )
-
     def _pseudo(self, X):
         """Return cells on the scale of eta, exposure taken off."""
         cells = Cells.of(X)
