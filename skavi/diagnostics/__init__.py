@@ -1,6 +1,7 @@
 """What a fit found, and how far to trust it."""
 
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
+from skavi.diagnostics.calibration import Calibration, calibration
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
 from skavi.diagnostics.linear_response import LinearResponse, linear_response
@@ -9,11 +10,13 @@ from skavi.diagnostics.topics import held_out_perplexity
 __all__ = [
     "AmortizationGap",
     "AmortizationWarning",
+    "Calibration",
     "GapEvidence",
     "GapVerdict",
     "LinearResponse",
     "PSISKHat",
     "amortization_gap",
+    "calibration",
     "can_close_gap",
     "held_out_perplexity",
     "linear_response",

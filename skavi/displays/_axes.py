@@ -1,0 +1,58 @@
+"""What all displays share: axes to draw on, colours and labels."""
+
+import numpy as np
+
+from skavi._optional import require
+
+#: Okabe and Ito's palette without yellow, which is faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+
+
+def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
+    """Return the given axes, or those of a new figure that makes room for its labels."""
+    if ax is not None:
+        return ax
+    pyplot = require("matplotlib.pyplot", "skavi[plot]")
+    _, ax = pyplot.subplots(figsize=figsize, layout="constrained")
+    return ax
+
+
+def colour(i: int) -> str:
+    """Return the i-th colour, over again after the last."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def named(estimators, names):
+    """Return (name, thing) pairs: the names given, keys of a dict, or what the things are."""
+    if isinstance(estimators, dict):
+        return list(estimators.items())
+    if names is None:
+        kinds = [type(estimator).__name__ for estimator in estimators]
+        names = [
+            f"{kind} {i + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
+        ]
+    if len(names) != len(estimators):
+        raise ValueError(f"names has {len(names)} entries for {len(estimators)} estimators.")
+    return list(zip(names, estimators, strict=True))
+
+
+def column_of(X, feature):
+    """Return a column's values and its name; `feature` is a position or a frame's column."""
+    if hasattr(X, "columns"):
+        columns = list(X.columns)
+        name = columns[feature] if isinstance(feature, int | np.integer) else feature
+        if name not in columns:
+            raise ValueError(f"feature={feature!r} is no column of X: {columns}.")
+        return np.asarray(X[name], dtype=np.float64), str(name)
+    X = np.asarray(X, dtype=np.float64)
+    if not isinstance(feature, int | np.integer) or not 0 <= feature < X.shape[1]:
+        raise ValueError(f"feature={feature!r} must be a column of X, 0 to {X.shape[1] - 1}.")
+    return X[:, feature], f"feature {feature}"
+
+
+def legend(ax, **options):
+    """Add a legend where there are labels, in the emptiest corner."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small", **options)

@@ -1,0 +1,115 @@
+"""Rank histograms of simulation-based calibration."""
+
+import numpy as np
+from scipy.stats import binom
+
+from skavi.diagnostics.calibration import calibration
+from skavi.displays._axes import axes_to_draw_on, colour, legend
+
+_MOST = 7
+
+
+class CalibrationDisplay:
+    """Histograms of the truth's ranks under q, with the band where 99 % of level bins would lie.
+
+    Use `from_estimator` or `from_calibration`. A valley: q is too narrow; a hill: too wide; a
+    slope: off to a side.
+
+    Parameters
+    ----------
+    calibration : Calibration
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.displays import CalibrationDisplay
+    >>> from skavi.models import LocalLevel
+    >>> vi = FactorizedVI(LocalLevel(level_sd=0.1, noise_sd=1.0, initial_sd=1.0))
+    >>> display = CalibrationDisplay.from_estimator(vi, 20, n_samples=1, random_state=0)
+    >>> display.ax_.get_xlabel()
+    'rank of the truth under q'
+    """
+
+    def __init__(self, calibration):
+        self.calibration = calibration
+
+    @classmethod
+    def from_estimator(cls, estimator, n_simulations=200, *, ax=None, **options):
+        """Run `skavi.diagnostics.calibration` and draw what it found.
+
+        Parameters
+        ----------
+        estimator : FactorizedVI or AmortizedVI
+        n_simulations : int, default=200
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+        **options
+            As `skavi.diagnostics.calibration` takes them.
+
+        Returns
+        -------
+        CalibrationDisplay
+        """
+        return cls(calibration(estimator, n_simulations, **options)).plot(ax=ax)
+
+    @classmethod
+    def from_calibration(cls, calibration, *, names=None, ax=None):
+        """Draw a calibration that has been run.
+
+        Parameters
+        ----------
+        calibration : Calibration
+        names : list of str, default=None
+            Which globals, or "z". None: all.
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+
+        Returns
+        -------
+        CalibrationDisplay
+        """
+        return cls(calibration).plot(names=names, ax=ax)
+
+    def plot(self, *, names=None, ax=None):
+        """Draw the seven least uniform numbers, or fewer.
+
+        Returns
+        -------
+        CalibrationDisplay
+        """
+        self.ax_ = axes_to_draw_on(ax)
+        self.figure_ = self.ax_.figure
+        report, n_bins = self.calibration, self.calibration.n_bins
+        low, high = binom.interval(0.99, report.n_simulations, 1 / n_bins)
+        self.ax_.axhspan(low, high, color="0.88", lw=0, label="99 % of level bins", zorder=0)
+        self.ax_.axhline(report.n_simulations / n_bins, color="0.55", lw=1, zorder=1)
+        edges = np.linspace(0, 1, n_bins + 1)
+        for i, (name, index, p_value) in enumerate(self._least_uniform(names)):
+            counts = report.histogram(report.ranks[name][(slice(None), *index)])
+            place = f"{name}{list(index) if index else ''}"
+            line = {"color": colour(i), "lw": 1.8, "baseline": None}
+            self.ax_.stairs(counts, edges, label=f"{place}: p = {p_value:.2g}", **line)
+        self.ax_.set(xlabel="rank of the truth under q", ylabel="simulations", xlim=(0, 1))
+        self.ax_.set_ylim(0, 1.35 * max(self.ax_.get_ylim()[1], high))
+        legend(self.ax_, loc="upper center", ncols=2)
+        return self
+
+    def _least_uniform(self, names):
+        """(name, index, smaller p-value) of the numbers to draw."""
+        report = self.calibration
+        chosen = list(report.ranks) if names is None else names
+        unknown = [name for name in chosen if name not in report.ranks]
+        if unknown:
+            raise ValueError(f"names: {unknown[0]!r} is none of {list(report.ranks)}.")
+        ks, chi_square = report.p_values, report.chi_square_p_values
+        places = [
+            (name, index, float(min(ks[name][index], chi_square[name][index])))
+            for name in chosen
+            for index in np.ndindex(report.ranks[name].shape[1:])
+        ]
+        return sorted(places, key=lambda place: place[2])[:_MOST]

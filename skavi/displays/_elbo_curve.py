@@ -1,0 +1,189 @@
+"""How fits climbed: the log gap to the best ELBO that any of them reached."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from skavi.displays._axes import DASHES, axes_to_draw_on, colour, legend, named
+
+_ROUNDING = 1e-10
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One fit's climb.
+
+    Attributes
+    ----------
+    name : str
+    x : ndarray of shape (n_iterations,)
+        Iterations or seconds.
+    elbo : ndarray of shape (n_iterations,)
+        Nats, as the solver saw it.
+    final : float
+        ELBO of the end, nats.
+    deterministic : bool
+        Whether the noise was: then a fall tells that its rule was refined, and the curve is broken.
+    """
+
+    name: str
+    x: np.ndarray
+    elbo: np.ndarray
+    final: float
+    deterministic: bool = True
+
+    def gaps(self, best, floor):
+        """Return x and nats below `best`, not less than `floor`; NaN where the line breaks."""
+        gap = best - self.elbo
+        gap = np.where(gap >= -floor, np.maximum(gap, floor), np.nan)
+        if not self.deterministic:
+            return self.x, gap
+        falls = 1 + np.flatnonzero(np.diff(self.elbo) < -_ROUNDING * np.abs(self.elbo[1:]))
+        return np.insert(self.x.astype(float), falls, np.nan), np.insert(gap, falls, np.nan)
+
+
+class ElboCurveDisplay:
+    """Nats below the best ELBO, on a log axis, against iterations or seconds.
+
+    Use `from_estimator`, `from_estimators` or `from_monitor`.
+
+    Parameters
+    ----------
+    curves : list of Curve
+    x_label : str
+        What the curves' x are.
+    best : float, default=None
+        ELBO that gaps are measured from, nats. None: the highest that a fit ended at. Iterates
+        above it (random noise, or a coarse rule) are left out, and a line breaks where the noise
+        rule was refined: ELBOs of two rules are not comparable.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    lines_ : list of matplotlib Line2D
+        One a curve.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.displays import ElboCurveDisplay
+    >>> from skavi.models import NonlinearModel
+    >>> vi = FactorizedVI(NonlinearModel()).fit([[0.0], [1.0], [5.0]])
+    >>> display = ElboCurveDisplay.from_estimator(vi)
+    >>> display.ax_.get_xlabel()
+    'iterations'
+    """
+
+    def __init__(self, curves, x_label="iterations", best=None):
+        self.curves, self.x_label, self.best = curves, x_label, best
+
+    @classmethod
+    def from_estimator(cls, estimator, *, name=None, ax=None):
+        """Draw one fit.
+
+        Parameters
+        ----------
+        estimator : FactorizedVI or AmortizedVI
+            A fitted estimator.
+        name : str, default=None
+            Legend entry. None: the estimator's class.
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+
+        Returns
+        -------
+        ElboCurveDisplay
+        """
+        return cls.from_estimators([estimator], names=None if name is None else [name], ax=ax)
+
+    @classmethod
+    def from_estimators(cls, estimators, *, names=None, ax=None):
+        """Draw several fits of the same rows together.
+
+        Parameters
+        ----------
+        estimators : list of estimators, or dict of str to estimator
+            Fitted.
+        names : list of str, default=None
+            Legend entries. None: the dict's keys, or the classes, numbered where needed.
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+
+        Returns
+        -------
+        ElboCurveDisplay
+        """
+        curves = [
+            Curve(
+                name,
+                1 + np.arange(len(vi.elbo_curve_)),
+                vi.elbo_curve_,
+                vi.elbo_,
+                vi.noise_.deterministic,
+            )
+            for name, vi in named(estimators, names)
+        ]
+        return cls(curves).plot(ax=ax)
+
+    @classmethod
+    def from_monitor(cls, monitor, *, names=None, ax=None):
+        """Draw every fit that an `ElboMonitor` recorded, against seconds.
+
+        Parameters
+        ----------
+        monitor : skavi.callbacks.ElboMonitor
+        names : list of str, default=None
+            One a log. None: "fit 1", "fit 2", ...
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+
+        Returns
+        -------
+        ElboCurveDisplay
+        """
+        logs = monitor.logs
+        names = [f"fit {i + 1}" for i in range(len(logs))] if names is None else names
+        curves = [
+            Curve(name, log.seconds, log.elbo, log.elbo[-1], _climbs(log.elbo))
+            for name, log in named(logs, names)
+        ]
+        return cls(curves, "seconds").plot(ax=ax)
+
+    def plot(self, *, ax=None):
+        """Draw on `ax`, or on a new figure.
+
+        Returns
+        -------
+        ElboCurveDisplay
+        """
+        if not self.curves:
+            raise ValueError("There is no curve to draw: no fit was recorded.")
+        self.ax_ = axes_to_draw_on(ax)
+        self.figure_ = self.ax_.figure
+        best = max(c.final for c in self.curves) if self.best is None else self.best
+        floor = self._floor(best)
+        self.lines_ = []
+        for i, curve in enumerate(self.curves):
+            style = {"color": colour(i), "linestyle": DASHES[i // 7 % len(DASHES)], "lw": 1.8}
+            marker = {"marker": "o", "ms": 3.5} if len(curve.x) < 60 else {}
+            x, gap = curve.gaps(best, floor)
+            self.lines_ += self.ax_.plot(x, gap, label=curve.name, **style, **marker)
+        self.ax_.set(yscale="log", xlabel=self.x_label, ylabel="nats below the best ELBO")
+        if max(len(c.x) for c in self.curves) > 200:
+            self.ax_.set_xscale("log")
+        self.ax_.grid(alpha=0.25)
+        legend(self.ax_)
+        return self
+
+    def _floor(self, best):
+        """What a gap of zero is drawn as: the smallest other gap, or rounding."""
+        gaps = np.concatenate([best - curve.elbo for curve in self.curves])
+        size = _ROUNDING * max(abs(best), 1.0)
+        gaps = gaps[gaps > size]
+        return 0.5 * gaps.min() if len(gaps) else size
+
+
+def _climbs(elbo):
+    """Whether a curve falls so rarely that its noise must be deterministic: at refinements only."""
+    return (np.diff(elbo) < 0).mean() < 0.1 if len(elbo) > 1 else True

@@ -1,0 +1,132 @@
+"""The paper's idea in one picture: a function of x, and the table that it stands for."""
+
+import numpy as np
+from sklearn.base import clone
+
+from skavi._estimators import FactorizedVI
+from skavi.displays._axes import axes_to_draw_on, colour, column_of, legend
+
+_N_GRID = 400
+
+
+class InferenceFunctionDisplay:
+    """Mean and sd of q(z_n) against x: A-VI's function as a line with a band, F-VI's table as dots.
+
+    Use `from_estimator`. Where the function reads one number a row (one column, no neighbours) it
+    is drawn as a line with a band; otherwise at the rows, as hollow markers.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_rows,)
+        The rows' feature.
+    table : LatentPosterior
+        F-VI's factors of the rows.
+    amortized : LatentPosterior
+        A-VI's factors of `at`.
+    at : ndarray
+        Where the function is drawn: a grid, or `x` itself.
+    line : bool
+        Whether `at` is a grid.
+    labels : (str, str)
+        Of the axes.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> from skavi import AmortizedVI
+    >>> from skavi.displays import InferenceFunctionDisplay
+    >>> from skavi.inference_functions import Polynomial
+    >>> from skavi.models import LinearModel
+    >>> X = [[0.0], [1.0], [5.0]]
+    >>> vi = AmortizedVI(LinearModel(), Polynomial(1)).fit(X)
+    >>> InferenceFunctionDisplay.from_estimator(vi, X).ax_.get_xlabel()
+    'feature 0'
+    """
+
+    def __init__(self, x, table, amortized, at, line, labels):
+        self.x, self.table, self.amortized = x, table, amortized
+        self.at, self.line, self.labels = at, line, labels
+
+    @classmethod
+    def from_estimator(cls, amortized, X, factorized=None, *, feature=0, latent=0, ax=None):
+        """Draw a function beside the table of a factorized fit.
+
+        Parameters
+        ----------
+        amortized : AmortizedVI
+            A fitted estimator.
+        X : array-like of shape (n_samples, n_features)
+            The rows it was fitted on.
+        factorized : FactorizedVI, default=None
+            A fit of the same model to the same rows. None: one is made.
+        feature : int or str, default=0
+            Column of X along the axis.
+        latent : int, default=0
+            Which latent.
+        ax : matplotlib Axes, default=None
+            None: a new figure.
+
+        Returns
+        -------
+        InferenceFunctionDisplay
+        """
+        x, x_label = column_of(X, feature)
+        if factorized is None:
+            factorized = FactorizedVI(clone(amortized.model_), init=amortized).fit(X)
+        table = factorized.posterior(X)
+        if not 0 <= latent < table.mean.shape[1]:
+            raise ValueError(f"latent={latent!r} must be one of 0 to {table.mean.shape[1] - 1}.")
+        model, function = amortized.model_, amortized.inference_function_
+        context = function.context if function.context is not None else model.context
+        line = amortized.n_features_in_ == 1 and tuple(context or (0, 0)) == (0, 0)
+        low, high = x.min(), x.max()
+        pad = 0.04 * (high - low)
+        at = np.linspace(low - pad, high + pad, _N_GRID) if line else x
+        rows = at[:, None] if line else X
+        if line and hasattr(X, "columns"):
+            rows = type(X)(rows, columns=list(X.columns))
+        names = x_label, f"latent {latent}"
+        display = cls(x, table, amortized.posterior(rows), at, line, names)
+        return display.plot(latent=latent, ax=ax)
+
+    def plot(self, *, latent=0, ax=None):
+        """Draw on `ax`, or on a new figure.
+
+        Returns
+        -------
+        InferenceFunctionDisplay
+        """
+        self.ax_ = axes_to_draw_on(ax)
+        self.figure_ = self.ax_.figure
+        mean, sd = self.amortized.mean[:, latent], self.amortized.sd[:, latent]
+        centre, spread = self.table.mean[:, latent], self.table.sd[:, latent]
+        alpha = 0.85 if len(self.x) <= 150 else 0.4
+        dots = {"color": colour(1), "alpha": alpha, "zorder": 5, "linestyle": "none"}
+        self.ax_.plot(self.x, centre, "o", ms=3.5, label="F-VI's table: mean", **dots)
+        for i, edge in enumerate((centre - spread, centre + spread)):
+            label = None if i else "F-VI's table: mean ± sd"
+            self.ax_.plot(self.x, edge, "_", ms=6, mew=1.3, label=label, **dots)
+        line = {"color": colour(0), "zorder": 4}
+        if self.line:
+            self.ax_.plot(self.at, mean, lw=2, label="A-VI's function: mean", **line)
+            band = {
+                "color": colour(0),
+                "alpha": 0.2,
+                "lw": 0,
+                "label": "A-VI's function: mean ± sd",
+            }
+            self.ax_.fill_between(self.at, mean - sd, mean + sd, **band)
+        else:
+            hollow = {"mfc": "none", "linestyle": "none", "alpha": alpha} | line
+            self.ax_.plot(self.at, mean, "s", ms=7, label="A-VI's function: mean", **hollow)
+            for i, edge in enumerate((mean - sd, mean + sd)):
+                label = None if i else "A-VI's function: mean ± sd"
+                self.ax_.plot(self.at, edge, "_", ms=11, mew=1, label=label, **hollow)
+        self.ax_.set(xlabel=self.labels[0], ylabel=self.labels[1])
+        self.ax_.grid(alpha=0.25)
+        legend(self.ax_)
+        return self
