@@ -255,7 +255,8 @@ def test_a_density_that_cannot_be_batched_is_looped_over_in_fit_and_after():
     votes = np.random.default_rng(0).multinomial(10, [0.2, 0.3, 0.5], size=4).astype(float)
     vi = FactorizedVI(Votes(), noise=GaussHermite(4)).fit(votes)
     assert vi.score(votes) == pytest.approx(vi.elbo_ / 4, abs=1e-6)  # no globals: the same ELBO
-    assert (vi.transform(votes).argmax(1) == votes.argmax(1)).all()
+    Z = vi.transform(votes)
+    assert (Z[np.arange(4), votes.argmax(1)] >= Z.max(1) - 1e-6).all()  # ties among the votes
 
 
 # What is wrong with a component: said at fit, never in __init__
