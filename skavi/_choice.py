@@ -6,6 +6,7 @@ situation                               noise                       solver
 model knows its expectations            ClosedForm                  CoordinateAscent where offered
 few latents a row and few globals       GaussHermite, refined       Newton
 more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
+Markov models, few globals              any of the above            Newton (banded)
 coupled rows, up to 600 unknowns        any of the above            Newton
 networks of up to 2,000 parameters      any of the above            Newton (Gauss-Newton)
 larger ones, coupled rows               any of the above            LBFGS
@@ -95,7 +96,8 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_paramet
     small = n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
     if not objective.model.rowwise:
         few = n_unknowns(objective, n_rows) <= MAX_COUPLED_UNKNOWNS
-        return Newton() if few and function.tabular else LBFGS()
+        banded = small and not objective.model.one_log_joint
+        return Newton() if function.tabular and (few or banded) else LBFGS()
     if small and _has_newton_form(objective, function, n_rows, n_parameters):
         return Newton()
     return LBFGS()

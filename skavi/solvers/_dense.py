@@ -171,10 +171,15 @@ class Coupled(System):
         solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
         decrement = 0.5 * float(gradient @ solution)
         norm = float(gradient.norm()) / self.problem.total_weight
-        k, longest = self.objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
-        local = solution[: raw.numel()].reshape(raw.shape).clone()
-        local[:, k : 2 * k] = local[:, k : 2 * k].clamp(-longest, longest)
+        local = self.shortened(solution[: raw.numel()].reshape(raw.shape))
         return Step(local * row_steps, (solution[raw.numel() :], steps), decrement, norm)
+
+    def shortened(self, solution):
+        """Keep steps in log sds from leaping: they are steps of a factor."""
+        k, longest = self.objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
+        solution = solution.clone()
+        solution[:, k : 2 * k] = solution[:, k : 2 * k].clamp(-longest, longest)
+        return solution
 
     def move(self, raw, globals_, value, step):
         return _shrunk(self, raw, globals_, value, step)

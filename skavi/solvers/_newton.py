@@ -1,4 +1,4 @@
-"""Newton's method on the arrow: rows meet only in the globals."""
+"""Newton's method: an arrow, a band, or one dense matrix."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skavi.solvers._arrow import Arrow
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State
+from skavi.solvers._chain import Chain
 from skavi.solvers._dense import Coupled, Dense, GaussNewton
 
 _MAX_GLOBALS = 400
@@ -30,8 +31,9 @@ class Newton(Solver):
     Blocks come from differentiating the gradient once more, so any family and any row-wise model
     will do. Indefinite blocks are replaced by their absolute value (Dauphin et al. 2014) in the
     factors' natural units. Stops when the Newton decrement, half the gradient
-    times the step, is below ``tol`` nats a row, after taking that step. Models that couple their
-    rows are solved as one dense system, up to 600 unknowns.
+    times the step, is below ``tol`` nats a row, after taking that step. Markov models are
+    solved as a banded system, in time linear in the rows; other models that couple their rows as
+    one dense system, up to 600 unknowns.
 
     Examples
     --------
@@ -45,11 +47,16 @@ class Newton(Solver):
 
     def check_problem(self, problem):
         super().check_problem(problem)
-        unknowns = n_unknowns(problem.objective, len(problem.rows))
-        if not problem.objective.model.rowwise and unknowns > MAX_COUPLED_UNKNOWNS:
+        model, unknowns = problem.objective.model, n_unknowns(problem.objective, len(problem.rows))
+        if not model.rowwise and not problem.function.tabular:
+            raise ValueError(
+                f"Newton fits inference functions of models whose rows meet only in the globals, "
+                f"but {type(model).__name__} couples its rows: use solver=LBFGS()."
+            )
+        if not model.rowwise and model.one_log_joint and unknowns > MAX_COUPLED_UNKNOWNS:
             raise ValueError(
                 f"Newton solves up to {MAX_COUPLED_UNKNOWNS} unknowns of a model that couples its "
-                f"rows, but {type(problem.objective.model).__name__} has {unknowns}: use "
+                f"rows, but {type(model).__name__} has {unknowns}: use "
                 "solver=LBFGS()."
             )
         if problem.objective.space.size > _MAX_GLOBALS:
@@ -84,7 +91,8 @@ class _Ascent(Run):
 
     def __init__(self, problem, state, tol):
         linear, tabular = problem.function.linear, problem.function.tabular
-        table = Arrow if problem.objective.model.rowwise else Coupled
+        model = problem.objective.model
+        table = Arrow if model.rowwise else Coupled if model.one_log_joint else Chain
         self.system = (Dense if linear else table if tabular else GaussNewton)(problem)
         self.tolerance = tol * problem.total_weight
         unknowns, globals_ = self.system.read(state), state.globals_
