@@ -60,7 +60,8 @@ class CellwiseModel(HierarchicalModel):
             if len(where):
                 row, column = where[0].tolist()
                 raise ValueError(
-                    f"X has {len(where)} {what} (first at row {row}, column {column}), but "
+                    f"{self.cell.refusal}: X has {len(where)} {what} (first at row {row}, column "
+                    f"{column}), but "
                     f"{type(self).__name__}(likelihood={self.likelihood!r}) needs "
                     f"{self.cell.needs}."
                 )

@@ -37,6 +37,8 @@ class Likelihood(ABC):
 
     #: What X must hold, as said in the error.
     needs: str = "finite numbers"
+    #: How the error begins; scikit-learn looks for these very words where counts are needed.
+    refusal: str = "Values outside the likelihood's support"
     #: Whether eta is the log of a rate, so that a row's exposure is an offset.
     counts: bool = False
     #: Whether normal factors of a linear eta have closed-form expectations and optima.
@@ -211,6 +213,7 @@ class PoissonCells(Likelihood):
     """x ~ Poisson(exp(eta)); cells need not be whole numbers."""
 
     needs, counts = "counts >= 0", True
+    refusal = "Negative values in data"
 
     def global_prior(self, shape, variance):
         return {}
