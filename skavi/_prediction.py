@@ -29,7 +29,7 @@ from skavi.models import LatentVariableModel
 from skavi.noise import Noise
 from skavi.posterior import GlobalPosterior, LatentPosterior
 
-_CHUNK = 65_536
+_CHUNK = 8_192
 
 
 class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixin defines itself
@@ -223,9 +223,13 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         X = self._validated(X)
         rows = self._rows(X)
         self.model_.check_data(rows.X)
-        problem = self._frozen_problem(rows)
+        raw, globals_ = self._raw_locals(rows), self._globals(rows.weights)
         with torch.no_grad():
-            terms = problem.row_terms(self._raw_locals(rows), self._globals(rows.weights))
+            parts = [
+                self._frozen_problem(rows[where]).row_terms(raw[where], globals_)
+                for where in self._chunks(rows)
+            ]
+        terms = torch.cat(parts) if len(parts) > 1 else parts[0]
         _require_finite(terms, "ELBO")
         return terms.cpu().numpy()
 
@@ -439,12 +443,8 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
             X, index = distinct(rows.X)
             rows = Rows(X, rows.weights.new_ones(len(X)))
-        size = len(rows)
-        if not whole:
-            noise = self._frozen_problem(rows).noise
-            size = _fit.chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
-        for first in range(0, len(rows), size):
-            part = rows[first : first + size]
+        for where in self._chunks(rows):
+            part = rows[where]
             ones = Rows(part.X, torch.ones_like(part.weights))
             raw, fine = _fit.solve_rows(self._frozen_problem(ones), globals_, min(self.tol, 1e-9))
             solved.append(raw)
@@ -456,6 +456,14 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
                 stacklevel=4,
             )
         return torch.cat(solved)[index]
+
+    def _chunks(self, rows):
+        """Cut rows into slices of bounded memory; where rows are coupled there is but one."""
+        size = len(rows)
+        if self.model_.rowwise and not self.model_.ordered:
+            noise = self._frozen_problem(rows).noise
+            size = _fit.chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
+        return [slice(first, first + size) for first in range(0, len(rows), size)]
 
 
 def _require_finite(values, what):

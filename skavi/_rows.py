@@ -8,6 +8,8 @@ from torch import Tensor
 
 from skavi._sparse import SparseRows
 
+_CHUNK = 8_192
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -133,12 +135,12 @@ def distinct(X) -> tuple[Any, Tensor]:
     if isinstance(X, SparseRows):
         hashes = X.over_rows(_mixed(X.values) * odd[X.columns])
     else:
-        hashes = (_mixed(X) * odd).sum(1)
+        hashes = torch.cat([(_mixed(part) * odd).sum(1) for part in X.split(_CHUNK)])
     hashes, index = torch.unique(hashes, return_inverse=True)
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
     rows = X[first]
-    if _equal(X, rows[index]):
+    if _puts_back(rows, index, X):
         return rows, index
     return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
 
@@ -149,10 +151,14 @@ def _mixed(values):
     return bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down
 
 
-def _equal(one, other):
-    if isinstance(one, SparseRows):
-        return one.equals(other)
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+def _puts_back(rows, index, X):
+    """Say whether ``rows[index]`` is X, without holding a second X."""
+    if isinstance(X, SparseRows):
+        return X.equals(rows[index])
+    parts = zip(X.split(_CHUNK), index.split(_CHUNK), strict=True)
+    return all(
+        torch.allclose(part, rows[where], rtol=0, atol=0, equal_nan=True) for part, where in parts
+    )
 
 
 def cells_a_row(X) -> int:
