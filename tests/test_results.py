@@ -400,7 +400,7 @@ def test_a_global_posterior_shows_its_summary(fitted):
     assert cells.rows_of("strong") == ["GlobalPosterior: 10 numbers"]
     assert cells.rows_of("th") == ["name", "index", "mean", "sd", "5%", "50%", "95%"]
     row = fitted.global_posterior_.summary().iloc[0]
-    assert cells.rows_of("td")[:3] == ["loadings", "(0, 0)", f"{row['mean']:.4g}"]
+    assert cells.rows_of("td")[:3] == [row["name"], str(row["index"]), f"{row['mean']:.4g}"]
 
 
 def test_labels_cannot_inject_markup(table):
