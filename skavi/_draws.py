@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -73,11 +74,12 @@ class FittedPosterior:
         """Return where a fit stands on the rows of X, which it has validated."""
         rows = estimator._rows(X)
         estimator.model_.check_data(rows.X)
-        objective = estimator._objective(rows.X.cpu())
+        X = rows.X.cpu()
+        objective = estimator._objective(X)
         with torch.no_grad():
             factors = objective.local_factors(estimator._raw_locals(rows).cpu())
-        globals_ = objective.global_factor(estimator._globals(rows.X.cpu()))
-        return cls(objective, rows.X.cpu(), factors, globals_)
+        globals_ = objective.global_factor(estimator._globals(rows.weights.cpu()))
+        return cls(objective, X, factors, globals_)
 
     @property
     def model(self) -> LatentVariableModel:
@@ -129,9 +131,10 @@ def arviz_tree(estimator, X, index, n_draws, random_state):
     seed = int(state.randint(2**31 - 1))
     with seeded(seed):
         groups = _groups(fitted, fitted.draws(n_draws, state))
-    groups["observed_data"] = {"x": np.array(X, dtype=np.float64)}
+    observed = X.toarray() if scipy.sparse.issparse(X) else X
+    groups["observed_data"] = {"x": np.array(observed, dtype=np.float64)}
     coords = {
-        "row": row_labels(index, len(X)),
+        "row": row_labels(index, X.shape[0]),
         "feature": getattr(estimator, "feature_names_in_", np.arange(X.shape[1])),
         "latent": np.array(estimator.get_feature_names_out()[: fitted.factors.mean.shape[1]]),
     }

@@ -74,6 +74,11 @@ class SparseRows:
         """The values' own."""
         return self.values.device
 
+    def cpu(self) -> "SparseRows":
+        """Return the rows in the CPU's memory."""
+        tensors = self.starts.cpu(), self.columns.cpu(), self.values.cpu()
+        return SparseRows(*tensors, self.n_features)
+
     def numel(self) -> int:
         """Count the stored cells."""
         return len(self.values)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 from scipy.stats import invgamma, lognorm, norm
 from torch.distributions import Dirichlet, HalfNormal, MultivariateNormal, Normal, Uniform
 from torch.distributions.constraints import less_than
@@ -27,6 +28,7 @@ from skavi.models import (
     LocalLevel,
     RandomEffects,
     SawTimeSeries,
+    TopicModel,
 )
 from skavi.posterior import GlobalPosterior, LatentPosterior
 
@@ -271,6 +273,16 @@ def test_every_kind_of_model_gives_predictions_and_likelihoods(model, X):
     for column in {RandomEffects: [1], GaussianProcess: [0]}.get(type(model), []):
         predicted = tree["posterior_predictive"]["x"].values[0, :, :, column]
         np.testing.assert_array_equal(predicted, np.broadcast_to(X[:, column], predicted.shape))
+
+
+@pytest.mark.filterwarnings("ignore:FactorizedVI did not converge")
+def test_sparse_counts_give_the_tree_of_dense_ones():
+    X = np.random.default_rng(0).poisson(1.0, size=(8, 5)).astype(float)
+    vi = FactorizedVI(TopicModel(2), max_iter=5, random_state=0).fit(X)
+    dense = vi.to_arviz(X, 10, random_state=0)
+    sparse = vi.to_arviz(csr_array(X), 10, random_state=0)
+    np.testing.assert_array_equal(dense["observed_data"]["x"], X)
+    assert all(dense[group].equals(sparse[group]) for group in dense.children)
 
 
 class OnlyAJointDensity(LatentVariableModel):

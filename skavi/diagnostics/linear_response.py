@@ -141,7 +141,7 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     rows = estimator._rows(X, sample_weight)
     problem = replace(estimator._frozen_problem(rows), frozen_globals=False)
     _check_size(problem)
-    raw, globals_ = estimator._raw_locals(rows), estimator._globals(rows.X)
+    raw, globals_ = estimator._raw_locals(rows), estimator._globals(rows.weights)
     response = _of_rows if problem.objective.model.rowwise else _of_coupled
     blocks, inverse, suboptimality = response(problem, raw, globals_)
     if suboptimality > _FAR:
