@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import binom
 
-from skavi.diagnostics.calibration import calibration
+from skavi.diagnostics.ranks import calibration
 from skavi.displays._axes import axes_to_draw_on, colour, legend
 
 _MOST = 7
@@ -18,6 +18,7 @@ class CalibrationDisplay:
     Parameters
     ----------
     calibration : Calibration
+        What `skavi.diagnostics.calibration` returned.
 
     Attributes
     ----------

@@ -50,6 +50,7 @@ class ElboCurveDisplay:
     Parameters
     ----------
     curves : list of Curve
+        The fits to draw.
     x_label : str
         What the curves' x are.
     best : float, default=None

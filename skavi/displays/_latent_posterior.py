@@ -19,6 +19,7 @@ class LatentPosteriorDisplay:
     Parameters
     ----------
     posterior : LatentPosterior
+        What `estimator.posterior(X)` returned.
     labels : array-like of shape (n_rows,), default=None
         Classes of the rows, or numbers: they colour the map.
 
