@@ -379,7 +379,7 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     solver, limit = Newton(), _LOCAL_ITERATIONS
     if not objective.model.rowwise:
         solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
-        limit = _COUPLED_ITERATIONS
+        limit = limit if isinstance(solver, Newton) else _COUPLED_ITERATIONS
     outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit, _no_progress)
     raw = outcome.state.parameters["values"]
     moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
