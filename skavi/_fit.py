@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skavi._amortize import best_start
 from skavi._basins import other_basins
+from skavi._certificate import NOISE_TOLERANCE, certified
 from skavi._choice import (
     affordable,
     default_function,
@@ -20,7 +21,7 @@ from skavi._failure import what_broke
 from skavi._journal import Journal
 from skavi._problem import Problem
 from skavi._rows import Rows, windows
-from skavi.families import DiagonalFactors, Family
+from skavi.families import DiagonalFactors, Family, NormalFactors
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
@@ -83,7 +84,7 @@ def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
     model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
     mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
     mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
-    start = DiagonalFactors(mean, sd)
+    start: NormalFactors = DiagonalFactors(mean, sd)
     if model.has_coordinate_updates(family, objective.global_family):
         start = model.local_optimum(factor, X, family, start)
     return family.raw(start)
@@ -174,6 +175,14 @@ def fit_problem(
 
     `progress` is called after each iteration; True stops the fit.
     """
+    fitted = _solved(plan, rows, start, progress)
+    if fitted.failure or not fitted.outcome.converged:
+        return fitted
+    problem, solver = fitted.problem, fitted.solver
+    return replace(fitted, outcome=certified(problem, solver, fitted.outcome, plan.tol))
+
+
+def _solved(plan, rows, start, progress):
     objective, generator = plan.objective, plan.generator
     noise = plan.noise or default_noise(objective, len(rows))
     if start is None:
@@ -281,7 +290,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     few = rows if cheap else _subset(objective.model, rows)
     most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
-    fitted = fit_problem(quiet, few, _restricted(here, few, rows, objective), _no_progress)
+    fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     here = fitted.outcome.state
     if not cheap or len(here.parameters["values"]) != len(rows):
@@ -331,9 +340,9 @@ def _refine_noise(problem, state, tol, climb):
 
 
 def _resolution(problem, tol, elbo):
-    """How far two rules may differ: 1e-7 relative for quadrature, 2e-3 nats for draws."""
+    """How far two rules may differ: 1e-7 relative for quadrature, `NOISE_TOLERANCE` for draws."""
     exact = tol * problem.total_weight + 1e-7 * abs(elbo)
-    return max(exact, 2e-3) if isinstance(problem.noise, QuasiMonteCarlo) else exact
+    return max(exact, NOISE_TOLERANCE) if isinstance(problem.noise, QuasiMonteCarlo) else exact
 
 
 def _leave_basins(problem, state, tol, climb):

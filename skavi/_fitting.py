@@ -147,7 +147,7 @@ class VariationalInference(
                 f"{type(self).__name__} did not converge in n_iter_={self.n_iter_} iterations: "
                 f"estimated to be {self.suboptimality_:.2e} nats below the optimum, gradient norm "
                 f"{self.gradient_norm_:.1e} nats a row. Raise max_iter (now {self.max_iter}), "
-                "loosen tol, or choose another solver.",
+                f"loosen tol, or choose another solver or a finer noise (now {self.noise_}).",
                 ConvergenceWarning,
                 stacklevel=4,
             )

@@ -47,6 +47,7 @@ LAYERS = {
     "skavi._problem": 3,
     "skavi._amortize": 4,
     "skavi._basins": 4,
+    "skavi._certificate": 4,
     "skavi._failure": 4,
     "skavi._fit": 4,
     "skavi.closability": 4,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from closed_forms import linear_factorized
 from skavi import AmortizedVI, FactorizedVI
@@ -10,7 +11,14 @@ from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial, Table
-from skavi.models import FactorAnalysis, LinearModel, LocalLevel, NonlinearModel, RandomEffects
+from skavi.models import (
+    FactorAnalysis,
+    GaussianProcess,
+    LinearModel,
+    LocalLevel,
+    NonlinearModel,
+    RandomEffects,
+)
 from skavi.noise import FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, State
 
@@ -157,6 +165,7 @@ def test_memory_zero_is_plain_coordinate_ascent():
     assert (np.diff(plain.elbo_curve_) >= -1e-12 * abs(plain.elbo_)).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*a finer noise")
 @pytest.mark.parametrize("noise", [FixedDraws(64), QuasiMonteCarlo(64)], ids=repr)
 def test_draws_are_evaluated_on_others_than_they_were_fitted_on(noise):
     truth = FactorizedVI(RandomEffects()).fit(SCHOOLS).elbo_
@@ -197,3 +206,30 @@ def test_rows_hold_their_weights():
     rows = Rows(torch.zeros(3, 1), torch.tensor([1.0, 2.0, 3.0]))
     assert rows.total_weight == 6.0
     assert len(rows[1:]) == 2
+
+
+def test_lbfgs_asks_the_hessian_before_it_stops():
+    """On a smooth Gaussian process (condition number 1e6) gains fade long before the optimum.
+
+    Stopped by its gains, L-BFGS ended 24 nats short at tol = 1e-3. The dense Newton optimum is the
+    truth; 10 tol a row is what `converged_` promises.
+    """
+    t = np.linspace(0, 6, 60)[:, None]
+    X = np.c_[t, np.sin(t) + 0.2 * np.random.default_rng(0).normal(size=t.shape)]
+    best = FactorizedVI(GaussianProcess(), solver=Newton()).fit(X).elbo_
+    for tol in (1e-3, 1e-5):
+        vi = FactorizedVI(GaussianProcess(), solver=LBFGS(), tol=tol).fit(X)
+        assert vi.converged_
+        assert 0 < best - vi.elbo_ < 10 * tol * len(X)
+
+
+@pytest.mark.parametrize("solver", [Newton(), LBFGS()])
+def test_few_draws_are_part_of_the_certificate(solver):
+    """64 draws shared by all rows have an optimum of their own, nats below the true one."""
+    x = np.random.default_rng(0).normal(1, 2, (100, 1))
+    best = FactorizedVI(LinearModel()).fit(x).elbo_
+    vi = FactorizedVI(LinearModel(), noise=FixedDraws(64), solver=solver)
+    with pytest.warns(ConvergenceWarning, match=r"a finer noise \(now FixedDraws"):
+        vi.fit(x)
+    assert not vi.converged_
+    assert best - vi.elbo_ < 2 * vi.suboptimality_

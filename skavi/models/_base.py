@@ -260,7 +260,8 @@ class HierarchicalModel(LatentVariableModel):
         return self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
 
     def declared(self, theta, z, X):
-        own, found = type(self), {}
+        own = type(self)
+        found: dict[str, tuple[Distribution, Tensor]] = {}
         if own.log_local is not HierarchicalModel.log_local:
             return found
         with defaults_of(z):

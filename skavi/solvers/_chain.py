@@ -56,9 +56,10 @@ class Chain(Coupled):
                     _put(band, column.detach(), colour, p)
             borders = [gradient_of(slopes[1][q], unknowns) for q in range(n_global)]
         gradient = torch.cat([slope.detach().reshape(-1) for slope in slopes])
-        border = [one[0].reshape(-1) for one in borders]
-        border = torch.stack(border, -1) if border else raw.new_empty(raw.numel(), 0)
-        corner = torch.stack([one[1] for one in borders]) if borders else raw.new_empty(0, 0)
+        if not borders:
+            return gradient, band, raw.new_empty(raw.numel(), 0), raw.new_empty(0, 0)
+        border = torch.stack([one[0].reshape(-1) for one in borders], -1)
+        corner = torch.stack([one[1] for one in borders])
         return gradient, band, border.detach(), corner.detach()
 
 

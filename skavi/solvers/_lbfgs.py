@@ -6,17 +6,20 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
+from skavi.solvers._base import Memory, Outcome, Run, Solver
+from skavi.solvers._loss import Loss, newton_step
 
 _SUFFICIENT, _CURVATURE = 1e-4, 0.9
 _MAX_TRIALS = 30
+_CALM = 2
 
 
 class LBFGS(Solver):
     """Limited-memory BFGS with a strong Wolfe line search, in the factors' natural units.
 
-    Needs deterministic noise. Stops when the estimated distance to the optimum, half the gradient
-    times the quasi-Newton step, and the last gain are both below ``tol`` nats a row.
+    Needs deterministic noise. When the gains fall below ``tol`` nats a row, conjugate gradients on
+    the Hessian itself say how far the optimum still is; Newton steps found that way go on until it
+    is nearer than ``tol`` nats a row.
 
     Parameters
     ----------
@@ -25,7 +28,7 @@ class LBFGS(Solver):
 
     Notes
     -----
-    Source: Nocedal & Wright (2006), algorithms 7.4, 7.5, 3.5 and 3.6.
+    Source: Nocedal & Wright (2006), algorithms 7.1, 7.4, 7.5, 3.5 and 3.6.
 
     Examples
     --------
@@ -54,18 +57,21 @@ class _Memory(Memory):
     gradient: Tensor
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     calm: int = 0
+    decrement: float = math.inf
 
 
 class _Descent(Run):
     """Quasi-Newton steps down the loss."""
 
     def __init__(self, problem, state, tol, n_pairs):
-        self.loss, self.tol, self.n_pairs = _Loss(problem, state), tol, n_pairs
+        self.loss, self.tol, self.n_pairs = Loss(problem, state), tol, n_pairs
         position = torch.zeros(self.loss.size, dtype=self.loss.dtype, device=self.loss.device)
         value, gradient = self.loss(position)
         super().__init__(_Memory(position=position, value=value, gradient=gradient))
 
     def step(self, memory):
+        if memory.calm >= _CALM:
+            return self._checked(memory)
         pairs, gradient = memory.pairs, memory.gradient
         direction = -_inverse_hessian_times(pairs, gradient)
         slope = float(gradient @ direction)
@@ -85,17 +91,39 @@ class _Descent(Run):
         if step @ change > 1e-12 * float(step.norm() * change.norm()):
             pairs = [*pairs, (step, change)][-self.n_pairs :]
         small = max(decrement, memory.value - value) < self.tol
-        calm = memory.calm + 1 if small else 0
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
             elbo=self.loss.elbo(value),
-            finished=calm >= 2,
             position=memory.position + step,
             value=value,
             gradient=new_gradient,
             pairs=pairs,
-            calm=calm,
+            calm=memory.calm + 1 if small else 0,
+        )
+
+    def _checked(self, memory):
+        """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
+        gradient, times = self.loss.products(memory.position)
+        step, decrement = newton_step(gradient, times)
+        memory = replace(memory, decrement=decrement)
+        if decrement <= self.tol:
+            return replace(memory, finished=True)
+        slope = float(gradient @ step)
+        found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
+        if found is None:
+            return replace(memory, finished=True)
+        length, value, gradient = found
+        at_rounding = memory.value - value <= 1e-15 * abs(value)
+        return replace(
+            memory,
+            n_iter=memory.n_iter + 1,
+            elbo=self.loss.elbo(value),
+            finished=at_rounding,
+            position=memory.position + length * step,
+            value=value,
+            gradient=gradient,
+            decrement=decrement if at_rounding else math.inf,
         )
 
     def state(self):
@@ -103,51 +131,16 @@ class _Descent(Run):
 
     def outcome(self):
         memory, scale = self.memory, self.loss.scale
-        step = _inverse_hessian_times(memory.pairs, memory.gradient)
-        remaining = float(memory.gradient @ step) / 2
-        at_rounding = remaining <= max(self.tol, 1e-13 * abs(memory.value))
+        left = memory.decrement
+        if not math.isfinite(left):
+            left = newton_step(*self.loss.products(memory.position))[1]
         return Outcome(
             state=self.state(),
             curve=self.curve or [self.loss.elbo(memory.value)],
-            converged=memory.calm >= 2 or at_rounding,
-            suboptimality=max(remaining, 0.0) * scale,
+            converged=left <= max(self.tol, 1e-13 * abs(memory.value)),
+            suboptimality=left * scale,
             gradient_norm=float(memory.gradient.norm()),
         )
-
-
-class _Loss:
-    """-ELBO a row as a function of one vector: departures from the start in natural steps."""
-
-    def __init__(self, problem, state):
-        self.problem, self.scale = problem, max(problem.total_weight, 1e-300)
-        lengths, global_lengths = natural_steps(problem, state)
-        self.parts = [(state.parameters[name], lengths[name]) for name in state.parameters]
-        self.names = list(state.parameters)
-        if problem.frozen_globals:
-            self.globals_ = state.globals_
-        else:
-            self.parts.append((state.globals_, global_lengths))
-        self.size = sum(start.numel() for start, _ in self.parts)
-        self.dtype, self.device = problem.rows.X.dtype, problem.rows.X.device
-
-    def state(self, position):
-        values, offset = [], 0
-        for start, length in self.parts:
-            piece = position[offset : offset + start.numel()].reshape(start.shape)
-            values.append(start + length * piece)
-            offset += start.numel()
-        globals_ = self.globals_ if self.problem.frozen_globals else values.pop()
-        return State(dict(zip(self.names, values, strict=True)), globals_)
-
-    def elbo(self, value):
-        return -value * self.scale
-
-    def __call__(self, position):
-        with torch.enable_grad():  # also from `transform`, which runs without
-            position = position.detach().requires_grad_(True)
-            value = -self.problem.elbo(self.state(position)) / self.scale
-            (gradient,) = torch.autograd.grad(value, position)
-        return float(value.detach()), gradient
 
 
 def _inverse_hessian_times(pairs, vector):

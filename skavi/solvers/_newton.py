@@ -123,6 +123,10 @@ class _Ascent(Run):
             converged=converged,
         )
 
+    def decrement(self):
+        """Return what a step from here is estimated to gain, in nats."""
+        return max(self.system.step(self.memory.unknowns, self.memory.globals_).decrement, 0.0)
+
     def state(self):
         return self.system.write(self.memory.unknowns, self.memory.globals_)
 

@@ -1,0 +1,40 @@
+"""How far a fit may be below the optimum: what its solver left over, and what its noise rule did.
+
+A deterministic rule of few draws or nodes has an optimum of its own. An independent, finer rule
+tells how far off that is: the gain of one Newton step under it.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from skavi._choice import affordable
+from skavi._problem import Problem
+from skavi.solvers import Newton, Outcome, Solver
+from skavi.solvers._loss import remaining
+
+#: Nats in all that a noise rule may cost a fit that counts as converged.
+NOISE_TOLERANCE = 2e-3
+
+
+def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) -> Outcome:
+    """Return the outcome with the noise rule's part in `suboptimality` and `converged`."""
+    noise = problem.noise
+    if not noise.deterministic or not bool(torch.isfinite(outcome.state.globals_).all()):
+        return outcome
+    n_rows = len(problem.rows)
+    finer = [rule for rule in noise.refined() if affordable(rule, problem.objective, n_rows)]
+    left = [_remaining(problem.with_noise(rule), solver, outcome.state) for rule in finer]
+    bias = max(left, default=0.0)
+    small = bias <= max(tol * problem.total_weight, NOISE_TOLERANCE)
+    return replace(
+        outcome,
+        suboptimality=max(outcome.suboptimality, bias),
+        converged=outcome.converged and small,
+    )
+
+
+def _remaining(problem, solver, state):
+    if isinstance(solver, Newton):
+        return solver.begin(problem, state, 1.0).decrement()
+    return remaining(problem, state)
