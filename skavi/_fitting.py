@@ -99,6 +99,18 @@ class VariationalInference(
         ------
         ValueError
             If X, the weights or a component cannot be used; what and why is in the message.
+        MemoryError
+            If the least that the fit must hold is more than the memory available.
+        RuntimeError
+            In a forked process whose torch would wait for lost threads; what to do is in the
+            message.
+
+        Notes
+        -----
+        Memory, in numbers of 8 bytes: closed forms hold a few copies of X and of the rows'
+        parameters; LBFGS beside them ``2 * memory`` copies of all that it moves; Newton and LBFGS
+        under a deterministic rule several hundred numbers for each row, node and latent; Adam only
+        those of a batch, and three copies of all rows' parameters.
         """
         check_fork()
         require_memory_of_fit(self, X)

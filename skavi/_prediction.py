@@ -61,6 +61,16 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         ndarray of shape (n_samples, n_latents)
             With ``output="mean_sd"`` followed by the standard deviations:
             (n_samples, 2 * n_latents). In the dtype of X.
+
+        Raises
+        ------
+        MemoryError
+            If the rows' factors cannot be held.
+
+        Notes
+        -----
+        Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
+        models that do not couple rows. Threads may share one fitted estimator.
         """
         X = self._validated(X)
         factors = self._factors(X)

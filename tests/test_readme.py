@@ -1,5 +1,6 @@
 """README does what it says: its Python blocks run in order, its commands and files exist."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -16,13 +17,14 @@ def blocks(language):
 
 
 @pytest.fixture(scope="module")
-def printed():
-    """Run all Python blocks as one script; return what each printed."""
-    output, names = [], {"__name__": "readme"}
+def printed(tmp_path_factory):
+    """Run all Python blocks as one script in an empty folder; return what each printed."""
+    output, names, folder = [], {"__name__": "readme"}, tmp_path_factory.mktemp("readme")
     for block in blocks("python"):
         lines = []
         names["print"] = lambda *values, lines=lines: lines.append(" ".join(map(str, values)))
-        exec(compile(block, "README.md", "exec"), names)
+        with contextlib.chdir(folder):
+            exec(compile(block, "README.md", "exec"), names)
         output.append("\n".join(lines))
     return output
 
@@ -31,6 +33,10 @@ def test_first_block_classifies_digits_at_no_gap(printed):
     lost = float(re.search(r"(\S+) nats lost by amortizing", printed[0])[1])
     assert abs(lost) < 1e-4  # both converge to 1e-8 nats a row, 1,797 rows
     assert float(re.search(r"accuracy: (\S+)", printed[0])[1]) > 0.85  # ten classes
+
+
+def test_a_saved_fit_loads_as_it_was(printed):
+    assert printed[-1] == "True"
 
 
 def test_more_flexible_functions_have_smaller_gaps(printed):
