@@ -264,7 +264,8 @@ def test_decoders_fit_sample_and_predict(name, weights):
         warnings.simplefilter("ignore", ConvergenceWarning)
         vi.fit(X)
     sds = np.concatenate([sd.ravel() for sd in vi.global_posterior_.sd.values()])
-    assert (sds == 0).all() if weights == "point" else (sds > 0).all()
+    # Of a constrained global the sd is that of nodes which all are the same number, to rounding.
+    assert (sds < 1e-12).all() if weights == "point" else (sds > 1e-3).all()
     drawn, Z = vi.sample(500, random_state=0)
     assert drawn.shape == (500, 4) and Z.shape == (500, 1)
     if name in DISCRETE:
