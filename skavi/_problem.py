@@ -5,6 +5,7 @@ Solvers see nothing else. Factorized and amortized VI are the same problem with 
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from skavi.inference_functions import InferenceFunction
 from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
 from skavi.solvers import State
+
+#: Numbers (rows x nodes x latents a row) that are evaluated at once.
+_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ class Problem:
     frozen_globals: bool = False
     _kept: list = field(default_factory=list, repr=False)
 
-    @property
+    @cached_property
     def total_weight(self) -> float:
-        """Sum of the rows' weights."""
+        """Sum of the rows' weights: a pass over all rows, made once."""
         return self.rows.total_weight
 
     def with_noise(self, noise: Noise) -> "Problem":
@@ -95,8 +99,26 @@ class Problem:
         return self.function.evaluate(state.parameters, self.features)
 
     def row_terms(self, raw: Tensor, globals_: Tensor) -> Tensor:
-        """Return the rows' ELBO terms."""
-        return self.objective.row_terms(raw, globals_, self.rows.X, self.nodes())
+        """Return the rows' ELBO terms; where no gradient is asked for, in bounded memory."""
+        nodes, parts = self.nodes(), self.parts()
+        if len(parts) == 1 or raw.requires_grad or globals_.requires_grad:
+            return self.objective.row_terms(raw, globals_, self.rows.X, nodes)
+        X = self.rows.X
+        terms = [self.objective.row_terms(raw[p], globals_, X[p], nodes) for p in parts]
+        return torch.cat(terms)
+
+    def parts(self) -> list[slice]:
+        """Split the rows into pieces whose evaluation takes bounded memory.
+
+        One piece where rows are not independent given theta, or share no nodes.
+        """
+        n, model = len(self.rows), self.objective.model
+        if not model.rowwise or model.ordered or not self.noise.deterministic:
+            return [slice(0, n)]
+        nodes = self.nodes()
+        n_nodes = 1 if nodes is None else len(nodes.weights)
+        size = max(1, _NUMBERS // (n_nodes * self.objective.n_latents))
+        return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
     def elbo(self, state: State) -> Tensor:
         """Return the ELBO of all rows, in nats."""
@@ -107,11 +129,26 @@ class Problem:
         X, weights = self.rows.X, self.rows.weights
         return self.objective.elbo(raw, globals_, X, weights, self.nodes())
 
+    def elbo_in_parts(self, state: State, size: int) -> Tensor:
+        """Return the same, `size` rows at a time where rows are independent: in bounded memory."""
+        if not self.objective.model.rowwise or size >= len(self.rows):
+            return self.elbo(state)
+        total, nodes = self.objective.global_term(state.globals_), self.nodes()
+        for first in range(0, len(self.rows), size):
+            where = slice(first, first + size)
+            if self.function.tabular:
+                raw = state.parameters["values"][where]
+            else:
+                raw = self.function.evaluate(state.parameters, self.features[where])
+            terms = self.objective.row_terms(raw, state.globals_, self.rows.X[where], nodes)
+            total = total + self.rows.weights[where] @ terms
+        return total
+
     def draw_batch(self, size: int) -> "Batch":
         """Draw rows for one step: any rows, or for a series a piece of it."""
         n, device = len(self.rows), self.rows.X.device
         if not self.objective.model.ordered:
-            index = torch.randperm(n, generator=self.generator)[:size]
+            index = _drawn_rows(n, min(size, n), self.generator)
             return Batch(index.to(device), 0, n / len(index))
         n_pieces = math.ceil(n / size)
         first = size * int(torch.randint(n_pieces, (), generator=self.generator))
@@ -131,3 +168,14 @@ class Problem:
         terms = self.objective.row_terms(raw, globals_, rows.X, nodes)
         local = rows.weights[batch.lead :] @ terms[batch.lead :]
         return batch.scale * local + self.objective.global_term(globals_)
+
+
+def _drawn_rows(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw `size` of n rows, all different, in time that grows with `size` alone."""
+    if 2 * size >= n:
+        return torch.randperm(n, generator=generator)[:size]
+    index = torch.zeros(0, dtype=torch.long)
+    while len(index) < size:
+        more = torch.randint(n, (size,), generator=generator)
+        index = torch.cat([index, more]).unique()
+    return index[torch.randperm(len(index), generator=generator)[:size]]
