@@ -1,0 +1,333 @@
+"""Whatever goes in: a valid fit or a documented error comes out, never NaN, and no input changes.
+
+Hypothesis puts together an estimator, a model, an inference function, a solver, noise, families,
+a data set, what spoils it, and how it lies in memory. The everyday run tries 50 examples, the slow
+one 1,000, the same each time. A long run takes new ones, as many as the environment says::
+
+    SKAVI_FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py -m slow
+"""
+
+import os
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+
+import skavi.models
+from skavi import AmortizedVI, FactorizedVI
+from skavi.closability import AmortizationWarning
+from skavi.families import DiagonalNormal, FullNormal
+from skavi.inference_functions import MLP, Constant, Polynomial
+from skavi.models import (
+    BayesianDecoder,
+    FactorAnalysis,
+    GaussianProcess,
+    HierarchicalModel,
+    LatentVariableModel,
+    LinearModel,
+    LocalLevel,
+    MarkovModel,
+    NonlinearModel,
+    RandomEffects,
+    SawTimeSeries,
+    TimeSeriesModel,
+    TopicModel,
+)
+from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+
+LONG = os.environ.get("SKAVI_FUZZ_EXAMPLES")
+DOCUMENTED = (ValueError, TypeError, FloatingPointError)
+
+NUMBERS = st.sampled_from([1.0, 0.1, 3, 1e-8, 1e8, 1e200, 0.0, -1.0, np.nan, np.inf, "a", None])
+SANE = st.sampled_from([1.0, 0.3, 3.0, 1e-3, 1e3])
+COUNTS = st.sampled_from([1, 2, 3, 5, 0, -1, 1.5, "a", None, True])
+FEW = st.sampled_from([1, 2, 3, 5])
+
+
+def either(sane, any_):
+    """Most often something sane: a fit must survive a score of choices."""
+    return st.integers(0, 24).flatmap(lambda i: any_ if i == 24 else sane)
+
+
+number, count = either(SANE, NUMBERS), either(FEW, COUNTS)
+scale = either(st.one_of(st.none(), SANE), st.one_of(NUMBERS, st.lists(SANE, max_size=4)))
+
+# A model of each kind, with arguments that may make no sense.
+MODELS = {
+    "BayesianDecoder": st.builds(
+        BayesianDecoder, count, either(st.just((4,)), st.tuples(COUNTS)), weight_scale=number
+    ),
+    "FactorAnalysis": st.builds(
+        FactorAnalysis,
+        count,
+        st.sampled_from(["isotropic", "diagonal"]),
+        loading_scale=scale,
+        mean_loc=scale,
+        mean_scale=scale,
+        noise_shape=number,
+        noise_scale=scale,
+    ),
+    "GaussianProcess": st.builds(
+        GaussianProcess, number, number, st.sampled_from(["normal", "bernoulli", "poisson"]), number
+    ),
+    "LinearModel": st.builds(LinearModel, number, number),
+    "LocalLevel": st.builds(LocalLevel, scale, scale, number, number),
+    "NonlinearModel": st.builds(NonlinearModel),
+    "RandomEffects": st.builds(
+        RandomEffects,
+        number,
+        number,
+        st.booleans(),
+        st.sampled_from(["half_cauchy", "half_normal", "x"]),
+    ),
+    "SawTimeSeries": st.builds(SawTimeSeries, number, number),
+    "TopicModel": st.builds(TopicModel, count),
+    "default": st.none(),
+}
+TO_SUBCLASS = {HierarchicalModel, LatentVariableModel, MarkovModel, TimeSeriesModel}
+
+with torch.random.fork_rng():  # torch draws their weights
+    MODULES = [torch.nn.Linear(2, 2), torch.nn.Linear(1, 2)]
+FUNCTIONS = st.one_of(
+    st.builds(Constant),
+    st.builds(Polynomial, either(st.integers(0, 2), COUNTS)),
+    st.builds(Polynomial, st.just(1), context=st.sampled_from([(1, 0), (0, 1), (2, 2), (20, 20)])),
+    st.builds(MLP, either(st.just((4,)), st.tuples(COUNTS)), st.sampled_from(["relu", "tanh"])),
+    st.sampled_from(MODULES),
+    st.none(),
+)
+SOLVERS = st.one_of(
+    st.none(),
+    st.none(),
+    st.none(),
+    st.builds(Newton),
+    st.builds(LBFGS, count),
+    st.builds(CoordinateAscent, count),
+    st.builds(Adam, either(st.none(), NUMBERS), either(st.one_of(st.none(), FEW), COUNTS)),
+)
+NOISES = st.one_of(
+    st.none(),
+    st.builds(ClosedForm),
+    st.builds(MonteCarlo, count),
+    st.builds(FixedDraws, count, either(st.integers(0, 3), COUNTS)),
+    st.builds(QuasiMonteCarlo, either(st.sampled_from([2, 3, 32]), COUNTS)),
+    st.builds(GaussHermite, either(st.integers(1, 4), COUNTS)),
+)
+FAMILIES = st.one_of(st.none(), st.builds(DiagonalNormal), st.builds(FullNormal))
+
+
+# Data: made for the model, then spoiled, then laid out in memory.
+
+
+def make_rows(name, n_rows, n_columns, seed):
+    rng = np.random.default_rng(seed)
+    if name in ("LinearModel", "NonlinearModel", "SawTimeSeries", "LocalLevel"):
+        return rng.normal(size=(n_rows, 1))
+    if name == "RandomEffects":
+        return np.column_stack([rng.normal(size=n_rows), rng.uniform(0.5, 2.0, n_rows)])
+    if name == "TopicModel":
+        return rng.poisson(2.0, (n_rows, n_columns)).astype(float)
+    if name == "GaussianProcess":
+        return np.column_stack([np.arange(n_rows) / 3, rng.poisson(1.0, n_rows).clip(0, 1)])
+    return rng.normal(size=(n_rows, n_columns))
+
+
+def with_cell(value):
+    def changed(X):
+        X = X.copy()
+        X[len(X) // 2 :, -1:][:1] = value
+        return X
+
+    return changed
+
+
+ODD = {
+    "tiny": lambda X: X * 1e-8,
+    "tiniest": lambda X: X * 1e-300,
+    "large": lambda X: X * 1e8,
+    "huge": lambda X: X * 1e150,
+    "hugest": lambda X: np.sign(X) * 1e308,
+    "mixed scales": lambda X: X * np.logspace(-8, 8, X.shape[1]),
+    "far from zero": lambda X: X + 1e6,
+    "constant": lambda X: np.full_like(X, 3.0),
+    "zero": np.zeros_like,
+    "a constant column": lambda X: np.column_stack([X[:, :-1], np.full(len(X), 7.0)]),
+    "a copied column": lambda X: np.column_stack([X, X[:, :1]]),
+    "equal rows": lambda X: np.repeat(X[:1], len(X), axis=0),
+    "an outlier": with_cell(1e12),
+    "a zero": with_cell(0.0),
+    "a negative": with_cell(-5.0),
+    "NaN": with_cell(np.nan),
+    "infinite": with_cell(np.inf),
+    "all NaN": lambda X: np.full_like(X, np.nan),
+    "no rows": lambda X: X[:0],
+    "no columns": lambda X: X[:, :0],
+    "whole numbers": np.round,
+}
+LAYOUTS = {
+    "plain": lambda X: X,
+    "columns first": np.asfortranarray,
+    "strided": lambda X: np.repeat(X, 2, axis=1)[::-1, ::2],
+    "read-only": lambda X: _read_only(X),
+    "big-endian": lambda X: X.astype(">f8"),
+    "float32": lambda X: X.astype(np.float32),
+    "float16": lambda X: X.astype(np.float16),
+    "integers": lambda X: np.nan_to_num(X).clip(-1e9, 1e9).astype(np.int32),
+    "booleans": lambda X: X > 0,
+    "objects": lambda X: X.astype(object),
+    "complex": lambda X: X + 1j,
+    "text": lambda X: X.astype(str),
+    "list": lambda X: X.tolist(),
+    "frame": lambda X: pd.DataFrame(X, columns=[f"x{i}" for i in range(X.shape[1])]),
+    "CSR": scipy.sparse.csr_matrix,
+    "one dimension": lambda X: X[:, 0] if X.shape[1] else X,
+    "three dimensions": lambda X: X[None],
+}
+
+
+def _read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+@st.composite
+def situations(draw):
+    """Return (estimator, X to fit, sample weights, X to transform)."""
+    name = draw(st.sampled_from(list(MODELS)))
+    components = {
+        "model": draw(MODELS[name]),
+        "solver": draw(SOLVERS),
+        "noise": draw(NOISES),
+        "family": draw(FAMILIES),
+        "global_family": draw(FAMILIES),
+    }
+    limits = {
+        "max_iter": draw(either(st.sampled_from([1, 2, 5, 20]), COUNTS)),
+        "tol": draw(either(st.sampled_from([1e-8, 1e-2]), NUMBERS)),
+        "output": draw(st.sampled_from(["mean", "mean_sd"])),
+        "random_state": draw(either(st.integers(0, 3), st.sampled_from([-1, "a", 1.5]))),
+        "device": draw(either(st.just("cpu"), st.sampled_from(["auto", "xpu9", "cuda:99", ""]))),
+    }
+    if draw(st.booleans()):
+        vi = FactorizedVI(**components, **limits)
+    else:
+        vi = AmortizedVI(inference_function=draw(FUNCTIONS), **components, **limits)
+    shape = draw(st.sampled_from([1, 2, 3, 7, 12])), draw(st.sampled_from([1, 2, 3, 5]))
+    X = make_rows(name, *shape, draw(st.integers(0, 5)))
+    odd = st.sampled_from(list(ODD.values()))
+    for change in draw(st.lists(odd, max_size=2)):
+        X = change(X)
+    layout = LAYOUTS[draw(st.sampled_from(["plain"] * len(LAYOUTS) + list(LAYOUTS)))]
+    weights = draw(either(st.none(), st.sampled_from([1.0, 0.0, 1e-300, 1e300, -1.0, np.nan])))
+    weights = None if weights is None else np.r_[weights, np.ones(len(X))][: len(X)]
+    new = draw(st.one_of(st.just(lambda X: X[::-1]), odd))(X)
+    return vi, layout(X), weights, new
+
+
+# What has to hold.
+
+
+def frozen(data):
+    """Return a copy to compare with later."""
+    if data is None or isinstance(data, list):
+        return repr(data)
+    data = data.toarray() if scipy.sparse.issparse(data) else np.asarray(data)
+    return data.copy()
+
+
+def check_unchanged(data, before):
+    assert np.array_equal(frozen(data), before) or repr(frozen(data)) == repr(before)
+
+
+def attempt(call, *arguments, **keywords):
+    """Return the call's result; None after a documented error, raised by us and not by torch."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", AmortizationWarning)
+            warnings.simplefilter("ignore", DataConversionWarning)
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            return call(*arguments, **keywords)
+    except DOCUMENTED as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+        assert "torch" not in raised_in and "linalg" not in raised_in, "a raw error of torch's"
+        assert str(error), "an error without a message"
+        return None
+
+
+def check_fit(vi, rows):
+    """Everything a fit gives is a number, and of the shape it should have."""
+    n, k = len(rows), vi.model_.n_latents(vi.n_features_in_)
+    assert np.isfinite(vi.elbo_), "elbo_"
+    assert np.isfinite(vi._raw_globals).all(), "q(theta)"
+    for name, value in vi.global_posterior_.mean.items():
+        assert not np.isnan(value).any(), f"the mean of {name}"
+    Z = attempt(vi.transform, rows)
+    if Z is None:  # unseen rows may be refused, with the reason
+        return
+    assert Z.shape == (n, k * (2 if vi.output == "mean_sd" else 1))
+    assert np.isfinite(Z).all(), "transform"
+    posterior = attempt(vi.posterior, rows)
+    assert (posterior.sd > 0).all(), "posterior sds"
+    score = attempt(vi.score, rows)
+    assert score is None or np.isfinite(score), "score"
+    check_predictions(vi, Z)
+
+
+def check_predictions(vi, Z):
+    try:
+        expected = attempt(vi.inverse_transform, Z)
+        X, latents = attempt(vi.sample, 3, random_state=0) or (None, None)
+    except NotImplementedError:
+        return
+    assert expected is None or not np.isnan(expected).any(), "inverse_transform"
+    assert X is None or not (np.isnan(X).any() or np.isnan(latents).any()), "sample"
+
+
+def check_situation(vi, X, weights, new):
+    before = frozen(X), frozen(weights)
+    parameters = repr(vi)
+    fitted = attempt(vi.fit, X, sample_weight=weights)
+    check_unchanged(X, before[0])
+    check_unchanged(weights, before[1])
+    assert repr(vi) == parameters
+    if fitted is None:
+        assert not hasattr(vi, "elbo_"), "a failed fit left attributes"
+        return
+    if isinstance(X, np.ndarray | pd.DataFrame):
+        check_fit(vi, X)
+    new_before = frozen(new)
+    if attempt(vi.transform, new) is not None:
+        check_fit(vi, new)
+    check_unchanged(new, new_before)
+
+
+common = {"suppress_health_check": list(HealthCheck), "deadline": None}
+
+
+@settings(max_examples=50, **common)
+@given(situations())
+def test_any_input_gives_a_fit_or_a_documented_error(situation):
+    check_situation(*situation)
+
+
+@pytest.mark.slow
+@settings(max_examples=int(LONG or 1000), derandomize=LONG is None, **common)
+@given(situations())
+def test_a_thousand_inputs_give_fits_or_documented_errors(situation):
+    check_situation(*situation)
+
+
+def test_every_model_is_tried():
+    public = {getattr(skavi.models, name) for name in skavi.models.__all__} - TO_SUBCLASS
+    assert {kind.__name__ for kind in public} == set(MODELS) - {"default"}
