@@ -23,6 +23,7 @@ _REACH = 8.0
 _CANDIDATES = 4
 _COMPARABLE = 4.0
 _LOCAL_ITERATIONS = 50
+_MOST_ROWS = 20_000
 _ROUGH = 1e-4
 
 
@@ -31,6 +32,8 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
     objective = problem.objective
     if not objective.model.rowwise or objective.n_latents > _MAX_LATENTS or objective.model.ordered:
         return None
+    if len(raw) > _MOST_ROWS:
+        return _in_pieces(problem, raw, globals_, tol)
     starts, owner = _screen(problem, raw, globals_)
     if not len(owner):
         return None
@@ -50,6 +53,16 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
     moved = raw.clone()
     moved[owner[wins]] = found[wins]
     return moved
+
+
+def _in_pieces(problem, raw, globals_, tol):
+    """Look piece by piece: the screen holds hundreds of numbers a row."""
+    moved, any_moved = raw.clone(), False
+    for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
+        better = other_basins(problem.restricted(part), raw[part], globals_, tol)
+        if better is not None:
+            moved[part], any_moved = better, True
+    return moved if any_moved else None
 
 
 def _screen(problem, raw, globals_):

@@ -22,8 +22,8 @@ def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) ->
     noise = problem.noise
     if not noise.deterministic or not bool(torch.isfinite(outcome.state.globals_).all()):
         return outcome
-    n_rows = len(problem.rows)
-    finer = [rule for rule in noise.refined() if affordable(rule, problem.objective, n_rows)]
+    here = problem.objective, problem.function, len(problem.rows)
+    finer = [rule for rule in noise.refined() if affordable(rule, *here)]
     left = [_remaining(problem.with_noise(rule), solver, outcome.state) for rule in finer]
     bias = max(left, default=0.0)
     small = bias <= max(tol * problem.total_weight, NOISE_TOLERANCE)

@@ -41,6 +41,7 @@ _MAX_FULL_GLOBALS = 20_000
 _FALLING = 100
 _MAX_GRAM = 5e10  # operations of a Gauss-Newton step
 _BATCH = 1000
+_MOST_NUMBERS = 1_000_000_000
 
 
 def default_model(X, weights):
@@ -63,20 +64,32 @@ def default_function(n_outputs, model):
     return MLP(hidden_layer_sizes=(max(width, 2 * n_outputs),) * 2)
 
 
-def default_noise(objective: Objective, n_rows: int):
+def budget(objective: Objective, function) -> int:
+    """Return how many numbers (rows x nodes x latents) a deterministic evaluation may take.
+
+    Newton's systems of tables and linear functions are put together piece by piece, so only time
+    limits them.
+    """
+    model = objective.model
+    whole = function is None or not (function.tabular or function.linear)
+    return BUDGET if whole or not model.rowwise or model.ordered else _MOST_NUMBERS
+
+
+def default_noise(objective: Objective, function, n_rows: int):
     """Choose a deterministic rule if one evaluation is of a size for it."""
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
     n_latents, n_globals = objective.n_latents, objective.n_drawn_globals
     dimension = n_latents * objective.noise_blocks(n_rows) + n_globals
+    most = budget(objective, function)
     if dimension <= _MAX_PRODUCT_DIMENSION:
         n_nodes = 3
-        if n_rows * n_latents * n_nodes**dimension <= BUDGET:
+        if n_rows * n_latents * n_nodes**dimension <= most:
             return GaussHermite(n_nodes)
     n_draws = 256
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
         n_draws *= 2  # more pairs than dimensions: covariances are exact
-    if n_rows * n_latents * n_draws <= BUDGET and n_globals <= _MAX_QUASI_GLOBALS:
+    if n_rows * n_latents * n_draws <= most and n_globals <= _MAX_QUASI_GLOBALS:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
 
@@ -131,7 +144,7 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     return QuasiMonteCarlo(n_draws, seed)
 
 
-def affordable(noise, objective: Objective, n_rows: int) -> bool:
+def affordable(noise, objective: Objective, function, n_rows: int) -> bool:
     """Say whether one evaluation under `noise` stays within the budget."""
     try:
         n_noise = objective.n_latents * objective.noise_blocks(n_rows)
@@ -141,4 +154,4 @@ def affordable(noise, objective: Objective, n_rows: int) -> bool:
     n_nodes = 1 if nodes is None else len(nodes.weights)
     if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
         return False
-    return n_rows * objective.n_latents * n_nodes <= BUDGET
+    return n_rows * objective.n_latents * n_nodes <= budget(objective, function)

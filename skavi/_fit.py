@@ -186,7 +186,7 @@ def fit_problem(
 
 def _solved(plan, rows, start, progress):
     objective, generator = plan.objective, plan.generator
-    noise = plan.noise or default_noise(objective, len(rows))
+    noise = plan.noise or default_noise(objective, plan.function, len(rows))
     if start is None:
         start, noise = _reference(plan, noise, rows)
     targets, globals_ = start.parameters["values"], start.globals_
@@ -286,7 +286,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
         return here, noise
     table = Table()
     solver = default_solver(objective, table, noise, len(rows), 0)
-    if not isinstance(solver, CoordinateAscent | Newton):
+    if not noise.deterministic or (objective.model.one_log_joint and not objective.model.rowwise):
         return here, noise
     cheap = isinstance(solver, CoordinateAscent)
     few = rows if cheap else _subset(objective.model, rows)
@@ -300,7 +300,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
         raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
         here = State({"values": raw}, globals_)
     refined = fitted.problem.noise
-    return here, refined if affordable(refined, objective, len(rows)) else noise
+    return here, refined if affordable(refined, objective, plan.function, len(rows)) else noise
 
 
 def _subset(model, rows: Rows) -> Rows:
@@ -329,7 +329,7 @@ def _refine_noise(problem, state, tol, climb):
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)
         for finer in problem.noise.refined():
-            if not affordable(finer, problem.objective, len(problem.rows)):
+            if not affordable(finer, problem.objective, problem.function, len(problem.rows)):
                 continue
             change = abs(float(problem.with_noise(finer).elbo(state)) - old)
             if not change <= worst:

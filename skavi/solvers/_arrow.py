@@ -46,24 +46,46 @@ class System:
         """
         row_steps = self.objective.family.steps(self.objective.local_factors(raw))
         steps = self.objective.global_family.steps(self.objective.global_factor(globals_))
+        n_global = 0 if self.frozen else globals_.numel()
+        pieces = [self._plain(raw, globals_, part) for part in self.problem.parts()]
+        g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
+        g_globals, H_globals = (sum(piece[i] for piece in pieces) for i in (3, 4))
+        if not self.frozen:
+            slope, curvature = self._of_global_term(globals_)
+            g_globals, H_globals = g_globals + slope, H_globals + curvature
+        steps_used = steps[:n_global]
+        g, g_globals = g * row_steps, g_globals * steps_used
+        H = H * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2)
+        C = C * row_steps.unsqueeze(-1) * steps_used
+        return g, g_globals, H, C, H_globals * steps_used * steps_used[:, None], row_steps, steps
+
+    def _plain(self, raw, globals_, part):
+        """Derivatives of some rows' terms in plain units: g, H, C; sums over them for globals."""
+        rows, whole = self.problem.rows, len(raw)
+        problem = self.problem if part == slice(0, whole) else self.problem.restricted(part)
         n_row, n_global = raw.shape[-1], 0 if self.frozen else globals_.numel()
         with torch.enable_grad():
-            raw = raw.detach().requires_grad_(True)
+            raw = raw[part].detach().requires_grad_(True)
             globals_ = globals_.detach().requires_grad_(n_global > 0)
             unknowns = (raw, globals_) if n_global else (raw,)
-            gradients = gradient_of(self.total(raw, globals_), unknowns, create_graph=True)
+            value = (rows.weights[part] * problem.row_terms(raw, globals_)).sum()
+            gradients = gradient_of(value, unknowns, create_graph=True)
             g, g_globals = gradients[0], gradients[1] if n_global else globals_
             columns = [gradient_of(g[:, p].sum(), (raw,))[0] for p in range(n_row)]
             borders = [gradient_of(g_globals[q], unknowns) for q in range(n_global)]
-        H = torch.stack(columns, -1) * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2)
-        g, g_globals = g.detach() * row_steps, g_globals.detach()[:n_global] * steps[:n_global]
+        H, g, g_globals = torch.stack(columns, -1), g.detach(), g_globals.detach()[:n_global]
         if not n_global:
-            nothing = raw.new_empty(0, 0)
-            return g, g_globals, H, raw.new_empty(*raw.shape, 0), nothing, row_steps, steps
+            return g, H, raw.new_empty(*raw.shape, 0), g_globals, raw.new_empty(0, 0)
         C = torch.stack([border[0] for border in borders], -1)
-        C = C * row_steps.unsqueeze(-1) * steps
-        H_globals = torch.stack([border[1] for border in borders]) * steps * steps.unsqueeze(-1)
-        return g, g_globals, H, C, H_globals, row_steps, steps
+        return g, H, C, g_globals, torch.stack([border[1] for border in borders])
+
+    def _of_global_term(self, globals_):
+        with torch.enable_grad():
+            globals_ = globals_.detach().requires_grad_(True)
+            value = self.objective.global_term(globals_)
+            (slope,) = gradient_of(value, (globals_,), create_graph=True)
+            rows = [gradient_of(entry, (globals_,))[0] for entry in slope]
+        return slope.detach(), torch.stack(rows) if rows else slope.new_empty(0, 0)
 
 
 def gradient_of(value, unknowns, create_graph=False):

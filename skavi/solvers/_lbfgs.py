@@ -105,25 +105,28 @@ class _Descent(Run):
     def _checked(self, memory):
         """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
         gradient, times = self.loss.products(memory.position)
-        step, decrement = newton_step(gradient, times)
+        step, decrement, convex = newton_step(gradient, times)
         memory = replace(memory, decrement=decrement)
-        if decrement <= self.tol:
+        if convex and decrement <= self.tol:
             return replace(memory, finished=True)
         slope = float(gradient @ step)
         found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
         if found is None:
             return replace(memory, finished=True)
         length, value, gradient = found
-        at_rounding = memory.value - value <= 1e-15 * abs(value)
+        # Out of a saddle only what is gained counts; elsewhere rounding ends it.
+        least = 1e-15 * abs(value) if convex else self.tol
+        done = memory.value - value <= least
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
             elbo=self.loss.elbo(value),
-            finished=at_rounding,
+            finished=done,
             position=memory.position + length * step,
             value=value,
             gradient=gradient,
-            decrement=decrement if at_rounding else math.inf,
+            decrement=decrement if done else math.inf,
+            calm=memory.calm if convex else 0,
         )
 
     def state(self):
@@ -133,7 +136,10 @@ class _Descent(Run):
         memory, scale = self.memory, self.loss.scale
         left = memory.decrement
         if not math.isfinite(left):
-            left = newton_step(*self.loss.products(memory.position))[1]
+            _, left, convex = newton_step(*self.loss.products(memory.position))
+            if not convex:
+                step = _inverse_hessian_times(memory.pairs, memory.gradient)
+                left = max(left, float(memory.gradient @ step) / 2)
         return Outcome(
             state=self.state(),
             curve=self.curve or [self.loss.elbo(memory.value)],

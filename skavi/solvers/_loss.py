@@ -67,6 +67,8 @@ def newton_step(gradient, times):
         Downhill; short of the solution where curvature turns negative or patience ends.
     decrement : float
         Minus half the gradient times the step: what the step gains, in the unit of the loss.
+    convex : bool
+        Whether no negative curvature was met.
     """
     step, residual = torch.zeros_like(gradient), -gradient
     direction, size = residual.clone(), float(residual @ residual)
@@ -75,7 +77,7 @@ def newton_step(gradient, times):
         product = times(direction)
         curvature = float(direction @ product)
         if not curvature > 0:
-            return (step, decrement) if decrement else (residual, 0.5 * size)
+            return step if decrement else residual, decrement, size == 0
         length = size / curvature
         step, residual = step + length * direction, residual - length * product
         gain, decrement = 0.5 * length * size, decrement + 0.5 * length * size
@@ -83,7 +85,7 @@ def newton_step(gradient, times):
         if gain <= _NEGLIGIBLE * decrement or size == 0:
             break
         direction = residual + size / before * direction
-    return step, decrement
+    return step, decrement, True
 
 
 def remaining(problem, state):
