@@ -16,7 +16,7 @@ from skavi._choice import default_solver
 from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.objective import Objective
-from skavi.solvers import Newton, State
+from skavi.solvers import Adam, Newton, State
 
 _SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
 _ITERATIONS = (15, 7)  # of Gauss-Newton; others need more
@@ -62,7 +62,7 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
     function, weights = problem.function, problem.rows.weights
     states = [
         State(function.start(problem.features, targets, weights, problem.generator), globals_)
-        for _ in range(function.n_starts)
+        for _ in range(1 if isinstance(_solver(problem, targets), Adam) else function.n_starts)
     ]
     if len(states) == 1:
         return states[0]
@@ -71,7 +71,7 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
         best = int(elbos.argmax())
         short = float(problem.elbo_of(targets, globals_)) - float(elbos[best])
     model = problem.objective.model
-    if short <= _CLOSE * problem.total_weight or not problem.noise.deterministic:
+    if short <= _CLOSE * problem.total_weight:
         return states[best]
     if not model.rowwise or model.one_log_joint:
         return states[best]  # a subset of rows would be another model
@@ -125,10 +125,14 @@ def _pulled(problem, targets, states, share, n_iter):
     steps = objective.family.steps(objective.local_factors(targets))
     given = {field.name: getattr(objective, field.name) for field in fields(Objective)}
     pulled = Pulled(**given, share=share, targets=targets, steps=steps)
-    problem, n_parameters = replace(problem, objective=pulled), _n_parameters(problem, targets)
-    solver = default_solver(objective, problem.function, problem.noise, len(targets), n_parameters)
+    problem, solver = replace(problem, objective=pulled), _solver(problem, targets)
     n_iter *= 1 if isinstance(solver, Newton) else _PATIENCE
     return [solver.solve(problem, s, _TOL, n_iter, _go_on).state.copied() for s in states]
+
+
+def _solver(problem, targets):
+    here = problem.objective, problem.function, problem.noise, len(targets)
+    return default_solver(*here, _n_parameters(problem, targets))
 
 
 def _n_parameters(problem, targets):

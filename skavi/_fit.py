@@ -52,9 +52,9 @@ def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
 
 
 def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return what an inference function reads of each row: the row, or a window around it."""
+    """Return what a function reads of each row: the model's summary, or a window of them."""
     context = function.context if function.context is not None else model.context
-    return windows(X, context or (0, 0), model.padding)
+    return windows(model.summary(X), context or (0, 0), model.padding)
 
 
 def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
@@ -109,6 +109,8 @@ class Plan:
     generator : torch.Generator
     journal : Journal
         What an earlier process did of the same fit, and where to keep what this one does.
+    single : bool
+        Whether X came in single precision: then stochastic steps are computed in it.
     """
 
     objective: Objective
@@ -119,6 +121,7 @@ class Plan:
     max_iter: int
     generator: torch.Generator
     journal: Journal = field(default_factory=Journal)
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,9 @@ def _solved(plan, rows, start, progress):
         start, noise = _reference(plan, noise, rows)
     targets, globals_ = start.parameters["values"], start.globals_
     function = plan.function or default_function(targets.shape[1], objective.model)
+    if not function.tabular:
+        reading = objective.model.reading(objective.global_factor(globals_))
+        objective = replace(objective, model=reading)
     inputs = inputs_of(objective.model, function, rows.X)
     function = function.fit_inputs(inputs, rows.weights)
     features = function.features(inputs)
@@ -200,7 +206,7 @@ def _solved(plan, rows, start, progress):
         X, weights = objective.model.compressed(rows.X, rows.weights)
         rows = Rows(X, weights)
         features, targets = X, start_locals(objective, globals_, X)
-    problem = Problem(objective, function, rows, features, noise, generator)
+    problem = Problem(objective, function, rows, features, noise, generator, single=plan.single)
     if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
         # q(theta) is at the factorized optimum: the steps of Adam, all of a size, would spoil it.
         problem = replace(problem, frozen_globals=True)

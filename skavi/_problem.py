@@ -54,6 +54,8 @@ class Problem:
         For fresh draws and for batches.
     frozen_globals : bool
         Whether q(theta) is given, as in `transform`.
+    single : bool
+        Whether stochastic steps may be computed in single precision: X came in it.
     """
 
     objective: Objective
@@ -63,6 +65,7 @@ class Problem:
     noise: Noise
     generator: torch.Generator
     frozen_globals: bool = False
+    single: bool = False
     _kept: list = field(default_factory=list, repr=False)
 
     @cached_property
@@ -73,6 +76,13 @@ class Problem:
     def with_noise(self, noise: Noise) -> "Problem":
         """Return the same problem under another noise rule."""
         return replace(self, noise=noise, _kept=[])
+
+    def in_single(self) -> "Problem":
+        """Return the same problem in single precision."""
+        rows = Rows(self.rows.X.to(torch.float32), self.rows.weights.to(torch.float32))
+        same = self.features is self.rows.X
+        features = rows.X if same else self.features.to(torch.float32)
+        return replace(self, rows=rows, features=features, _kept=[])
 
     def restricted(self, index: Tensor) -> "Problem":
         """Return the problem of the rows at `index` alone, under the same kept noise."""

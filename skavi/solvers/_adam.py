@@ -35,6 +35,7 @@ class Adam(Solver):
 
     Notes
     -----
+    Steps are computed in the precision of X, float32 or float64; all else of a fit in float64.
     Source: Kingma & Ba (2015), algorithm 1; averaging: Polyak & Juditsky (1992).
 
     Examples
@@ -102,7 +103,10 @@ class _Ascent(Run):
     """
 
     def __init__(self, solver, problem, state):
-        self.problem, self.schedule, n = problem, solver.schedule, len(problem.rows)
+        self.dtype, self.schedule, n = state.globals_.dtype, solver.schedule, len(problem.rows)
+        if problem.single:
+            problem, state = problem.in_single(), state.to(torch.float32)
+        self.problem = problem
         self.batch_size = min(solver.batch_size or n, n)
         self.lazy = self.batch_size < n and problem.function.tabular
         self.window = _WINDOW
@@ -139,13 +143,13 @@ class _Ascent(Run):
         ]
         elbo = self._elbo(leaves, batch)
         gradients = torch.autograd.grad(elbo, leaves)
-        if not all(bool(torch.isfinite(value).all()) for value in (elbo, *gradients)):
-            return self._retreat(memory)
         natural = [
             gradient * lengths[index]
             for gradient, lengths, index in zip(gradients, self.lengths, where, strict=True)
         ]
-        squared = sum(float((gradient**2).sum()) for gradient in natural)
+        norm = math.hypot(*[float(gradient.norm()) for gradient in natural])
+        if not math.isfinite(norm + float(elbo.detach())):
+            return self._retreat(memory)
         if self.lazy:
             self.undo = memory.n_iter, rows, leaves[0].detach()
         moved = [
@@ -160,7 +164,7 @@ class _Ascent(Run):
             values=values,
             moments=moments,
             counts=counts,
-            gradient_norm=math.sqrt(squared) / self.problem.total_weight,
+            gradient_norm=norm / self.problem.total_weight,
         )
         return self._judged(self._averaged(memory))
 
@@ -195,11 +199,11 @@ class _Ascent(Run):
         value, (first, second), count = memory.values[i], memory.moments[i], memory.counts[i]
         first_decay, second_decay = _BETAS
         n = count[where] + 1
-        m = first_decay * first[where] + (1 - first_decay) * gradient
-        v = second_decay * second[where] + (1 - second_decay) * gradient**2
-        unbiased = (v / (1 - second_decay**n)).sqrt() + _EPSILON
-        step = rate * self.lengths[i][where] * m / (1 - first_decay**n) / unbiased
-        new = value[where] + step
+        m = torch.lerp(first[where], gradient, 1 - first_decay)
+        v = torch.lerp(second[where], gradient.square(), 1 - second_decay)
+        correction = (1 - second_decay**n).sqrt()
+        step = (m * self.lengths[i][where]).mul_(rate * correction / (1 - first_decay**n))
+        new = value[where] + step.div_(v.sqrt().add_(_EPSILON * correction))
         if not self._in_place(i):
             return new, (m, v), n
         first[where], second[where], count[where], value[where] = m, v, n, new
@@ -268,7 +272,8 @@ class _Ascent(Run):
             memory.values[0][index] = rows
         values = list(memory.averages or memory.values)
         globals_ = self.frozen if self.problem.frozen_globals else values.pop()
-        return State(dict(zip(self.names, values, strict=True)), globals_)
+        moved = State(dict(zip(self.names, values, strict=True)), globals_)
+        return moved.to(self.dtype)
 
     def outcome(self):
         return Outcome(

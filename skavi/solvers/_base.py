@@ -28,6 +28,11 @@ class State:
     parameters: Parameters
     globals_: Tensor
 
+    def to(self, dtype: torch.dtype) -> "State":
+        """Return the same numbers in another precision."""
+        parameters = {name: value.to(dtype) for name, value in self.parameters.items()}
+        return State(parameters, self.globals_.to(dtype))
+
     def copied(self) -> "State":
         """Return the same numbers in memory of their own, laid out row by row."""
         own = {"memory_format": torch.contiguous_format}
