@@ -60,7 +60,7 @@ def rmse(filled, truth, where) -> float:
 def fitted(X, n_components):
     """Return factor analysis with a noise variance a column, fitted to a table with holes."""
     model = FactorAnalysis(n_components, "diagonal")
-    vi = FactorizedVI(model, tol=1e-3, max_iter=100, random_state=0)  # errors move no more
+    vi = FactorizedVI(model, tol=1e-3, max_iter=100, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return vi.fit(X)
