@@ -450,7 +450,7 @@ def _evaluated(problem, state, n_draws, limit):
         if len(values) < _FEWEST_EVALUATIONS:
             continue
         mean = sum(values) / len(values)
-        spread = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        spread = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
         se = math.sqrt(spread / len(values))
         if se < _SE_TARGET * max(abs(mean), 1.0):
             break
