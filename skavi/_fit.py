@@ -295,7 +295,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     if not noise.deterministic or (objective.model.one_log_joint and not objective.model.rowwise):
         return here, noise
     cheap = isinstance(solver, CoordinateAscent)
-    few = rows if cheap else _subset(objective.model, rows)
+    few = rows if cheap else subset(objective.model, rows)
     most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
     fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
@@ -309,7 +309,8 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     return here, refined if affordable(refined, objective, plan.function, len(rows)) else noise
 
 
-def _subset(model, rows: Rows) -> Rows:
+def subset(model, rows: Rows) -> Rows:
+    """Return at most 2,000 rows that stand for all, with weights that add up to theirs."""
     if len(rows) <= _REFERENCE_ROWS:
         return rows
     if model.ordered:

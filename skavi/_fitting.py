@@ -25,6 +25,7 @@ from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
+from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._validation import validated_objective
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
@@ -217,13 +218,45 @@ class VariationalInference(
         """
         check_streamed(self)
         with self._unchanged_on_error():
-            if hasattr(self, "elbo_"):
-                objective = self._go_on(X, sample_weight)
-            else:
-                objective = self.fit(X, y, sample_weight=sample_weight)._objective
+            first = not hasattr(self, "elbo_")
+            if first:
+                self.fit(X, y, sample_weight=sample_weight)
+            X = self._validated(X)
             rows = self._rows(X, sample_weight)
-            self._stiffness = stiffness_after(self, rows, objective(rows.X))
+            objective = self._objective(rows.X)
+            if not first:
+                require_memory_of_fit(self, X)
+                single = X.dtype == np.float32 and isinstance(rows.X, torch.Tensor)
+                with named_singularity("X"):
+                    objective = self._go_on(rows, single)
+            self._stiffness = stiffness_after(self, rows, objective)
+        if not first and not self.converged_:
+            warnings.warn(
+                f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
+                f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
+                f"Raise max_iter (now {self.max_iter}) or loosen tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         return self
+
+    def _go_on(self, rows, single):
+        """Fit new rows from here; return what was maximised."""
+        self.model_.check_data(rows.X)
+        seed = int(private_state(self.random_state).randint(2**31 - 1))
+        fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
+        elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        if not math.isfinite(elbo):
+            raise FloatingPointError(
+                f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
+                "as it was before. Check the scale of X."
+            )
+        new = fitted_attributes(fitted, elbo, se, self.n_features_in_, False)
+        new["elbo_curve_"] += self.elbo_
+        new["elbo_"] += self.elbo_
+        new["elbo_se_"] = math.hypot(se, self.elbo_se_)
+        self.__dict__.update(new)
+        return fitted.problem.objective
 
     def _fit(self, X, sample_weight, reporter):
         rows = self._rows(X, sample_weight, self._accepts_sparse())

@@ -33,6 +33,7 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
             objective.model, objective.global_family, raw_globals, n_features
         ),
         "_raw_globals": raw_globals,
+        "_stiffness": None,
         "_parameters": {} if problem.function.tabular else values,
     }
 

@@ -51,6 +51,14 @@ class NormalFactors(ABC):
     def variance_along(self, directions: Tensor, index: Tensor) -> Tensor:
         """Variances of the coordinates `index` (b, j) along `directions` (n, j), shape (n, b)."""
 
+    @abstractmethod
+    def whitened(self, departure: Tensor) -> Tensor:
+        """Return the noise that draws a departure (..., k) from the means."""
+
+    @abstractmethod
+    def relative_spread(self, other: "NormalFactors") -> Tensor:
+        """Trace of the covariances of `other`, of the same family, in units of these, (...)."""
+
     def given_first(self, n: int) -> "NormalFactors":
         """Return the factors given that the first n coordinates' noise is zero."""
         later = torch.arange(self.mean.shape[-1], device=self.mean.device) >= n
@@ -85,6 +93,12 @@ class DiagonalFactors(NormalFactors):
     def block_covariance(self, index: Tensor) -> Tensor:
         return torch.diag_embed(self.scale[..., index] ** 2)
 
+    def whitened(self, departure):
+        return departure / self.scale
+
+    def relative_spread(self, other):
+        return ((other.scale / self.scale) ** 2).sum(-1)
+
     def variance_along(self, directions, index):
         return directions**2 @ (self.scale[index] ** 2).mT
 
@@ -109,6 +123,14 @@ class FullFactors(NormalFactors):
     def block_covariance(self, index: Tensor) -> Tensor:
         rows = self.scale[..., index, :]
         return rows @ rows.mT
+
+    def whitened(self, departure):
+        columns = departure.unsqueeze(-1)
+        return torch.linalg.solve_triangular(self.scale, columns, upper=False).squeeze(-1)
+
+    def relative_spread(self, other):
+        whitened = torch.linalg.solve_triangular(self.scale, other.scale, upper=False)
+        return whitened.square().sum((-2, -1))
 
     def variance_along(self, directions, index):
         products = directions.unsqueeze(-1) * directions.unsqueeze(-2)

@@ -57,6 +57,7 @@ LAYERS = {
     "skavi._fitting": 4,
     "skavi._prediction": 4,
     "skavi._reporting": 4,
+    "skavi._streaming": 4,
     "skavi._comparison": 5,
     "skavi._loading": 5,
     "skavi._saving": 5,
