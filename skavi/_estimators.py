@@ -54,7 +54,7 @@ class FactorizedVI(VariationalInference):
         ELBO of the training set, in nats, all constants kept.
     elbo_se_ : float
         Its standard error: 0 where it is exact.
-    elbo_curve_ : ndarray of shape (n_iter_,)
+    elbo_curve_ : ndarray of shape (n_iterations,)
         ELBO after each iteration, in nats (estimates where the noise is random).
     n_iter_ : int
         Number of iterations.
@@ -135,8 +135,8 @@ class AmortizedVI(VariationalInference):
         `Constant`, `Polynomial`, `MLP` or any module. None: an `MLP` with two hidden layers sized
         from the factor.
     family, global_family, noise, solver, init, max_iter, tol, output, warm_start, device, \
-random_state, verbose
-        As in `FactorizedVI`.
+random_state, verbose : as in FactorizedVI
+        Documented there.
 
     Attributes
     ----------

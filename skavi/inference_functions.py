@@ -115,7 +115,7 @@ class InferenceFunction(Component):
     def standardised(self, inputs: Tensor) -> Tensor:
         """Return inputs in units of the training data's standard deviations, 0 where missing.
 
-        Sparse rows: log(1 + |x|) with the sign of x, each row scaled to a root mean square of one
+        Sparse rows: ``log(1 + |x|)`` with the sign of x, each row scaled to a root mean square of one
         over its stored cells; zeros stay zeros.
         """
         if isinstance(inputs, SparseRows):

@@ -27,7 +27,7 @@ class LatentVariableModel(Component, ABC):
     #: The window that closes the amortization gap, None if none does; "unknown": ask
     #: `skavi.can_close_gap`, which measures it.
     ideal_context: tuple[int, int] | str | None = "unknown"
-    #: Whether p(z_n, x | z_-n, theta) depends on no other row's latent.
+    #: Whether ``p(z_n, x | z_-n, theta)`` depends on no other row's latent.
     rowwise: bool = False
     #: Whether the log density is one number for all rows, not a term a row.
     one_log_joint: bool = True
