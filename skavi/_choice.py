@@ -56,12 +56,10 @@ def default_model(X, weights):
 def default_function(n_outputs, model):
     """Choose a network wide enough to carry any linear map of the row to the factor.
 
-    For sparse rows, which have far more columns than a network has units, a fixed, fast one.
+    One layer does for a model's own summary of sparse rows, which comes near the factor itself.
     """
-    if model.accepts_sparse:
-        return MLP()
-    width = min(64, max(16, 2 * n_outputs))
-    return MLP(hidden_layer_sizes=(max(width, 2 * n_outputs),) * 2)
+    width = max(16, 2 * n_outputs)
+    return MLP(hidden_layer_sizes=(width,) * (1 if model.accepts_sparse else 2))
 
 
 def budget(objective: Objective, function) -> int:

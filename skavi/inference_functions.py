@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from skavi._component import Component
 from skavi._concurrency import in_turn
 from skavi._rows import Cells
-from skavi._sparse import SparseRows
 
 Parameters = dict[str, Tensor]
 
@@ -42,8 +41,6 @@ class InferenceFunction(Component):
     linear: bool = False
     #: Whether there is a free factor for every training row, and nothing for other rows.
     tabular: bool = False
-    #: Whether it reads sparse rows.
-    reads_sparse: bool = False
     #: How many random starts to choose from; 1 where a start is not random.
     n_starts: int = 1
     context: tuple[int, int] | None
@@ -64,18 +61,8 @@ class InferenceFunction(Component):
         self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
 
     def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
-        """Return a copy that standardises its inputs by the weighted moments of these.
-
-        Sparse rows are not centred: see `standardised`.
-        """
+        """Return a copy that standardises its inputs by the weighted moments of these."""
         fitted = type(self)(**self.get_params(deep=False))
-        if isinstance(inputs, SparseRows):
-            if not self.reads_sparse:
-                raise ValueError(
-                    f"inference_function={self} does not read sparse rows: use MLP() or Constant()."
-                )
-            fitted.n_starts = 1
-            return fitted
         cells = Cells.of(inputs)
         mean, variance = cells.mean_and_variance(weights)
         sd = variance.sqrt()
@@ -113,16 +100,7 @@ class InferenceFunction(Component):
         return (inputs.isnan() & ~learned.to(inputs.device)).any(1)
 
     def standardised(self, inputs: Tensor) -> Tensor:
-        """Return inputs in units of the training data's standard deviations, 0 where missing.
-
-        Sparse rows: ``log(1 + |x|)`` with the sign of x, each row scaled to a root mean square of one
-        over its stored cells; zeros stay zeros.
-        """
-        if isinstance(inputs, SparseRows):
-            logs = inputs.values.sign() * inputs.values.abs().log1p()
-            ones = inputs.over_rows(torch.ones_like(logs))
-            lengths = (inputs.over_rows(logs**2) / ones).sqrt()
-            return inputs.with_values(logs / lengths[inputs.row])
+        """Return inputs in units of the training data's standard deviations, 0 where missing."""
         cells, mean = Cells.of(inputs), torch.as_tensor(self.input_mean_).to(inputs)
         scale = torch.as_tensor(self.input_scale_).to(inputs)
         return cells.masked((cells.values - mean) / scale)
@@ -175,12 +153,6 @@ def _regress(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return torch.linalg.lstsq(left, right, driver="gelsd").solution.to(features)
 
 
-def _affine(bias, features, weight):
-    if isinstance(features, SparseRows):
-        return features @ weight + bias
-    return torch.addmm(bias, features, weight)
-
-
 class _LinearInParameters(InferenceFunction):
     linear = True
 
@@ -212,8 +184,6 @@ class Constant(_LinearInParameters):
     array([[0.],
            [0.]])
     """
-
-    reads_sparse = True
 
     def __init__(self, context=None):
         self.context = context
@@ -289,7 +259,6 @@ class MLP(InferenceFunction):
     """
 
     n_starts = 8
-    reads_sparse = True
 
     def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -327,12 +296,10 @@ class MLP(InferenceFunction):
         activate, _ = _ACTIVATIONS[self.activation]
         for layer in range(len(self._sizes())):
             weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
-            features = activate(_affine(bias, features, weight))
+            features = activate(torch.addmm(bias, features, weight))
         return features
 
     def start(self, features, targets, weights, generator):
-        if isinstance(features, SparseRows):
-            return self._start_sparse(features, targets, weights, generator)
         ones = features.new_ones(len(features), 1)
         linear = _regress(torch.cat([ones, features], 1), targets, weights)
         directions, carried = self._carried(linear[1:])
@@ -346,33 +313,6 @@ class MLP(InferenceFunction):
         spare, bias = self._regress_spare(hidden[:, n_carried:], rest, weights)
         weight[n_carried:] = spare
         return parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
-
-    def _start_sparse(self, features, targets, weights, generator):
-        """First units that follow the targets one by one, random layers, a regressed output.
-
-        Unit i reads the slopes of target i on each feature alone, shrunk as by five more rows: of
-        wide features, that is what can be told without overfitting. Units beyond the targets read
-        random mixtures of these.
-        """
-        share = (weights / weights.sum()).unsqueeze(-1)
-        pulled = share * (targets - (share * targets).sum(0))
-        energy = features.transposed_product(features.values**2, share) + 5 / weights.sum()
-        followed = features.transposed_product(features.values, pulled) / energy
-        followed = followed[:, : self._sizes()[0]]
-        n_rest = self._sizes()[0] - followed.shape[1]
-        mixed = followed @ _randn(followed.shape[1], n_rest, generator).to(followed)
-        first = torch.cat([followed, mixed], 1)
-        read = features @ first
-        mean = (share * read).sum(0)
-        spread = (share * (read - mean) ** 2).sum(0).sqrt()
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        parameters = {"weight_0": first / spread, "bias_0": -mean / spread}
-        for layer, (n_in, n_out) in enumerate(pairwise(self._sizes()), 1):
-            weight = math.sqrt(2 / n_in) * _randn(n_in, n_out, generator).to(followed)
-            parameters |= {f"weight_{layer}": weight, f"bias_{layer}": weight.new_zeros(n_out)}
-        last, hidden = len(self._sizes()), self._hidden(parameters, features)
-        weight, bias = self._regress_spare(hidden, targets, weights)
-        return parameters | {f"weight_{last}": weight, f"bias_{last}": bias}
 
     def _carried(self, slope):
         """Split a linear map (inputs, outputs) into directions read and what they contribute."""

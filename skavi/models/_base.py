@@ -35,7 +35,8 @@ class LatentVariableModel(Component, ABC):
     allows_missing: bool = False
     #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
     integrated_globals: tuple[str, ...] = ()
-    #: Whether X may be CSR: the model then sees `skavi._sparse.SparseRows`, also of a dense X.
+    #: Whether X may be CSR: the model then sees `skavi._sparse.SparseRows`, also of a dense X, and
+    #: its `summary` for inference functions must be dense.
     accepts_sparse: bool = False
     #: Whether X must not be negative, as counts.
     positive_only: bool = False
@@ -119,6 +120,14 @@ class LatentVariableModel(Component, ABC):
     def compressed(self, X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
         return X, weights
+
+    def reading(self, globals_: NormalFactors) -> "LatentVariableModel":
+        """Return the model with its `summary` of rows set up by this q(theta), for good."""
+        return self
+
+    def summary(self, X: Tensor) -> Tensor:
+        """Return what inference functions read of each row: the row, or a few dense numbers."""
+        return X
 
     def simulate(self, theta: Theta, n_samples: int, n_features: int = 1) -> tuple[Tensor, Tensor]:
         """Draw n_samples rows (X, Z) given one theta, from torch's current generator."""
