@@ -7,50 +7,24 @@ mixture of both, on a subset of rows with q(theta) given, and the best goes on.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from skavi._choice import default_solver
-from skavi._problem import Problem
+from skavi._problem import Problem, Pull
 from skavi._rows import Rows
-from skavi.objective import Objective
 from skavi.solvers import Adam, Newton, State
 
 _SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
 _ITERATIONS = (15, 7)  # of Gauss-Newton; others need more
 _PATIENCE = 5
 _KEPT = 3  # starts that go on after the first stage
-_OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
 _CLOSE = 0.01  # nats a row below the rows' own factors: nothing to be won by all this
 _ROWS = 1000
 _BUDGET = 1e10  # operations of one Gauss-Newton step from every start
 _TOL = 1e-4
-
-
-@dataclass(frozen=True)
-class Pulled(Objective):
-    """A share of the ELBO, and a pull of every row towards a given factor.
-
-    Attributes
-    ----------
-    share : float
-        Of the ELBO's terms; the rest is minus c log(1 + r^2 / 2 c), r the distance from `targets`
-        in natural steps (Cauchy's loss).
-    targets : Tensor of shape (n_rows, P)
-    steps : Tensor of shape (n_rows, P)
-    """
-
-    share: float = 1.0
-    targets: Tensor | None = None
-    steps: Tensor | None = None
-
-    def row_terms(self, raw, raw_globals, X, nodes):
-        pull = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
-        pull = _OUTLIER * torch.log1p(pull / _OUTLIER)
-        terms = super().row_terms(raw, raw_globals, X, nodes)
-        return self.share * terms - (1 - self.share) * pull
 
 
 def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
@@ -121,11 +95,9 @@ def _few(problem, targets):
 
 def _pulled(problem, targets, states, share, n_iter):
     """Climb a mixture of ELBO and pull from every state."""
-    objective = problem.objective
+    objective, solver = problem.objective, _solver(problem, targets)
     steps = objective.family.steps(objective.local_factors(targets))
-    given = {field.name: getattr(objective, field.name) for field in fields(Objective)}
-    pulled = Pulled(**given, share=share, targets=targets, steps=steps)
-    problem, solver = replace(problem, objective=pulled), _solver(problem, targets)
+    problem = replace(problem, pull=Pull(share, targets, steps))
     n_iter *= 1 if isinstance(solver, Newton) else _PATIENCE
     return [solver.solve(problem, s, _TOL, n_iter, _go_on).state.copied() for s in states]
 

@@ -18,6 +18,7 @@ from skavi.solvers import State
 
 #: Numbers (rows x nodes x latents a row) that are evaluated at once.
 _NUMBERS = 4_000_000
+_OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """A pull of every row towards a given factor, and how much of the ELBO is left beside it.
+
+    Attributes
+    ----------
+    share : float
+        Of the ELBO's terms; the rest is minus c log(1 + r^2 / 2 c), r the distance from `targets`
+        in natural steps (Cauchy's loss).
+    targets : Tensor of shape (n_rows, P)
+    steps : Tensor of shape (n_rows, P)
+    """
+
+    share: float
+    targets: Tensor
+    steps: Tensor
+
+    def __getitem__(self, index) -> "Pull":
+        return Pull(self.share, self.targets[index], self.steps[index])
+
+    def mixed(self, terms: Tensor, raw: Tensor) -> Tensor:
+        """Mix the rows' ELBO terms with the pull of their raw parameters."""
+        pull = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
+        pull = _OUTLIER * torch.log1p(pull / _OUTLIER)
+        return self.share * terms - (1 - self.share) * pull
+
+
+@dataclass(frozen=True)
 class Problem:
     """Maximise the ELBO over `State`.
 
@@ -54,6 +82,8 @@ class Problem:
         For fresh draws and for batches.
     frozen_globals : bool
         Whether q(theta) is given, as in `transform`.
+    pull : Pull or None
+        Of every row towards a factor, mixed into its term; only while a network starts.
     single : bool
         Whether stochastic steps may be computed in single precision: X came in it.
     """
@@ -65,6 +95,7 @@ class Problem:
     noise: Noise
     generator: torch.Generator
     frozen_globals: bool = False
+    pull: Pull | None = None
     single: bool = False
     _kept: list = field(default_factory=list, repr=False)
 
@@ -87,7 +118,8 @@ class Problem:
     def restricted(self, index: Tensor) -> "Problem":
         """Return the problem of the rows at `index` alone, under the same kept noise."""
         self.nodes()
-        return replace(self, rows=self.rows[index], features=self.features[index])
+        pull = None if self.pull is None else self.pull[index]
+        return replace(self, rows=self.rows[index], features=self.features[index], pull=pull)
 
     def nodes(self, n_rows: int | None = None) -> Nodes | None:
         """Return the noise of one evaluation: the same each time when the rule is deterministic."""
@@ -110,12 +142,15 @@ class Problem:
 
     def row_terms(self, raw: Tensor, globals_: Tensor) -> Tensor:
         """Return the rows' ELBO terms; where no gradient is asked for, in bounded memory."""
-        nodes, parts = self.nodes(), self.parts()
-        if len(parts) == 1 or raw.requires_grad or globals_.requires_grad:
-            return self.objective.row_terms(raw, globals_, self.rows.X, nodes)
-        X = self.rows.X
-        terms = [self.objective.row_terms(raw[p], globals_, X[p], nodes) for p in parts]
-        return torch.cat(terms)
+        nodes, X, parts = self.nodes(), self.rows.X, self.parts()
+        if raw.requires_grad or globals_.requires_grad:
+            parts = parts[:0]
+        if len(parts) > 1:
+            pieces = [self.objective.row_terms(raw[p], globals_, X[p], nodes) for p in parts]
+            terms = torch.cat(pieces)
+        else:
+            terms = self.objective.row_terms(raw, globals_, X, nodes)
+        return terms if self.pull is None else self.pull.mixed(terms, raw)
 
     def parts(self) -> list[slice]:
         """Split the rows into pieces whose evaluation takes bounded memory.
@@ -136,8 +171,8 @@ class Problem:
 
     def elbo_of(self, raw: Tensor, globals_: Tensor) -> Tensor:
         """Return the ELBO for given raw local and global parameters."""
-        X, weights = self.rows.X, self.rows.weights
-        return self.objective.elbo(raw, globals_, X, weights, self.nodes())
+        terms = self.row_terms(raw, globals_)
+        return self.objective.summed(terms, globals_, self.rows.weights)
 
     def elbo_in_parts(self, state: State, size: int) -> Tensor:
         """Return the same, `size` rows at a time where rows are independent: in bounded memory."""

@@ -121,6 +121,9 @@ class Objective:
 
     def elbo(self, raw, raw_globals, X, weights, nodes) -> Tensor:
         """Return the whole ELBO, a scalar in nats."""
-        terms = self.row_terms(raw, raw_globals, X, nodes)
+        return self.summed(self.row_terms(raw, raw_globals, X, nodes), raw_globals, weights)
+
+    def summed(self, terms, raw_globals, weights) -> Tensor:
+        """Add the rows' terms, by weight, and the globals'."""
         rows = weights @ terms if terms.dim() else terms
         return rows + self.global_term(raw_globals)

@@ -87,3 +87,14 @@ def test_functions_with_one_regression_start_from_it():
     start = best_start(constant, targets, globals_).parameters["coefficients"]
     torch.testing.assert_close(start[0], targets.mean(0))
     assert vi.n_iter_ == 1
+
+
+def test_many_rows_start_in_pieces(monkeypatch):
+    """The pull is of the rows, piece by piece or at once: the same start to rounding."""
+    problem, targets, globals_, _ = _nonlinear_problem(60, width=2)
+    whole = best_start(problem, targets, globals_)
+    monkeypatch.setattr("skavi._problem._NUMBERS", 500)
+    problem.generator.manual_seed(0)
+    pieces = best_start(problem, targets, globals_)
+    for name, value in whole.parameters.items():
+        torch.testing.assert_close(pieces.parameters[name], value, rtol=1e-6, atol=1e-8)

@@ -44,7 +44,7 @@ def bound(model, family, global_family=DIAGONAL, n_features=N_FEATURES, n_rows=N
 
 def nodes_for(rule, objective, X, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return rule.nodes(objective.space.size, objective.n_latents, len(X), generator)
+    return rule.nodes(objective.n_drawn_globals, objective.n_latents, len(X), generator)
 
 
 @each_family
