@@ -30,6 +30,7 @@ from skavi.noise import Noise
 from skavi.posterior import GlobalPosterior, LatentPosterior
 
 _CHUNK = 8_192
+_PIECE = 131_072
 
 
 class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixin defines itself
@@ -72,10 +73,26 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
         models that do not couple rows. Threads may share one fitted estimator.
         """
-        X = self._validated(X)
+        return self._in_pieces(self._validated(X), self._transformed)
+
+    def _transformed(self, X):
         factors = self._factors(X)
         columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
+
+    def _in_pieces(self, X, method):
+        """Call a method on pieces of many rows, so that what it holds beside X is bounded."""
+        n = X.shape[0]
+        if n <= _PIECE or self.model_.ordered or not self.model_.rowwise:
+            return method(X)
+        parts = []
+        for first in range(0, n, _PIECE):
+            try:
+                parts.append(method(X[first : first + _PIECE]))
+            except (ValueError, FloatingPointError) as error:
+                error.add_note(f"Rows are counted from row {first} of X.")
+                raise
+        return np.concatenate(parts)
 
     def posterior(self, X):
         """Return the posterior of the rows' latents.
@@ -230,7 +247,9 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         return float(terms.mean() if terms.ndim else terms / len(X))
 
     def _terms(self, X):
-        X = self._validated(X)
+        return self._in_pieces(self._validated(X), self._terms_of)
+
+    def _terms_of(self, X):
         rows = self._rows(X)
         self.model_.check_data(rows.X)
         raw, globals_ = self._raw_locals(rows), self._globals(rows.weights)
