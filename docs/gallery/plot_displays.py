@@ -1,0 +1,46 @@
+"""
+Latents with their uncertainty, and how fits climbed
+====================================================
+
+Displays work as scikit-learn's: ``SomeDisplay.from_estimator(..., ax=None)``, and ``ax_`` and
+``figure_`` to go on with.
+"""
+
+import matplotlib.pyplot as plt
+from sklearn.datasets import load_iris
+from sklearn.preprocessing import StandardScaler
+
+from skavi import FactorizedVI
+from skavi.displays import ElboCurveDisplay, LatentPosteriorDisplay
+from skavi.models import FactorAnalysis, NonlinearModel
+from skavi.solvers import LBFGS, Newton
+
+iris = load_iris()
+X = StandardScaler().fit_transform(iris.data)
+species = iris.target_names[iris.target]
+
+free = FactorizedVI(FactorAnalysis(2, noise="diagonal"), random_state=0).fit(X)
+
+# %%
+# A map of two latents. An ellipse holds half of q:
+
+LatentPosteriorDisplay.from_estimator(free, X, species)
+plt.show()
+
+# %%
+# One latent, row by row:
+
+LatentPosteriorDisplay(free.posterior(X[::5]), species[::5]).plot_intervals(latent=0)
+plt.show()
+
+# %%
+# How far below the best ELBO each fit was after each iteration, for another model and two solvers.
+# Iterations of different solvers cost differently; ``ElboCurveDisplay.from_monitor`` has seconds.
+
+column = X[:60, :1]
+fits = {
+    name: FactorizedVI(NonlinearModel(), solver=solver, random_state=0).fit(column)
+    for name, solver in {"Newton": Newton(), "L-BFGS": LBFGS()}.items()
+}
+ElboCurveDisplay.from_estimators(fits)
+plt.show()

@@ -1,0 +1,73 @@
+"""The documentation builds without a warning, offline, and its notebooks run.
+
+The code on its pages runs as doctests of their own (``docs`` is in pytest's testpaths).
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.rst")
+    if not {"_build", "auto_examples", "generated", "_templates", "gallery"} & set(path.parts)
+)
+NEEDED = {"html": ["sphinx", "numpydoc", "pydata_sphinx_theme", "sphinx_gallery"], "nb": ["nbmake"]}
+
+
+def require(kind):
+    for name in NEEDED[kind]:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f'{name} is not installed: pip install -e ".[docs]"')
+
+
+def run(*command):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    require("html")
+    # A copy, for the build writes generated pages beside the sources.
+    source = tmp_path / "docs"
+    subprocess.run(["cp", "-r", str(DOCS), str(source)], check=True)
+    for left_over in ("generated", "auto_examples", "_build"):
+        subprocess.run(["rm", "-rf", str(source / left_over)], check=True)
+    run("sphinx", "-W", "-b", "html", str(source), str(tmp_path / "html"))
+    for page in ("index", "reference/index", "auto_examples/index", "generated/skavi.FactorizedVI"):
+        assert (tmp_path / "html" / f"{page}.html").exists()
+    assert (tmp_path / "html" / "searchindex.js").exists()
+
+
+@pytest.mark.slow
+def test_notebooks_run():
+    require("nb")
+    notebooks = sorted(map(str, (DOCS / "notebooks").glob("*.ipynb")))
+    assert len(notebooks) >= 3
+    out = run(
+        "pytest", "-q", "--nbmake", "--nbmake-timeout=300", "-p", "no:cacheprovider", *notebooks
+    )
+    assert f"{len(notebooks)} passed" in out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_pages_are_in_a_table_of_contents_and_show_no_code_untested(page):
+    tables = "\n".join(other.read_text() for other in PAGES)
+    name = page.relative_to(DOCS).with_suffix("").as_posix()
+    entry = rf"^   ({re.escape(name)}|{re.escape(page.stem)}|{re.escape(name)}/index)$"
+    assert page.name == "index.rst" or re.search(entry, tables, re.MULTILINE), f"{name} is lost"
+    untested = len(re.findall(r"code-block:: python", page.read_text()))
+    # Three blocks are other libraries', which the tests do not install.
+    assert untested == (3 if page.stem == "migration" else 0)
