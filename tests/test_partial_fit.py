@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from benchmarks import streaming
 from skavi import AmortizedVI, FactorizedVI, _prediction, _streaming
 from skavi._globals import GlobalSpace
 from skavi.families import DiagonalNormal, FullNormal, Point
@@ -198,3 +199,15 @@ def test_an_error_in_a_later_piece_says_where_its_rows_begin(monkeypatch):
     with pytest.raises(ValueError, match="row 22") as caught:
         vi.transform(X)
     assert caught.value.__notes__ == ["Rows are counted from row 128 of X."]
+
+
+@pytest.mark.slow
+def test_the_benchmark_streams_a_file_and_finds_the_plane(monkeypatch, tmp_path):
+    """Loadings' errors are about sqrt(1 / n) of their size: 0.02 radians for 3,000 rows."""
+    monkeypatch.setattr(streaming, "CHUNK", 1000)
+    streaming.write(tmp_path / "X.npy", 3000)
+    outcome = streaming.measure(tmp_path / "X.npy")
+    assert outcome["rows"] == 3000
+    assert outcome["shape"] == (3000, 2)
+    assert outcome["angle"] < 0.08
+    assert streaming.exponent([10, 10**5, 10**6], [9.0, 2.0, 20.0]) == pytest.approx(1.0)
