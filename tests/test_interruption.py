@@ -134,7 +134,7 @@ def test_an_interrupt_at_any_line_leaves_the_last_whole_iterate(unbroken):
     check_instants(unbroken, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupt_at_any_instruction_leaves_the_last_whole_iterate(unbroken):
     files = ("_base.py", "_adam.py", "_fit.py", "_reporting.py", "_newton.py", "_lbfgs.py")
     check_instants(unbroken, 30, files)
@@ -158,7 +158,7 @@ class Alarm:
             signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 def test_sigint_at_random_instants(unbroken):
     vi, X, seen = unbroken

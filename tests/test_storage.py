@@ -71,7 +71,7 @@ def test_any_tool_opens_an_archive(path):
         np.testing.assert_array_equal(np.load(archive.open("table.npy")), ARRAYS["table"])
 
 
-@pytest.mark.parametrize("bit", [0, pytest.param(range(8), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("bit", [0, pytest.param(range(8), marks=pytest.mark.nightly)], ids=str)
 def test_every_flipped_bit_is_refused(path, tmp_path, bit):
     good, torn = path.read_bytes(), tmp_path / "torn"
     for position in range(len(good)):
