@@ -79,7 +79,7 @@ def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
 
 def _sizes(model, family, X):
     """Return rows, features, latents a row and parameters a row; None if one is not to be had."""
-    shape = getattr(X, "shape", ())
+    shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
     if len(shape) != 2:
         return None
     n_rows, n_features = shape

@@ -103,8 +103,8 @@ class SparseRows:
         counts = self.starts.diff()[chosen]
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         shift = torch.repeat_interleave(self.starts[chosen] - starts[:-1], counts)
-        cells = torch.arange(len(shift), device=self.device) + shift
-        return SparseRows(starts, self.columns[cells], self.values[cells], self.n_features)
+        where = torch.arange(len(shift), device=self.device) + shift
+        return SparseRows(starts, self.columns[where], self.values[where], self.n_features)
 
     def split(self, size: int) -> "list[SparseRows]":
         """Cut into pieces of at most `size` rows."""

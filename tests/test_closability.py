@@ -301,7 +301,9 @@ def test_declared_structure_is_not_believed(model, reason):
 
 
 @pytest.mark.parametrize("n_rows", [2, 7, 30, 300])
-@pytest.mark.parametrize("log_joint", [second_order, weakly_coupled, switch], ids=lambda given: given.__name__)
+@pytest.mark.parametrize(
+    "log_joint", [second_order, weakly_coupled, switch], ids=lambda given: given.__name__
+)
 def test_rows_of_x_give_the_verdict_of_random_ones(log_joint, n_rows):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 2, (n_rows, 1)) if log_joint is switch else rng.normal(size=(n_rows, 1))
