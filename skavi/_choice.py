@@ -11,7 +11,8 @@ coupled rows, up to 600 unknowns        any of the above            Newton
 networks of up to 2,000 parameters      any of the above            Newton (Gauss-Newton)
 larger ones, coupled rows               any of the above            LBFGS
 many globals                            any of the above            LBFGS
-networks and over 20,000 globals        ClosedForm                  Adam, minibatches, falling
+functions with over 20,000 globals      ClosedForm                  Adam, minibatches, falling
+functions for models of coarse tol      ClosedForm                  the same
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
 """
@@ -94,7 +95,8 @@ def default_noise(objective: Objective, function, n_rows: int):
 
 def default_solver(objective: Objective, function, noise, n_rows: int, n_parameters: int):
     """Choose the fastest solver that fits the model, the noise and the inference function."""
-    if noise.deterministic and not function.tabular and objective.space.size > _MAX_FULL_GLOBALS:
+    rough = objective.space.size > _MAX_FULL_GLOBALS or objective.model.coarsest_tol > 0
+    if noise.deterministic and not function.tabular and rough:
         return Adam(batch_size=min(n_rows, _BATCH // 2), schedule=falling)
     if not noise.deterministic:
         big = not objective.model.one_log_joint and n_rows > 2 * _BATCH

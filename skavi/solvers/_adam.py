@@ -19,9 +19,9 @@ class Adam(Solver):
 
     One iteration is one step. Without a ``schedule`` the learning rate falls by 0.3 whenever the
     mean ELBO of one window of steps is not significantly above that of the window before (two
-    standard errors), and the fit has converged when the rate is below 0.003 of its start; iterates
-    of the last stage are averaged. With a ``schedule`` the fit stops the first time a window brings
-    no significant gain.
+    standard errors, or tol), and the fit has converged when the rate is below 0.003 of its start;
+    iterates of the last stage are averaged. With a ``schedule`` the fit stops the first time a
+    window brings no significant gain.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Adam(Solver):
             )
 
     def begin(self, problem, state, tol):
-        return _Ascent(self, problem, state)
+        return _Ascent(self, problem, state, tol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ class _Ascent(Run):
     the last batch is kept, to be put back if the step is interrupted.
     """
 
-    def __init__(self, solver, problem, state):
+    def __init__(self, solver, problem, state, tol):
+        self.least = tol * problem.total_weight
         self.dtype, self.schedule, n = state.globals_.dtype, solver.schedule, len(problem.rows)
         if problem.single:
             problem, state = problem.in_single(), state.to(torch.float32)
@@ -251,7 +252,7 @@ class _Ascent(Run):
             return memory
         noise = 2 * math.sqrt(now[1] + before[1])
         memory = replace(memory, noise=noise)
-        if now[0] - before[0] > noise:
+        if now[0] - before[0] > max(noise, self.least):
             return memory
         rate = memory.rate * _DECAY
         converged = self.schedule is not None or rate < _SMALLEST * self.rate
