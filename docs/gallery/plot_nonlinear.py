@@ -18,11 +18,11 @@ from skavi.inference_functions import MLP
 from skavi.models import NonlinearModel
 
 rng = np.random.default_rng(0)
-z = 3 * rng.normal(size=(80, 1))
-X = z * np.sin(z) + z + np.exp(np.cos(z)) * rng.normal(size=(80, 1))
+z = 3 * rng.normal(size=(50, 1))
+X = z * np.sin(z) + z + np.exp(np.cos(z)) * rng.normal(size=(50, 1))
 
 free = FactorizedVI(NonlinearModel(), random_state=0).fit(X)
-widths = [1, 2, 4, 8]
+widths = [1, 3, 8]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)  # 40 iterations are enough for a picture
     fits = [
