@@ -208,7 +208,7 @@ def _solved(plan, rows, start, progress):
         features, targets = X, start_locals(objective, globals_, X)
     problem = Problem(objective, function, rows, features, noise, generator, single=plan.single)
     if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
-        # q(theta) is at the factorized optimum: the steps of Adam, all of a size, would spoil it.
+        # q(theta) stays at the factorized optimum: the function alone is left to fit.
         problem = replace(problem, frozen_globals=True)
     solver.check_problem(problem)
     journal = plan.journal
