@@ -3,8 +3,8 @@ A neural decoder of digits
 ==========================
 
 The paper's fourth model, small: a neural network decodes each row's latents. Two simplifications
-make it quick: the decoder's weights are a point (``global_family=Point()``, a variational autoencoder;
-leave it out for a posterior over the weights), and 500 steps, far from convergence.
+make it quick: the decoder's weights are a point (``global_family=Point()``, a variational
+autoencoder; leave it out for a posterior over the weights), and 500 steps, far from convergence.
 """
 
 import warnings
