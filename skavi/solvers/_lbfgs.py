@@ -112,11 +112,11 @@ class _Descent(Run):
         slope = float(gradient @ step)
         found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
         if found is None:
-            return replace(memory, finished=True)
+            return replace(memory, pairs=[], calm=0, finished=not memory.pairs)
         length, value, gradient = found
-        # Out of a saddle only what is gained counts; elsewhere rounding ends it.
-        least = 1e-15 * abs(value) if convex else self.tol
-        done = memory.value - value <= least
+        # Out of a shallow saddle only what is gained counts; elsewhere rounding ends it.
+        shallow = not convex and decrement <= self.tol
+        done = memory.value - value <= (self.tol if shallow else 1e-15 * abs(value))
         return replace(
             memory,
             n_iter=memory.n_iter + 1,

@@ -15,6 +15,7 @@ _MAX_GLOBALS = 400
 MAX_COUPLED_UNKNOWNS = 600
 _SHORTEST = 1e-9
 _AT_ROUNDING = 1e-9
+_AT_A_STAND = 10
 
 
 class Newton(Solver):
@@ -108,7 +109,8 @@ class _Ascent(Run):
             raise FloatingPointError("the gradient is not finite")
         found = system.move(*here, step)
         unknowns, globals_, value = found or here
-        converged = step.decrement <= self.tolerance
+        # Where no step gains any more, rounding may leave what `converged_` still allows.
+        converged = step.decrement <= self.tolerance * (1 if found else _AT_A_STAND)
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
