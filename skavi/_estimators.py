@@ -148,7 +148,9 @@ family_, global_family_, n_features_in_
     Notes
     -----
     `transform` evaluates the function. Where a factorized fit is cheap, the function starts from
-    regression on its factors. Source: Margossian & Blei (2024).
+    regression on its factors; a network is then brought nearer on a subset of rows, from several
+    random starts. Where a model has closed-form updates and the function is climbed by Adam,
+    q(theta) stays at the factorized optimum. Source: Margossian & Blei (2024).
 
     Examples
     --------
