@@ -117,13 +117,14 @@ class VariationalInference(
         require_memory_of_fit(self, X)
         with self._unchanged_on_error(), self._progress_bar():
             sparse = "csr" if self._accepts_sparse() else False
-            X = validate_data(
-                self,
-                X,
-                dtype=[np.float64, np.float32],
-                accept_sparse=sparse,
-                ensure_all_finite="allow-nan" if self._allows_missing() else True,
-            )
+            with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
+                X = validate_data(
+                    self,
+                    X,
+                    dtype=[np.float64, np.float32],
+                    accept_sparse=sparse,
+                    ensure_all_finite="allow-nan" if self._allows_missing() else True,
+                )
             # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)

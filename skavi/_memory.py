@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 
 _BYTES = 8
@@ -54,8 +55,8 @@ def require_memory_of_fit(estimator, X) -> None:
         return
     n_rows, n_features, n_latents, n_outputs = sizes
     function = getattr(estimator, "inference_function", None)
-    noise, batch = estimator.noise, getattr(estimator.solver, "batch_size", None)
-    n_drawn = getattr(noise, "n_draws", 0) * n_latents * min(n_rows, batch or n_rows)
+    noise, batch = estimator.noise, _count(estimator.solver, "batch_size")
+    n_drawn = _count(noise, "n_draws") * n_latents * min(n_rows, batch or n_rows)
     require_memory(
         n_rows * n_outputs + 2 * _numbers_of(function, *sizes) + n_drawn,
         f"{type(estimator).__name__}.fit of {n_rows} rows with {n_features} features and "
@@ -75,6 +76,12 @@ def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
         f"X of {n_rows} rows with {n_latents} latents",
         "pass fewer rows at a time",
     )
+
+
+def _count(component, name):
+    """Return a count that a component holds; 0 if it has none that is one."""
+    value = getattr(component, name, 0)
+    return int(value) if isinstance(value, Integral) else 0
 
 
 def _sizes(model, family, X):

@@ -379,14 +379,15 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         require_memory_of_rows(self, X)
         sparse = "csr" if self.model_.accepts_sparse else False
         finite = "allow-nan" if self.model_.allows_missing else True
-        return validate_data(
-            self,
-            X,
-            dtype=[np.float64, np.float32],
-            accept_sparse=sparse,
-            ensure_all_finite=finite,
-            reset=False,
-        )
+        with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
+            return validate_data(
+                self,
+                X,
+                dtype=[np.float64, np.float32],
+                accept_sparse=sparse,
+                ensure_all_finite=finite,
+                reset=False,
+            )
 
     def _rows(self, X, sample_weight=None, sparse=None):
         # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
