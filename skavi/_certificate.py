@@ -24,17 +24,17 @@ def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) ->
         return outcome
     here = problem.objective, problem.function, len(problem.rows)
     finer = [rule for rule in noise.refined() if affordable(rule, *here)]
-    left = [_remaining(problem.with_noise(rule), solver, outcome.state) for rule in finer]
+    allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
+    left = [_remaining(problem.with_noise(rule), solver, outcome.state, allowed) for rule in finer]
     bias = max(left, default=0.0)
-    small = bias <= max(tol * problem.total_weight, NOISE_TOLERANCE)
     return replace(
         outcome,
         suboptimality=max(outcome.suboptimality, bias),
-        converged=outcome.converged and small,
+        converged=outcome.converged and bias <= allowed,
     )
 
 
-def _remaining(problem, solver, state):
+def _remaining(problem, solver, state, tol):
     if isinstance(solver, Newton):
         return solver.begin(problem, state, 1.0).decrement()
-    return remaining(problem, state)
+    return remaining(problem, state, tol)

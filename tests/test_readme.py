@@ -52,7 +52,7 @@ def test_the_model_recovers_what_the_waves_were_drawn_from(printed):
 
 
 def test_the_commands_keep_their_markers():
-    for marker, end in (("main-command", "python -m skavi\n"), ("test-command", "--cov\n")):
+    for marker, end in (("main-command", "python -m skavi\n"), ("test-command", "-n auto\n")):
         (block,) = re.findall(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.DOTALL)
         assert block.count("\n") == 1 and block.endswith(end)
         assert block.startswith("python -m pip install torch==2.13.0 -e ")

@@ -105,7 +105,7 @@ class _Descent(Run):
     def _checked(self, memory):
         """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
         gradient, times = self.loss.products(memory.position)
-        step, decrement, convex = newton_step(gradient, times)
+        step, decrement, convex = newton_step(gradient, times, self.tol)
         memory = replace(memory, decrement=decrement)
         if convex and decrement <= self.tol:
             return replace(memory, finished=True)
@@ -136,7 +136,7 @@ class _Descent(Run):
         memory, scale = self.memory, self.loss.scale
         left = memory.decrement
         if not math.isfinite(left):
-            _, left, convex = newton_step(*self.loss.products(memory.position))
+            _, left, convex = newton_step(*self.loss.products(memory.position), self.tol)
             if not convex:
                 step = _inverse_hessian_times(memory.pairs, memory.gradient)
                 left = max(left, float(memory.gradient @ step) / 2)

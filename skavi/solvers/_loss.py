@@ -6,6 +6,7 @@ from skavi.solvers._base import State, natural_steps
 
 _MAX_PRODUCTS = 300
 _NEGLIGIBLE = 1e-5  # of the decrement, gained by a product
+_CONDITION = 1e8
 
 
 class Loss:
@@ -58,8 +59,10 @@ class Loss:
         return gradient.detach(), times
 
 
-def newton_step(gradient, times):
+def newton_step(gradient, times, tol):
     """Solve H step = -gradient by conjugate gradients.
+
+    Ends where what is left is below a tenth of `tol` for any condition number up to 1e8.
 
     Returns
     -------
@@ -72,24 +75,26 @@ def newton_step(gradient, times):
     """
     step, residual = torch.zeros_like(gradient), -gradient
     direction, size = residual.clone(), float(residual @ residual)
-    decrement = 0.0
+    decrement, steepest = 0.0, 0.0
     for _ in range(min(_MAX_PRODUCTS, len(gradient))):
         product = times(direction)
         curvature = float(direction @ product)
         if not curvature > 0:
             return step if decrement else residual, decrement, size == 0
+        steepest = max(steepest, curvature / float(direction @ direction))
         length = size / curvature
         step, residual = step + length * direction, residual - length * product
         gain, decrement = 0.5 * length * size, decrement + 0.5 * length * size
         size, before = float(residual @ residual), size
-        if gain <= _NEGLIGIBLE * decrement or size == 0:
+        at_most = size * _CONDITION / (2 * steepest)
+        if gain <= _NEGLIGIBLE * decrement or at_most <= 0.1 * tol:
             break
         direction = residual + size / before * direction
     return step, decrement, True
 
 
-def remaining(problem, state):
-    """Estimate by one Newton step how far the ELBO of a state is below the optimum, in nats."""
+def remaining(problem, state, tol):
+    """Estimate by one Newton step how far a state is below the optimum, in nats, to about `tol`."""
     loss = Loss(problem, state)
     position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)
-    return newton_step(*loss.products(position))[1] * loss.scale
+    return newton_step(*loss.products(position), tol / loss.scale)[1] * loss.scale
