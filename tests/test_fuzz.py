@@ -323,7 +323,7 @@ def test_any_input_gives_a_fit_or_a_documented_error(situation):
     check_situation(*situation)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=int(LONG or 1000), derandomize=LONG is None, **common)
 @given(situations())
 def test_a_thousand_inputs_give_fits_or_documented_errors(situation):
