@@ -136,7 +136,8 @@ class _Descent(Run):
         memory, scale = self.memory, self.loss.scale
         left = memory.decrement
         if not math.isfinite(left):
-            _, left, convex = newton_step(*self.loss.products(memory.position), self.tol)
+            gradient, times = self.loss.products(memory.position)
+            _, left, convex = newton_step(gradient, times, self.tol)
             if not convex:
                 step = _inverse_hessian_times(memory.pairs, memory.gradient)
                 left = max(left, float(memory.gradient @ step) / 2)

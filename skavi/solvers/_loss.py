@@ -97,4 +97,5 @@ def remaining(problem, state, tol):
     """Estimate by one Newton step how far a state is below the optimum, in nats, to about `tol`."""
     loss = Loss(problem, state)
     position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)
-    return newton_step(*loss.products(position), tol / loss.scale)[1] * loss.scale
+    gradient, times = loss.products(position)
+    return newton_step(gradient, times, tol / loss.scale)[1] * loss.scale
