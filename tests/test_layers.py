@@ -50,6 +50,7 @@ LAYERS = {
     "skavi._certificate": 4,
     "skavi._failure": 4,
     "skavi._fit": 4,
+    "skavi._probe": 4,
     "skavi.closability": 4,
     "skavi._validation": 4,
     "skavi._draws": 4,
