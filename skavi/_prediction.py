@@ -283,9 +283,9 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         total, draws = z.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(z):
-                total = total + self.model_.predicted_mean(theta, z)
+                total = total + self.model_.predicted_mean(theta, z) / len(draws)
         dtype = Z.dtype if Z.dtype == np.float32 else np.float64
-        return (total / len(draws)).numpy().astype(dtype, copy=False)
+        return total.numpy().astype(dtype, copy=False)
 
     def impute(self, X, return_sd=False):
         """Fill the missing cells of X with their posterior predictive means.

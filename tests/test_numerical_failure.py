@@ -186,3 +186,10 @@ def test_a_network_is_stopped_before_it_overflows():
             assert "the learning rate of a solver" in str(error) or "The ELBO of" in str(error)
             return
     assert np.isfinite(vi.elbo_) and np.isfinite(vi.transform(COLUMN)).all()
+
+
+def test_predictions_do_not_overflow_on_the_way_to_a_finite_number():
+    """E[x] has the standard errors' median as its second column: 1e308, where their sum is inf."""
+    vi = FactorizedVI(RandomEffects(), random_state=0).fit(SCHOOLS.numpy())
+    vi.model_.standard_errors_ = np.full(4, 1e308)
+    np.testing.assert_array_equal(vi.inverse_transform([[0.0]])[:, 1], 1e308)

@@ -100,7 +100,7 @@ class RandomEffects(HierarchicalModel):
         return torch.stack([estimate, X[:, 1]], -1)
 
     def predicted_mean(self, theta, z):
-        se = float(np.median(self.standard_errors_))
+        se = float(np.quantile(self.standard_errors_, 0.5))
         effect = self.effect(theta, z)
         return torch.stack([effect, torch.full_like(effect, se)], -1)
 
