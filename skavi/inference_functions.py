@@ -2,12 +2,10 @@
 
 A `Table` looks a row up (factorized VI); `Constant`, `Polynomial`, `MLP` and any torch module read
 the row, or a window of rows around it (amortized VI). This map is the only thing in which the two
-methods differ. Functions are pure: `features` prepares what is read once, `evaluate` maps features
-and parameters to outputs, `start` fits the parameters to given factors by regression.
+methods differ.
 """
 
 import math
-from abc import abstractmethod
 from itertools import combinations_with_replacement, pairwise
 from numbers import Integral
 
@@ -16,11 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skavi._component import Component
 from skavi._concurrency import in_turn
-from skavi._rows import Cells
+from skavi._inference_function import InferenceFunction, Parameters
 
-Parameters = dict[str, Tensor]
+__all__ = [
+    "MLP",
+    "Constant",
+    "InferenceFunction",
+    "Parameters",
+    "Polynomial",
+    "Table",
+    "TorchFunction",
+]
 
 # act(a) - act(-a) = gain * a: through such pairs a network can carry a linear map exactly.
 _ACTIVATIONS = {
@@ -32,96 +37,6 @@ _ACTIVATIONS = {
     "tanh": (torch.tanh, None),
 }
 _RIDGE = 1e-3
-
-
-class InferenceFunction(Component):
-    """A map from what is read of a row to the parameters of its factor."""
-
-    #: Whether outputs are linear in the parameters: ``features @ parameters["coefficients"]``.
-    linear: bool = False
-    #: Whether there is a free factor for every training row, and nothing for other rows.
-    tabular: bool = False
-    #: How many random starts to choose from; 1 where a start is not random.
-    n_starts: int = 1
-    context: tuple[int, int] | None
-    #: Moments of the training inputs, once fitted.
-    input_mean_: np.ndarray | None = None
-    input_scale_: np.ndarray | None = None
-
-    @abstractmethod
-    def n_parameters(self, n_features: int, n_outputs: int) -> int:
-        """Count the numbers that a fit moves."""
-
-    def check(self):
-        context = self.context
-        if context is None:
-            return
-        pair = isinstance(context, tuple | list) and len(context) == 2
-        whole = pair and all(isinstance(c, Integral) and int(c) >= 0 for c in context)
-        self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
-
-    def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
-        """Return a copy that standardises its inputs by the weighted moments of these."""
-        fitted = type(self)(**self.get_params(deep=False))
-        cells = Cells.of(inputs)
-        mean, variance = cells.mean_and_variance(weights)
-        sd = variance.sqrt()
-        constant = sd <= 1e-12 * cells.values.abs().amax(0)
-        fitted.input_mean_ = mean.cpu().numpy()
-        fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
-        return fitted
-
-    def with_mask(self, inputs: Tensor) -> Tensor:
-        """Append which inputs are observed, if any was missing (NaN) when the function was fitted.
-
-        Before the fit: if any is missing now.
-        """
-        if self.input_mean_ is None:
-            masked = Cells.of(inputs).observed is not None
-        else:
-            masked = len(self.input_mean_) == 2 * inputs.shape[1]
-        return torch.cat([inputs, (~inputs.isnan()).to(inputs)], 1) if masked else inputs
-
-    def unreadable(self, inputs: Tensor) -> Tensor:
-        """Say which rows lack an input that was never missing at fit: nothing was learned of it.
-
-        Parameters
-        ----------
-        inputs : Tensor of shape (n_rows, n_inputs)
-            Without a mask.
-
-        Returns
-        -------
-        Tensor of bool of shape (n_rows,)
-        """
-        assert self.input_mean_ is not None
-        seen = torch.as_tensor(self.input_mean_[inputs.shape[1] :]).to(inputs)  # shares; or nothing
-        learned = seen < 1 - 1e-12 if len(seen) else torch.zeros(inputs.shape[1:], dtype=torch.bool)
-        return (inputs.isnan() & ~learned.to(inputs.device)).any(1)
-
-    def standardised(self, inputs: Tensor) -> Tensor:
-        """Return inputs in units of the training data's standard deviations, 0 where missing."""
-        cells, mean = Cells.of(inputs), torch.as_tensor(self.input_mean_).to(inputs)
-        scale = torch.as_tensor(self.input_scale_).to(inputs)
-        return cells.masked((cells.values - mean) / scale)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """Return what `evaluate` reads, shape (n_rows, ...); computed once a data set."""
-        return self.standardised(inputs)
-
-    def n_numbers(self, n_rows: int, n_inputs: int, n_outputs: int) -> int:
-        """Return how many numbers the function holds at the least: parameters and features."""
-        return 0
-
-    @abstractmethod
-    def start(
-        self, features: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
-    ) -> Parameters:
-        """Return parameters that come close to the `targets`, shape (n_rows, n_outputs)."""
-
-    @abstractmethod
-    def evaluate(self, parameters: Parameters, features: Tensor) -> Tensor:
-        """Return outputs, shape (n_rows, n_outputs)."""
 
 
 class Table(InferenceFunction):

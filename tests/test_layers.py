@@ -35,6 +35,7 @@ LAYERS = {
     "skavi._trees": 1,
     "skavi.callbacks": 1,
     "skavi.families": 1,
+    "skavi._inference_function": 1,
     "skavi.inference_functions": 1,
     "skavi.models": 1,
     "skavi.noise": 1,
