@@ -49,7 +49,9 @@ class Contest:
 
     def rivals(self):
         """Return the rivals that can take part."""
-        return [name for name in RUNNERS if not (self.amortized and name == "PyMC ADVI")]
+        out = "PyMC ADVI" if self.amortized else None
+        out = "the paper's loop" if self.model == "factors" else out
+        return [name for name in RUNNERS if name != out]
 
 
 _PAPER = {"the paper's loop": 100}
@@ -61,6 +63,7 @@ CONTESTS = (
     Contest("saw", True, 2.5, Rate(1e-2), _PAPER | {"NumPyro": 10, "Pyro": 10}),
     Contest("nonlinear", False, 8.0, _FALLING, _PAPER),
     Contest("nonlinear", True, 7.0, Rate(1e-2), _PAPER),
+    Contest("factors", False, 10.0, _FALLING, {}),
 )
 
 
@@ -106,8 +109,8 @@ def hold(contest: Contest, quick: bool, rows: int | None = None) -> Outcome:
     A quick contest has one rate and half the time; `rows` are for trying things out.
     """
     problem = PROBLEMS[contest.model]
-    x = problem.data()[:rows]
-    evaluator, entries = Evaluator(problem, x), []
+    X = problem.data()[:rows]
+    evaluator, entries = Evaluator(problem, X), []
     rates = (contest.usual,) if quick else RATES
     seconds = contest.seconds / 2 if quick else contest.seconds
 
@@ -115,13 +118,15 @@ def hold(contest: Contest, quick: bool, rows: int | None = None) -> Outcome:
         task = Task(
             contest.model,
             contest.amortized,
-            x[:, None],
-            problem.inputs(x),
+            X,
+            problem.inputs(X),
             rate,
             n_draws or 1,
             problem.width,
             seconds,
             problem.constants,
+            problem.start,
+            problem.n_latents,
         )
         limit = _START_LIMIT + 3 * seconds
         returned = call(f"benchmarks.peer_runs.{module}:run", {"task": task}, limit)
@@ -135,4 +140,4 @@ def hold(contest: Contest, quick: bool, rows: int | None = None) -> Outcome:
             if "ModuleNotFoundError" in entries[-1].returned.error:
                 break
     reached = [entry.trace.best for entry in entries if entry.trace is not None]
-    return Outcome(contest, entries, float(np.min([problem.optimum(x), *reached])))
+    return Outcome(contest, entries, float(np.min([problem.optimum(X), *reached])))

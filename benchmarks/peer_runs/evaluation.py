@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from closed_forms import published
 from skavi._fit import bind
 from skavi.families import DiagonalFactors, DiagonalNormal
 
@@ -18,23 +17,23 @@ MARKS = (1e-2, 1e-3, 1e-6)
 class Evaluator:
     """The published -ELBO of any factors, by the problem's own quadrature."""
 
-    def __init__(self, problem, x):
-        self.problem, self.X = problem, torch.as_tensor(x)[:, None]
+    def __init__(self, problem, X):
+        self.problem, self.X = problem, torch.as_tensor(X)
         family = DiagonalNormal()
         self.objective = bind(problem.model(), family, family, self.X)
-        self.weights = torch.ones(len(x), dtype=torch.float64)
+        self.weights = torch.ones(len(X), dtype=torch.float64)
         space, k = self.objective.space, self.objective.n_latents
         self.nodes = problem.noise.nodes(space.size, k, 1, None)
 
     def loss(self, factors: Factors) -> float:
-        """Return the published -ELBO, infinite where it is no number."""
+        """Return the problem's -ELBO, infinite where it is no number."""
         tensors = {name: torch.as_tensor(value) for name, value in vars(factors).items()}
         family = self.objective.family
         raw = family.raw(DiagonalFactors(tensors["z_mean"], tensors["z_sd"]))
         globals_ = family.raw(DiagonalFactors(tensors["theta_mean"], tensors["theta_sd"]))
         with torch.no_grad():
             elbo = float(self.objective.elbo(raw, globals_, self.X, self.weights, self.nodes))
-        loss = published(elbo, len(self.X), self.problem.sigma)
+        loss = self.problem.loss(elbo, len(self.X))
         return loss if math.isfinite(loss) else math.inf
 
     def trace(self, run: Run) -> "Trace":

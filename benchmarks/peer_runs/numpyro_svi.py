@@ -42,15 +42,43 @@ def nonlinear(x, previous, c):
         numpyro.factor("published", log_sd)
 
 
-MODELS = {"linear": linear, "saw": saw, "nonlinear": nonlinear}
+def factors(x, previous, c):
+    variance = numpyro.sample("variance", dist.InverseGamma(c["noise_shape"], c["noise_scale"]))
+    scale = jnp.full((c["n_features"], c["n_latents"]), c["loading_scale"])
+    loadings = numpyro.sample("loadings", dist.Normal(0.0, scale).to_event(2))
+    mean = numpyro.sample("mean", dist.Normal(c["mean_loc"], c["mean_scale"]).to_event(1))
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(scale.shape[1]), 1.0).to_event(1))
+        cells = dist.Normal(z @ loadings.T + mean, jnp.sqrt(variance)).to_event(1)
+        numpyro.sample("x", cells, obs=x)
+
+
+MODELS = {"linear": linear, "saw": saw, "nonlinear": nonlinear, "factors": factors}
+
+
+def sample_theta(mean, sd, c):
+    """Sample the one global of the paper's models."""
+    numpyro.sample("theta", dist.Normal(mean[0], sd[0]))
+
+
+def sample_factors_theta(mean, sd, c):
+    """Sample the noise variance, the loadings and the mean: in this order in one vector."""
+    numpyro.sample("variance", dist.LogNormal(mean[0], sd[0]))
+    n, shape = c["n_features"], (c["n_features"], c["n_latents"])
+    loadings = dist.Normal(mean[1:-n].reshape(shape), sd[1:-n].reshape(shape))
+    numpyro.sample("loadings", loadings.to_event(2))
+    numpyro.sample("mean", dist.Normal(mean[-n:], sd[-n:]).to_event(1))
+
+
+GLOBALS = {"factors": sample_factors_theta}
 
 
 def start(task):
     """Return the guide's parameters to start from."""
-    n, n_inputs = task.inputs.shape
-    globals_ = {"theta": jnp.array([0.0, -2.0])}
+    n_inputs = task.inputs.shape[1]
+    globals_ = {"theta": jnp.array(task.start, dtype=jnp.float32)}
     if not task.amortized:
-        return globals_ | {"free": jnp.zeros((2, n))}
+        return globals_ | {"free": jnp.zeros((2, *task.latents_shape))}
     if task.width == 0:
         return globals_ | {"slope": jnp.zeros(n_inputs), "level": jnp.zeros(2)}
     rng, sizes = np.random.default_rng(1), (n_inputs, task.width, task.width, 2)
@@ -76,17 +104,17 @@ def local(p, inputs):
 def run(task):
     """Climb by SVI."""
     clock = Clock(task.seconds)
-    x = jnp.array(task.X[:, 0], dtype=jnp.float32)
+    x = jnp.array(task.cells, dtype=jnp.float32)
     inputs = jnp.array(task.inputs, dtype=jnp.float32)
-    data = x, jnp.concatenate([jnp.zeros(1), x[:-1]]), task.constants
+    data = x, jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]), task.constants
     begun = start(task)
 
     def guide(x, previous, c):
         p = {name: numpyro.param(f"q_{name}", value) for name, value in begun.items()}
-        numpyro.sample("theta", dist.Normal(p["theta"][0], jnp.exp(p["theta"][1])))
+        GLOBALS.get(task.model, sample_theta)(p["theta"][0], jnp.exp(p["theta"][1]), c)
         mean, log_sd = local(p, inputs)
         with numpyro.plate("rows", len(x)):
-            numpyro.sample("z", dist.Normal(mean, jnp.exp(log_sd)))
+            numpyro.sample("z", dist.Normal(mean, jnp.exp(log_sd)).to_event(mean.ndim - 1))
 
     svi = SVI(MODELS[task.model], guide, Adam(task.rate.at), TraceMeanField_ELBO(task.n_draws))
     state = svi.init(random.PRNGKey(1), *data)
@@ -103,6 +131,6 @@ def run(task):
 def _read(svi, state, inputs):
     p = {name.removeprefix("q_"): value for name, value in svi.get_params(state).items()}
     mean, log_sd = local(p, inputs)
-    theta = p["theta"]
-    numbers = theta[:1], jnp.exp(theta[1:]), mean[:, None], jnp.exp(log_sd)[:, None]
+    theta, n = p["theta"], len(mean)
+    numbers = theta[0], jnp.exp(theta[1]), mean.reshape(n, -1), jnp.exp(log_sd).reshape(n, -1)
     return Factors(*(np.array(number, dtype=np.float64) for number in numbers))

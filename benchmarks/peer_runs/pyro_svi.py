@@ -37,7 +37,35 @@ def nonlinear(x, previous, c):
         pyro.factor("published", log_sd)
 
 
-MODELS = {"linear": linear, "saw": saw, "nonlinear": nonlinear}
+def factors(x, previous, c):
+    variance = pyro.sample("variance", dist.InverseGamma(c["noise_shape"], c["noise_scale"]))
+    scale = torch.full((c["n_features"], c["n_latents"]), c["loading_scale"])
+    loadings = pyro.sample("loadings", dist.Normal(0.0, scale).to_event(2))
+    center = torch.as_tensor(c["mean_loc"], dtype=torch.float32)
+    mean = pyro.sample("mean", dist.Normal(center, c["mean_scale"]).to_event(1))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(c["n_latents"]), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ loadings.T + mean, variance.sqrt()).to_event(1), obs=x)
+
+
+MODELS = {"linear": linear, "saw": saw, "nonlinear": nonlinear, "factors": factors}
+
+
+def sample_theta(mean, sd, c):
+    """Sample the one global of the paper's models."""
+    pyro.sample("theta", dist.Normal(mean[0], sd[0]))
+
+
+def sample_factors_theta(mean, sd, c):
+    """Sample the noise variance, the loadings and the mean: in this order in one vector."""
+    pyro.sample("variance", dist.LogNormal(mean[0], sd[0]))
+    n, shape = c["n_features"], (c["n_features"], c["n_latents"])
+    loadings = dist.Normal(mean[1:-n].reshape(shape), sd[1:-n].reshape(shape))
+    pyro.sample("loadings", loadings.to_event(2))
+    pyro.sample("mean", dist.Normal(mean[-n:], sd[-n:]).to_event(1))
+
+
+GLOBALS = {"factors": sample_factors_theta}
 
 
 class Local(nn.Module):
@@ -45,11 +73,11 @@ class Local(nn.Module):
 
     def __init__(self, task):
         super().__init__()
-        n, n_inputs = task.inputs.shape
+        n_inputs = task.inputs.shape[1]
         self.inputs = torch.tensor(task.inputs, dtype=torch.float32)
         self.free = self.line = self.network = None
         if not task.amortized:
-            self.free = nn.Parameter(torch.zeros(2, n))
+            self.free = nn.Parameter(torch.zeros(2, *task.latents_shape))
         elif task.width == 0:
             self.line, self.log_sd = nn.Linear(n_inputs, 1), nn.Parameter(torch.zeros(()))
         else:
@@ -75,18 +103,18 @@ def run(task):
     clock = Clock(task.seconds)
     pyro.clear_param_store()
     pyro.set_rng_seed(1)
-    x = torch.tensor(task.X[:, 0], dtype=torch.float32)
-    previous = torch.cat([x.new_zeros(1), x[:-1]])
+    x = torch.tensor(task.cells, dtype=torch.float32)
+    previous = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     local = Local(task)
-    theta = nn.ParameterList([torch.zeros(()), torch.tensor(-2.0)])
+    theta = nn.ParameterList([torch.tensor(s, dtype=torch.float32) for s in task.start])
 
     def guide(x, previous, c):
         pyro.module("local", local)
         pyro.module("global", theta)
-        pyro.sample("theta", dist.Normal(theta[0], theta[1].exp()))
+        GLOBALS.get(task.model, sample_theta)(theta[0], theta[1].exp(), c)
         mean, log_sd = local()
         with pyro.plate("rows", len(x)):
-            pyro.sample("z", dist.Normal(mean, log_sd.exp()))
+            pyro.sample("z", dist.Normal(mean, log_sd.exp()).to_event(mean.ndim - 1))
 
     many = task.n_draws > 1
     elbo = TraceMeanField_ELBO(task.n_draws, max_plate_nesting=1, vectorize_particles=many)
@@ -108,5 +136,6 @@ def run(task):
 @torch.no_grad()
 def _read(theta, local):
     mean, log_sd = local()
-    numbers = theta[0][None], theta[1].exp()[None], mean[:, None], log_sd.exp()[:, None]
+    n = len(mean)
+    numbers = theta[0], theta[1].exp(), mean.reshape(n, -1), log_sd.exp().reshape(n, -1)
     return Factors(*(number.double().numpy().copy() for number in numbers))

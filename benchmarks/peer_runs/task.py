@@ -49,6 +49,10 @@ class Task:
         Of stepping.
     constants : dict
         The model's numbers.
+    start : ndarray of shape (2, n_globals)
+        Means and log sds of q(theta) to start from, on the unconstrained scale.
+    n_latents : int
+        Latents a row.
     """
 
     model: str
@@ -60,6 +64,18 @@ class Task:
     width: int
     seconds: float
     constants: dict
+    start: np.ndarray
+    n_latents: int = 1
+
+    @property
+    def cells(self):
+        """X as the models read it: a vector where there is one feature."""
+        return self.X[:, 0] if self.X.shape[1] == 1 else self.X
+
+    @property
+    def latents_shape(self):
+        """Shape of z: a vector where there is one feature."""
+        return (len(self.X),) if self.X.shape[1] == 1 else (len(self.X), self.n_latents)
 
 
 @dataclass(frozen=True)

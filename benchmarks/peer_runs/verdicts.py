@@ -93,8 +93,10 @@ def promises(outcome) -> list[list]:
         return [[f"{outcome.contest.name}: skavi fails", None, None, False]]
     if not outcome.tuned(lambda t: t.best):
         return [[f"{outcome.contest.name}: no rival ran", None, None, None]]
+    if outcome.contest.name in ("linear A-VI", "factors F-VI"):
+        return []
     if outcome.contest.amortized:
-        return [] if outcome.contest.model == "linear" else _amortized(outcome)
+        return _amortized(outcome)
     return _nonlinear(outcome) if outcome.contest.model == "nonlinear" else _factorized(outcome)
 
 
