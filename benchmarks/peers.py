@@ -1,9 +1,9 @@
 """skavi beside its rivals: `python benchmarks/peers.py [MODEL ...] [--quick] [--write FOLDER]`.
 
 MODEL is any of linear, saw, nonlinear, factors, decoder, digits; none means all. Rivals (`pip
-install "skavi[bench]"`): NumPyro, Pyro, PyMC's ADVI and the paper's own Adam loop. Same data, one exact
-evaluator for everyone's factors, every rival at its best of four learning rates, every run in a
-fresh process with two threads; imports are not counted. "cold" is set-up and compilation, and the
+install "skavi[bench]"`): NumPyro, Pyro, PyMC's ADVI and the paper's own Adam loop. Same data, one
+exact evaluator for everyone's factors, every rival at its best of four learning rates, every run in
+a fresh process with two threads; imports are not counted. "cold" is set-up and compilation, and the
 marks are seconds of stepping after it; skavi has no such phase: all that `fit` does counts, in the
 first fit of a process and (warm) in the second. --quick takes one usual rate and less time.
 """
