@@ -105,3 +105,25 @@ class InferenceFunction(Component):
     @abstractmethod
     def evaluate(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Return outputs, shape (n_rows, n_outputs)."""
+
+    def jacobian(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Return the outputs' derivatives in all parameters, (n_rows, n_outputs, n_parameters).
+
+        Every row gets a copy of the parameters to be differentiated in: `torch.func.jacrev` would
+        do, but it first imports torch's compiler, for a second.
+        """
+
+        def one(parameters, features):
+            return self.evaluate(parameters, features.unsqueeze(0))[0]
+
+        with torch.enable_grad():
+            copies = {
+                name: value.detach().expand(len(features), *value.shape).requires_grad_(True)
+                for name, value in parameters.items()
+            }
+            outputs = torch.func.vmap(one)(copies, features).unbind(1)
+            slopes = [
+                torch.autograd.grad(output.sum(), list(copies.values()), retain_graph=True)
+                for output in outputs
+            ]
+        return torch.stack([torch.cat([s.flatten(1) for s in slope], 1) for slope in slopes], 1)

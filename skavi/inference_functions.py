@@ -214,6 +214,29 @@ class MLP(InferenceFunction):
             features = activate(torch.addmm(bias, features, weight))
         return features
 
+    def jacobian(self, parameters, features):
+        """Return the same by back-propagation: a row's slopes in a layer are an outer product."""
+        activate, _ = _ACTIVATIONS[self.activation]
+        inputs, slopes = [features], list[Tensor]()
+        for layer in range(len(self._sizes())):
+            weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
+            with torch.enable_grad():
+                before = torch.addmm(bias, inputs[-1], weight).detach().requires_grad_(True)
+                after = activate(before)
+                slopes += torch.autograd.grad(after.sum(), before)
+            inputs.append(after.detach())
+        n_outputs = parameters[f"bias_{len(slopes)}"].numel()
+        delta = torch.eye(n_outputs).to(features).expand(len(features), -1, -1)
+        found: Parameters = {}
+        for layer in reversed(range(len(inputs))):
+            found[f"bias_{layer}"] = delta
+            found[f"weight_{layer}"] = (
+                inputs[layer][:, None, :, None] * delta.unsqueeze(2)
+            ).flatten(2)
+            if layer:
+                delta = (delta @ parameters[f"weight_{layer}"].mT) * slopes[layer - 1].unsqueeze(1)
+        return torch.cat([found[name] for name in parameters], 2)
+
     def start(self, features, targets, weights, generator):
         ones = features.new_ones(len(features), 1)
         linear = _regress(torch.cat([ones, features], 1), targets, weights)

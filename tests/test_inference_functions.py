@@ -235,3 +235,38 @@ def test_rows_are_cut_with_their_weights():
     part = rows[torch.tensor([2, 0])]
     assert torch.equal(part.X, torch.tensor([[4.0, 5.0], [0.0, 1.0]]))
     assert torch.equal(part.weights, torch.tensor([4.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [MLP((5, 4), activation=a) for a in (*EXACT_ACTIVATIONS, "tanh")]
+    + [Polynomial(2), TorchFunction(linear_module())],
+    ids=repr,
+)
+def test_jacobians_are_those_of_torch(function, inputs, weights, targets):
+    """Beside central differences, a parameter at a time."""
+    function = function.fit_inputs(inputs, weights)
+    features = function.features(inputs)
+    generator = torch.Generator().manual_seed(0)
+    parameters = function.start(features, targets, weights, generator)
+    jacobian = function.jacobian(parameters, features)
+    columns = []
+    for name, value in parameters.items():
+        for k in range(value.numel()):
+
+            def moved(step, name=name, value=value, k=k):
+                along = torch.zeros(value.numel()).to(value)
+                along[k] = 1.0
+                there = parameters | {name: value + step * along.reshape(value.shape)}
+                return function.evaluate(there, features)
+
+            h = 1e-6
+            columns.append((moved(h) - moved(-h)) / (2 * h))
+    expected = torch.stack(columns, -1)
+    assert jacobian.shape == (
+        N_ROWS,
+        N_OUTPUTS,
+        function.n_parameters(features.shape[1], N_OUTPUTS),
+    )
+    # Central differences: rounding 1e-16 / h, and no kink of these random units is within h.
+    torch.testing.assert_close(jacobian, expected, rtol=0, atol=1e-7)

@@ -107,10 +107,7 @@ class GaussNewton(System):
         return Step(solution, (None, steps), decrement, norm)
 
     def _jacobian(self, flat, part):
-        def one(flat, features):
-            return self.problem.function.evaluate(self._named(flat), features.unsqueeze(0))[0]
-
-        return torch.func.vmap(torch.func.jacrev(one), (None, 0))(flat, self.problem.features[part])
+        return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
 
     def _solved(self, damping):
         damped = self.system.clone()
