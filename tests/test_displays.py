@@ -74,13 +74,14 @@ def drawn_ticks(axis):
 
 
 def assert_legible(display):
-    """Every text lies inside the figure, and no two overlap, at the default size."""
+    """Texts lie inside the figure, no two overlap, the legend covers no data: at default size."""
     figure, axes = display.figure_, display.ax_
     figure.canvas.draw()
     texts = [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
     texts += drawn_ticks(axes.xaxis) + drawn_ticks(axes.yaxis)
     if axes.get_legend() is not None:
         texts += axes.get_legend().get_texts()
+        assert not axes.get_legend().get_window_extent().padded(-1).overlaps(axes.bbox)
     shown = [text for text in texts if text.get_visible() and text.get_text()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
     page = figure.bbox
@@ -213,6 +214,9 @@ def test_total_gaps_against_a_setting(factorized, constant, affine):
     np.testing.assert_allclose(display.ax_.get_lines()[0].get_ydata(), totals)
     assert display.ax_.get_xscale() == "log" and display.ax_.get_xlabel() == "width"
     assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["1", "64"]
+    # The affine function has no gap: rounding is not written out.
+    display.plot()
+    assert legend_of(display)[1] == "64: below 1e-06 nats in all"
     assert_legible(display)
     display.plot_settings([(0, 0), (1, 1)], label="context")
     assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["(0, 0)", "(1, 1)"]
@@ -362,5 +366,9 @@ def test_rank_histograms_have_the_band_of_level_bins():
     assert_legible(display)
     only = CalibrationDisplay.from_calibration(report, names=["z"])
     assert len(only.ax_.get_legend().get_texts()) == 3
+    many = Calibration({"z": RNG.uniform(size=(200, 12))}, 0)
+    display = CalibrationDisplay.from_calibration(many)
+    assert len(legend_of(display)) == 6  # the band, and the five least uniform
+    assert_legible(display)
     with pytest.raises(ValueError, match="names: 'mu' is none of"):
         CalibrationDisplay.from_calibration(report, names=["mu"])

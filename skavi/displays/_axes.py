@@ -19,6 +19,25 @@ def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
     return ax
 
 
+class Display:
+    """What every display does first and last: find axes and keep them, add a grid and a legend.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    """
+
+    def _begin(self, ax, **size):
+        self.ax_ = axes_to_draw_on(ax, **size)
+        self.figure_ = self.ax_.figure
+
+    def _end(self, **legend_options):
+        self.ax_.grid(alpha=0.25)
+        legend(self.ax_, **legend_options)
+        return self
+
+
 def colour(i: int) -> str:
     """Return the i-th colour, over again after the last."""
     return COLOURS[i % len(COLOURS)]
@@ -52,7 +71,22 @@ def column_of(X, feature):
     return X[:, feature], f"feature {feature}"
 
 
+#: Where a legend covers no data: above the axes, or to their right.
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": 1}
+_SHORT = 30
+
+
 def legend(ax, **options):
-    """Add a legend where there are labels, in the emptiest corner."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", **options)
+    """Add a legend where there are labels, above the axes; in two columns if they are short."""
+    labels = ax.get_legend_handles_labels()[1]
+    if labels:
+        columns = {"ncols": 2 if max(map(len, labels)) <= _SHORT else 1}
+        ax.legend(frameon=False, fontsize="small", **(ABOVE | columns | options))
+
+
+def counted(axis):
+    """Have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -4,12 +4,12 @@ import numpy as np
 from scipy.stats import binom
 
 from skavi.diagnostics.ranks import calibration
-from skavi.displays._axes import axes_to_draw_on, colour, legend
+from skavi.displays._axes import Display, colour
 
-_MOST = 7
+_MOST = 5
 
 
-class CalibrationDisplay:
+class CalibrationDisplay(Display):
     """Histograms of the truth's ranks under q, with the band where 99 % of level bins would lie.
 
     Use `from_estimator` or `from_calibration`. A valley: q is too narrow; a hill: too wide; a
@@ -77,14 +77,13 @@ class CalibrationDisplay:
         return cls(calibration).plot(names=names, ax=ax)
 
     def plot(self, *, names=None, ax=None):
-        """Draw the seven least uniform numbers, or fewer.
+        """Draw the five least uniform numbers, or fewer, the first on top.
 
         Returns
         -------
         CalibrationDisplay
         """
-        self.ax_ = axes_to_draw_on(ax)
-        self.figure_ = self.ax_.figure
+        self._begin(ax)
         report, n_bins = self.calibration, self.calibration.n_bins
         low, high = binom.interval(0.99, report.n_simulations, 1 / n_bins)
         self.ax_.axhspan(low, high, color="0.88", lw=0, label="99 % of level bins", zorder=0)
@@ -93,12 +92,11 @@ class CalibrationDisplay:
         for i, (name, index, p_value) in enumerate(self._least_uniform(names)):
             counts = report.histogram(report.ranks[name][(slice(None), *index)])
             place = f"{name}{list(index) if index else ''}"
-            line = {"color": colour(i), "lw": 1.8, "baseline": None}
+            line = {"color": colour(i), "lw": 1.4 if i else 2.2, "baseline": None, "zorder": 9 - i}
             self.ax_.stairs(counts, edges, label=f"{place}: p = {p_value:.2g}", **line)
         self.ax_.set(xlabel="rank of the truth under q", ylabel="simulations", xlim=(0, 1))
-        self.ax_.set_ylim(0, 1.35 * max(self.ax_.get_ylim()[1], high))
-        legend(self.ax_, loc="upper center", ncols=2)
-        return self
+        self.ax_.set_ylim(0, 1.05 * max(self.ax_.get_ylim()[1], high))
+        return self._end()
 
     def _least_uniform(self, names):
         """(name, index, smaller p-value) of the numbers to draw."""

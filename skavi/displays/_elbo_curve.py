@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skavi.displays._axes import DASHES, axes_to_draw_on, colour, legend, named
+from skavi.displays._axes import DASHES, Display, colour, counted, named
 
 _ROUNDING = 1e-10
 
@@ -42,7 +42,7 @@ class Curve:
         return np.insert(self.x.astype(float), falls, np.nan), np.insert(gap, falls, np.nan)
 
 
-class ElboCurveDisplay:
+class ElboCurveDisplay(Display):
     """Nats below the best ELBO, on a log axis, against iterations or seconds.
 
     Use `from_estimator`, `from_estimators` or `from_monitor`.
@@ -160,8 +160,7 @@ class ElboCurveDisplay:
         """
         if not self.curves:
             raise ValueError("There is no curve to draw: no fit was recorded.")
-        self.ax_ = axes_to_draw_on(ax)
-        self.figure_ = self.ax_.figure
+        self._begin(ax)
         best = max(c.final for c in self.curves) if self.best is None else self.best
         floor = self._floor(best)
         self.lines_ = []
@@ -173,9 +172,9 @@ class ElboCurveDisplay:
         self.ax_.set(yscale="log", xlabel=self.x_label, ylabel="nats below the best ELBO")
         if max(len(c.x) for c in self.curves) > 200:
             self.ax_.set_xscale("log")
-        self.ax_.grid(alpha=0.25)
-        legend(self.ax_)
-        return self
+        elif self.x_label == "iterations":
+            counted(self.ax_.xaxis)
+        return self._end()
 
     def _floor(self, best):
         """What a gap of zero is drawn as: the smallest other gap, or rounding."""

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from skavi.diagnostics.gap import amortization_gap
-from skavi.displays._axes import axes_to_draw_on, colour, column_of, legend, named
+from skavi.displays._axes import Display, colour, column_of, counted, named
+
+#: Totals below this many nats are rounding, and not written out.
+_NOTHING = 1e-6
 
 
-class AmortizationGapDisplay:
+class AmortizationGapDisplay(Display):
     """Amortization gaps: sorted over rows, as a histogram, against a feature, or against a setting.
 
     Use `from_estimator` or `from_estimators`, and then `plot` (sorted rows), `plot_histogram` or
@@ -100,6 +103,7 @@ class AmortizationGapDisplay:
             line = {"color": colour(i), "drawstyle": "steps-mid", "lw": 1.8}
             self.ax_.plot(rank, rows, label=self._label(name, gap), **line)
         self.ax_.set(xlabel="rows, largest gap first", ylabel="gap of the row (nats)")
+        counted(self.ax_.xaxis)
         return self._end()
 
     def plot_histogram(self, *, bins=30, ax=None):
@@ -196,22 +200,15 @@ class AmortizationGapDisplay:
         if numbers and min(x) > 0 and max(x) >= 8 * min(x):
             self.ax_.set_xscale("log")
             self.ax_.minorticks_off()
+        self.ax_.margins(x=0.08)
         self.ax_.set_xticks(x, [str(setting) for setting in settings])
         self.ax_.set(xlabel=label, ylabel="amortization gap (nats)")
         return self._end()
 
-    def _begin(self, ax):
-        self.ax_ = axes_to_draw_on(ax)
-        self.figure_ = self.ax_.figure
-
-    def _end(self):
-        self.ax_.grid(alpha=0.25)
-        legend(self.ax_)
-        return self
-
     @staticmethod
     def _label(name, gap):
-        return f"{name}: {gap.total:.3g} nats in all"
+        total = f"{gap.total:.3g}" if abs(gap.total) >= _NOTHING else f"below {_NOTHING:g}"
+        return f"{name}: {total} nats in all"
 
 
 def _function(amortized):

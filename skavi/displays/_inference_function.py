@@ -4,12 +4,12 @@ import numpy as np
 from sklearn.base import clone
 
 from skavi._estimators import FactorizedVI
-from skavi.displays._axes import axes_to_draw_on, colour, column_of, legend
+from skavi.displays._axes import Display, colour, column_of
 
 _N_GRID = 400
 
 
-class InferenceFunctionDisplay:
+class InferenceFunctionDisplay(Display):
     """Mean and sd of q(z_n) against x: A-VI's function as a line with a band, F-VI's table as dots.
 
     Use `from_estimator`. Where the function reads one number a row (one column, no neighbours) it
@@ -100,8 +100,7 @@ class InferenceFunctionDisplay:
         -------
         InferenceFunctionDisplay
         """
-        self.ax_ = axes_to_draw_on(ax)
-        self.figure_ = self.ax_.figure
+        self._begin(ax)
         mean, sd = self.amortized.mean[:, latent], self.amortized.sd[:, latent]
         centre, spread = self.table.mean[:, latent], self.table.sd[:, latent]
         alpha = 0.85 if len(self.x) <= 150 else 0.4
@@ -127,6 +126,4 @@ class InferenceFunctionDisplay:
                 label = None if i else "A-VI's function: mean ± sd"
                 self.ax_.plot(self.at, edge, "_", ms=11, mew=1, label=label, **hollow)
         self.ax_.set(xlabel=self.labels[0], ylabel=self.labels[1])
-        self.ax_.grid(alpha=0.25)
-        legend(self.ax_)
-        return self
+        return self._end()

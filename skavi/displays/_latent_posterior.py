@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skavi.displays._axes import COLOURS, MARKERS, axes_to_draw_on, colour, legend
+from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, colour, legend
 
 #: Half-widths in sds: of the ellipse that holds 50 % of a plane, the interval of 90 % of a line.
 _ELLIPSE, _INTERVAL = 1.17741, 1.644854
@@ -10,7 +10,7 @@ _MOST_LABELS = 40
 _MOST_ROWS = 40
 
 
-class LatentPosteriorDisplay:
+class LatentPosteriorDisplay(Display):
     """Posteriors of rows' latents.
 
     `from_estimator` draws a map of two latents; `plot_intervals` and `plot_series` draw the same
@@ -159,9 +159,7 @@ class LatentPosteriorDisplay:
             self.ax_.scatter(times, np.asarray(X, dtype=float).reshape(len(times)), **dots)
         self.ax_.set(xlabel="time", ylabel="latent")
         self.ax_.set_title("posterior means; bands hold 50 and 90 %", fontsize="medium")
-        self.ax_.grid(alpha=0.25)
-        legend(self.ax_)
-        return self
+        return self._end(**BESIDE)
 
     def _times(self):
         labels = self.posterior.coords["row"]
@@ -178,8 +176,7 @@ class LatentPosteriorDisplay:
             raise ValueError(
                 f"labels has {len(self.labels)} entries for {len(self.posterior.mean)} rows."
             )
-        self.ax_ = axes_to_draw_on(ax, **size)
-        self.figure_ = self.ax_.figure
+        super()._begin(ax, **size)
 
     def _continuous(self):
         labels = np.asarray(self.labels) if self.labels is not None else np.zeros(0)
@@ -248,4 +245,6 @@ class LatentPosteriorDisplay:
             shades = matplotlib.cm.ScalarMappable(self.norm_, self._palette())
             self.figure_.colorbar(shades, ax=self.ax_, label="label")
         elif self.labels is not None and len(np.unique(self.labels)) <= _MOST_LABELS:
-            legend(self.ax_, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            legend(self.ax_, **BESIDE)
+            for handle in self.ax_.get_legend().legend_handles:
+                handle.set_sizes([18])
