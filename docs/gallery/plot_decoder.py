@@ -4,7 +4,7 @@ A neural decoder of digits
 
 The paper's fourth model, small: a neural network decodes each row's latents. Two simplifications
 make it quick: the decoder's weights are a point (``global_family=Point()``, a variational
-autoencoder; leave it out for a posterior over the weights), and 500 steps, far from convergence.
+autoencoder; leave it out for a posterior over the weights), and 800 steps, far from convergence.
 """
 
 import warnings
@@ -29,8 +29,8 @@ vi = AmortizedVI(
     MLP((32,)),
     global_family=Point(),
     noise=MonteCarlo(),
-    solver=Adam(learning_rate=0.01),
-    max_iter=500,
+    solver=Adam(learning_rate=0.03),
+    max_iter=800,
     random_state=0,
 )
 with warnings.catch_warnings():
@@ -49,8 +49,8 @@ plt.show()
 decoded = vi.inverse_transform(vi.transform(X))
 figure, axes = plt.subplots(2, 8, figsize=(8, 2.2))
 for i in range(8):
-    axes[0, i].imshow(X[i].reshape(8, 8), cmap="gray_r")
-    axes[1, i].imshow(decoded[i].reshape(8, 8), cmap="gray_r")
+    for row, image in enumerate((X[i], decoded[i])):
+        axes[row, i].imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=4)
 for ax in axes.flat:
     ax.axis("off")
 plt.show()
