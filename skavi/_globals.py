@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Normal, biject_to, constraints
 
 from skavi._concurrency import seeded
 from skavi._quadrature import hermite_rule, sobol_normal
-from skavi.distributions import Flat, expected_log_prob, innermost, unvalidated
+from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
 from skavi.families import NormalFactors
 
 N_PRIOR_NODES = 40
@@ -62,6 +62,7 @@ class GlobalSpace:
                     f"{name!r} is a {type(distribution).__name__}."
                 )
         self.prior = prior
+        self._compacted: dict[tuple, Distribution] = {}
         self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
@@ -87,13 +88,21 @@ class GlobalSpace:
         return sum((self._log_prior(name, part) for name, part in self._parts(u)), u.new_zeros(()))
 
     def _parts(self, u):
-        return ((n, u[self.slices[n]].reshape(shape)) for n, shape in self.raw_shapes.items())
+        pieces = u.split([math.prod(shape) for shape in self.raw_shapes.values()])
+        named = zip(self.raw_shapes.items(), pieces, strict=True)
+        return ((name, piece.reshape(shape)) for (name, shape), piece in named)
 
     def _log_prior(self, name, part):
         bijection, prior = self.bijections[name], unvalidated(self.prior[name])
         value = bijection(part)
         jacobian = bijection.log_abs_det_jacobian(part, value)
         return prior.log_prob(value).sum() + jacobian.sum()
+
+    def _compact(self, name, like):
+        key = name, like.dtype, like.device
+        if key not in self._compacted:
+            self._compacted[key] = compact(self.prior[name], like)
+        return self._compacted[key]
 
     def expected_log_prior(self, factor: NormalFactors) -> Tensor:
         """E_q log prior on the unconstrained scale, Jacobians included, in nats.
@@ -102,9 +111,9 @@ class GlobalSpace:
         fixed quasi-Monte Carlo rule for the multivariate (simplex, Cholesky): never fresh noise.
         """
         total = factor.mean.new_zeros(())
-        for name, prior in self.prior.items():
-            where, shape = self.slices[name], self.raw_shapes[name]
-            mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
+        sds = dict(self._parts(factor.sd))
+        for name, mean in self._parts(factor.mean):
+            sd, prior = sds[name], self._compact(name, mean)
             closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
             if closed is not None:
                 total = total + closed.sum()
@@ -115,7 +124,7 @@ class GlobalSpace:
                 total = total + weights @ density
             else:
                 noise = torch.as_tensor(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
-                draws = factor.draw(noise)[:, where].reshape(-1, *shape)
+                draws = factor.draw(noise)[:, self.slices[name]].reshape(-1, *mean.shape)
                 total = total + torch.func.vmap(partial(self._log_prior, name))(draws).mean()
         return total
 

@@ -113,7 +113,8 @@ class Problem:
         rows = Rows(self.rows.X.to(torch.float32), self.rows.weights.to(torch.float32))
         same = self.features is self.rows.X
         features = rows.X if same else self.features.to(torch.float32)
-        return replace(self, rows=rows, features=features, _kept=[])
+        noise = self.noise.in_single()
+        return replace(self, rows=rows, features=features, noise=noise, _kept=[])
 
     def restricted(self, index: Tensor) -> "Problem":
         """Return the problem of the rows at `index` alone, under the same kept noise."""

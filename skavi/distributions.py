@@ -111,7 +111,21 @@ def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> T
     if not isinstance(base, Normal):
         return None
     spread = (mean - base.loc) ** 2 + sd**2
-    return -0.5 * (spread / base.scale**2 + math.log(2 * math.pi)) - base.scale.log()
+    return -0.5 / base.scale**2 * spread - (base.scale.log() + 0.5 * math.log(2 * math.pi))
+
+
+def compact(distribution: Distribution, like: Tensor) -> Distribution:
+    """Return a normal of one mean and one sd for all its entries as a scalar one of like's dtype.
+
+    Other distributions are given back as they are.
+    """
+    base = innermost(distribution)
+    if not isinstance(base, Normal) or not base.loc.numel():
+        return distribution
+    loc, scale = base.loc.flatten(), base.scale.flatten()
+    if not bool((loc == loc[0]).all() & (scale == scale[0]).all()):
+        return distribution
+    return Normal(loc[0].to(like), scale[0].to(like), validate_args=False)
 
 
 def unvalidated(distribution: Distribution) -> Distribution:

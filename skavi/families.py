@@ -61,8 +61,8 @@ class NormalFactors(ABC):
 
     def given_first(self, n: int) -> "NormalFactors":
         """Return the factors given that the first n coordinates' noise is zero."""
-        later = torch.arange(self.mean.shape[-1], device=self.mean.device) >= n
-        return type(self)(self.mean, self.scale * later)
+        scale = torch.nn.functional.pad(self.scale[..., n:], (n, 0))
+        return type(self)(self.mean, scale)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""
@@ -73,8 +73,11 @@ class NormalFactors(ABC):
         return -0.5 * (noise**2 + LOG_2PI).sum(-1) - self.log_det_scale
 
 
+@dataclass(frozen=True)
 class DiagonalFactors(NormalFactors):
-    """Independent coordinates; `scale` holds the standard deviations."""
+    """Independent coordinates; `scale` holds the standard deviations, `log_scale` their logs."""
+
+    log_scale: Tensor | None = None
 
     @property
     def sd(self) -> Tensor:
@@ -82,10 +85,10 @@ class DiagonalFactors(NormalFactors):
 
     @property
     def log_det_scale(self) -> Tensor:
-        return self.scale.log().sum(-1)
+        return (self.scale.log() if self.log_scale is None else self.log_scale).sum(-1)
 
     def draw(self, noise: Tensor) -> Tensor:
-        return self.mean + self.scale * noise
+        return torch.addcmul(self.mean, self.scale, noise)
 
     def covariance(self) -> Tensor:
         return torch.diag_embed(self.scale**2)
@@ -193,7 +196,8 @@ class DiagonalNormal(Family):
         return 2 * n_latents
 
     def factors(self, raw, n_latents):
-        return DiagonalFactors(raw[..., :n_latents], raw[..., n_latents:].exp())
+        mean, log_sd = raw.split([n_latents, n_latents], -1)
+        return DiagonalFactors(mean, log_sd.exp(), log_sd)
 
     def raw(self, factors):
         return torch.cat([factors.mean, factors.sd.log()], -1)

@@ -60,6 +60,10 @@ class Noise(Component):
         None stands for no nodes at all: the model's own closed form.
         """
 
+    def in_single(self) -> "Noise":
+        """Return the rule for steps in single precision: the same, or a faster one."""
+        return self
+
     def refined(self) -> "list[Noise]":
         """Return finer rules of the same kind to check this one against; empty when it is exact."""
         return []
@@ -80,11 +84,11 @@ class ClosedForm(Noise):
         return None
 
 
-def _normal_nodes(n_draws, n_globals, n_latents, n_rows, generator):
+def _normal_nodes(n_draws, n_globals, n_latents, n_rows, generator, dtype=torch.float64):
     shape = n_draws, n_rows, n_latents
-    globals_ = torch.randn(n_draws, n_globals, generator=generator, dtype=torch.float64)
-    locals_ = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return Nodes(globals_, locals_, torch.full((n_draws,), 1 / n_draws, dtype=torch.float64))
+    globals_ = torch.randn(n_draws, n_globals, generator=generator, dtype=dtype)
+    locals_ = torch.randn(shape, generator=generator, dtype=dtype)
+    return Nodes(globals_, locals_, torch.full((n_draws,), 1 / n_draws, dtype=dtype))
 
 
 class MonteCarlo(Noise):
@@ -103,6 +107,7 @@ class MonteCarlo(Noise):
     """
 
     deterministic = False
+    _dtype = torch.float64
 
     def __init__(self, n_draws=1):
         self.n_draws = n_draws
@@ -111,7 +116,16 @@ class MonteCarlo(Noise):
         self._require_integer("n_draws", 1)
 
     def nodes(self, n_globals, n_latents, n_rows, generator):
-        return _normal_nodes(self.n_draws, n_globals, n_latents, n_rows, generator)
+        return _normal_nodes(self.n_draws, n_globals, n_latents, n_rows, generator, self._dtype)
+
+    def in_single(self):
+        return _SingleMonteCarlo(self.n_draws)
+
+
+class _SingleMonteCarlo(MonteCarlo):
+    """Other draws, six times as fast."""
+
+    _dtype = torch.float32
 
 
 class FixedDraws(Noise):

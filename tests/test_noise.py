@@ -144,3 +144,15 @@ def test_too_many_dimensions_name_the_way_out():
         nodes_of(GaussHermite(3), n_globals=12)
     with pytest.raises(ValueError, match=r"reaches 21201 dimensions.*use noise=MonteCarlo\(\)"):
         nodes_of(QuasiMonteCarlo(4), n_globals=21201)
+
+
+def test_single_precision_draws_are_standard_normal_too():
+    """Mean, variance and fourth moment of 3e5 draws, within five of their standard errors."""
+    rule = MonteCarlo(3).in_single()
+    nodes = rule.nodes(0, 100, 1000, torch.Generator().manual_seed(0))
+    assert nodes.locals_.dtype == nodes.weights.dtype == torch.float32
+    draws = nodes.locals_.double().flatten()
+    for power, moment, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (4, 3.0, 96.0)):
+        error = abs(float((draws**power).mean()) - moment)
+        assert error < 5 * (variance / len(draws)) ** 0.5
+    assert GaussHermite(3).in_single().get_params() == {"n_nodes": 3}

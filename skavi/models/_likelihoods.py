@@ -140,10 +140,12 @@ class NormalCells(Likelihood):
         return -0.5 * ((x - mean) ** 2 + variance) / theta["noise_variance"]
 
     def log_rows(self, cells, eta, theta):
-        """Written out: one pass over the cells fewer for each constant."""
-        variance = theta["noise_variance"].expand(eta.shape[-1:])
-        squares = cells.masked(cells.values - eta) ** 2
-        return -0.5 * (squares @ (1 / variance) + cells.over_columns(variance.log() + LOG_2PI))
+        """Written out: one pass over the cells there and one back."""
+        variance, n_columns = theta["noise_variance"], eta.shape[-1:]
+        squares = cells.masked(F.mse_loss(eta, cells.values, reduction="none"))
+        whitened = squares @ (1 / variance) if variance.dim() else squares.sum(-1) / variance
+        constants = cells.over_columns((variance.log() + LOG_2PI).expand(n_columns))
+        return -0.5 * (whitened + constants)
 
 
 class StudentTCells(Likelihood):
