@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from skavi._rows import Rows
+from skavi._rows import Rows, cells_a_row
 from skavi.families import DiagonalFactors
 from skavi.solvers import Newton, State
 
@@ -24,6 +24,7 @@ _CANDIDATES = 4
 _COMPARABLE = 4.0
 _LOCAL_ITERATIONS = 50
 _MOST_ROWS = 20_000
+_CELLS = 200_000  # of X, at all points that are looked at in one evaluation
 _ROUGH = 1e-4
 
 
@@ -78,9 +79,7 @@ def _screen(problem, raw, globals_):
     reach = _REACH * spread.amax(0) + (factors.mean - centre).abs().amax(0)
     axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
     points = centre.mean(0) + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
-    density = torch.stack(
-        [objective.model.log_terms(theta, point.expand(len(X), k), X) for point in points], 1
-    )
+    density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
     step = 2 * reach / (_POINTS[k] - 1)
     blurred = [_blurred(density.reshape(len(X), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
@@ -94,6 +93,17 @@ def _screen(problem, raw, globals_):
     chosen = away.any(-1) & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
     owner, rank = chosen.nonzero(as_tuple=True)
     return DiagonalFactors(mean[owner, rank], sd[owner, rank]), owner
+
+
+def _densities(model, theta, points, X):
+    """Return the log density of every row at every point, shape (n_rows, n_points)."""
+    n, at_once = len(X), max(1, _CELLS // max(1, len(X) * cells_a_row(X)))
+    everyone = torch.arange(n, device=points.device)
+    values = [
+        model.log_terms(theta, some.repeat_interleave(n, 0), X[everyone.repeat(len(some))])
+        for some in points.split(at_once)
+    ]
+    return torch.cat(values).reshape(len(points), n).mT
 
 
 def _blurred(density, axis, width):
