@@ -190,6 +190,7 @@ def fit_problem(
 def _solved(plan, rows, start, progress):
     objective, generator = plan.objective, plan.generator
     noise = plan.noise or default_noise(objective, plan.function, len(rows))
+    _check_solver(plan, noise, rows)
     if start is None:
         start, noise = _reference(plan, noise, rows)
     targets, globals_ = start.parameters["values"], start.globals_
@@ -210,7 +211,6 @@ def _solved(plan, rows, start, progress):
     if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
         # q(theta) stays at the factorized optimum: the function alone is left to fit.
         problem = replace(problem, frozen_globals=True)
-    solver.check_problem(problem)
     journal = plan.journal
     state = journal.once(lambda: best_start(problem, targets, globals_).copied())
     climb = _Climb(solver, plan.max_iter, progress, journal)
@@ -224,6 +224,16 @@ def _solved(plan, rows, start, progress):
         climb(problem, state, plan.tol)
     assert climb.outcome is not None
     return Fitted(problem, solver, climb.outcome, climb.failure)
+
+
+def _check_solver(plan, noise, rows):
+    """Refuse a solver that cannot solve the problem, before any work."""
+    objective = plan.objective
+    n_parameters = objective.family.n_parameters(objective.n_latents)
+    function = plan.function or default_function(n_parameters, objective.model)
+    if plan.solver is not None:
+        problem = Problem(objective, function, rows, rows.X, noise, plan.generator)
+        plan.solver.check_problem(problem)
 
 
 class _Climb:
@@ -296,7 +306,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
         return here, noise
     cheap = isinstance(solver, CoordinateAscent)
     few = rows if cheap else subset(objective.model, rows)
-    most = plan.max_iter if cheap else _REFERENCE_ITERATIONS
+    most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
     fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_

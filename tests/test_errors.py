@@ -518,3 +518,18 @@ def test_units_of_x_move_the_elbo_by_their_jacobian_alone(noise, scale):
     # The sign of a latent is arbitrary.
     ours, theirs = scaled.transform(scale * X), plain.transform(X)
     np.testing.assert_allclose(ours * np.sign(ours[0] * theirs[0]), theirs, atol=1e-4)
+
+
+def test_a_solver_that_cannot_is_refused_before_any_work(monkeypatch):
+    """Checking the model takes two densities, the factorized fit to start from dozens."""
+    written, calls = LinearModel.log_local, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return written(*arguments)
+
+    monkeypatch.setattr(LinearModel, "log_local", counted)
+    vi = AmortizedVI(LinearModel(), MLP((4,)), noise=GaussHermite(3), solver=CoordinateAscent())
+    with pytest.raises(ValueError, match="CoordinateAscent needs closed-form updates"):
+        vi.fit([[0.0], [1.0], [5.0]])
+    assert len(calls) <= 2
