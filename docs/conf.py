@@ -1,8 +1,12 @@
 """Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``, without a network."""
 
 import os
+import re
 import sys
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxRole
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,7 +26,13 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "notebooks", "gallery", "conftest.py"]
-default_role = "autolink"
+default_role = "name"
+# Every reference to Python must resolve.
+nitpicky = True
+nitpick_ignore = [
+    # Flat's base class; the build is offline, so torch's own pages are out of reach.
+    ("py:class", "torch.distributions.distribution.Distribution"),
+]
 
 autosummary_generate = True
 autodoc_inherit_docstrings = False
@@ -58,5 +68,49 @@ def _is_scikit_learns(app, what, name, member, skip, options):
     return True if theirs or name.endswith("_request") else None
 
 
+def _listed():
+    """Return full names by short name, of all that the reference pages list."""
+    names = {}
+    for page in sorted((Path(__file__).parent / "reference").glob("*.rst")):
+        module = None
+        for line in page.read_text().splitlines():
+            if found := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
+                module = found[1]
+            elif module and (found := re.fullmatch(r"   (\w+)", line)):
+                names[found[1]] = f"{module}.{found[1]}"
+    return names
+
+
+LISTED = _listed()
+
+
+class Name(SphinxRole):
+    """What single backticks mean: a link where the reference lists the name, else code."""
+
+    def run(self):
+        short, _, member = self.text.removesuffix("()").partition(".")
+        if short in LISTED:
+            target = LISTED[short] + (f".{member}" if member else "")
+        elif self.text in LISTED.values():
+            target = self.text
+        else:
+            return [nodes.literal(self.rawtext, self.text)], []
+        role = self.env.domains.python_domain.role("obj")
+        content = f"{self.text} <{target}>"
+        return role("py:obj", self.rawtext, content, self.lineno, self.inliner, {}, [])
+
+
+def _public_bases(app, name, obj, options, bases):
+    """Show a private base class as the first public one that it is made from, or not at all."""
+    shown = []
+    for base in bases:
+        ours = [ancestor for ancestor in base.__mro__ if ancestor.__name__ in LISTED]
+        private = base.__module__.partition(".")[0] in ("skavi", "sklearn", "abc")
+        shown += ours[:1] or ([] if private else [base])
+    bases[:] = list(dict.fromkeys(shown)) or [object]
+
+
 def setup(app):
+    app.add_role("name", Name())
     app.connect("autodoc-skip-member", _is_scikit_learns)
+    app.connect("autodoc-process-bases", _public_bases)

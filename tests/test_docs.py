@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 
@@ -37,6 +39,48 @@ def run(*command):
     return done.stdout
 
 
+class Page(HTMLParser):
+    """A page's links and pictures, and the places in it that a link can lead to."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.links, self.places = [], {""}
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.places |= {attrs.get("id"), attrs.get("name")}
+        self.links += [attrs[key] for key in ("href", "src") if attrs.get(key)]
+
+
+def dead_links(site):
+    """Return (page, link) of local links that lead nowhere, and of others without an address."""
+    paths = [path for path in site.rglob("*.html") if "_static" not in path.parts]  # the theme's
+    pages = {path: Page(path.read_text()) for path in paths}
+    dead = []
+    for path, page in pages.items():
+        for link in page.links:
+            target, place = urldefrag(link)
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                found = parts.scheme in ("https", "data") and bool(parts.netloc or parts.path)
+            else:
+                other = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+                found = other.exists() and (other not in pages or place in pages[other].places)
+            if not found:
+                dead.append((str(path.relative_to(site)), link))
+    return dead
+
+
+def test_dead_links_are_found(tmp_path):
+    (tmp_path / "b.html").write_text('<p id="here">')
+    links = ["b.html#here", "b.html", "#top", "b.html#gone", "c.html", "https://x.org", "http:y"]
+    body = "".join(f'<a href="{link}"></a>' for link in links)
+    (tmp_path / "a.html").write_text(f'<p id="top">{body}')
+    found = [link for _, link in dead_links(tmp_path)]
+    assert found == ["b.html#gone", "c.html", "http:y"]
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     require("html")
@@ -49,6 +93,7 @@ def test_site_builds_without_a_warning(tmp_path):
     for page in ("index", "reference/index", "auto_examples/index", "generated/skavi.FactorizedVI"):
         assert (tmp_path / "html" / f"{page}.html").exists()
     assert (tmp_path / "html" / "searchindex.js").exists()
+    assert not dead_links(tmp_path / "html")
 
 
 @pytest.mark.slow

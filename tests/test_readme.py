@@ -46,6 +46,15 @@ def test_more_flexible_functions_have_smaller_gaps(printed):
     assert gaps[0] > gaps[1] > gaps[2] > -1e-3
 
 
+def test_everyday_tasks_take_three_lines_at_most():
+    (block,) = [block for block in blocks("python") if "\n# Fit" in block]
+    paragraphs = [text.splitlines() for text in block.strip().split("\n\n")[1:]]
+    tasks = {comment.partition(":")[0]: lines for comment, *lines in paragraphs}
+    asked = "Fit, Pipeline, Grid search, Uncertainty, Convergence, Gap, Closability, Save and load"
+    assert list(tasks) == [f"# {task}" for task in asked.split(", ")]
+    assert all(1 <= len(lines) <= 3 for lines in tasks.values())
+
+
 def test_the_model_recovers_what_the_waves_were_drawn_from(printed):
     mean, sd = (float(word) for word in printed[2].split(" +/- "))
     assert abs(mean - 2.0) < 3 * sd
