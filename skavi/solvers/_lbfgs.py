@@ -107,16 +107,16 @@ class _Descent(Run):
         gradient, times = self.loss.products(memory.position)
         step, decrement, convex = newton_step(gradient, times, self.tol)
         memory = replace(memory, decrement=decrement)
-        if convex and decrement <= self.tol:
-            return replace(memory, finished=True)
+        enough = convex and decrement <= self.tol  # the step is taken all the same, as Newton's
         slope = float(gradient @ step)
         found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
         if found is None:
-            return replace(memory, pairs=[], calm=0, finished=not memory.pairs)
+            return replace(memory, pairs=[], calm=0, finished=enough or not memory.pairs)
         length, value, gradient = found
         # Out of a shallow saddle only what is gained counts; elsewhere rounding ends it.
         shallow = not convex and decrement <= self.tol
-        done = memory.value - value <= (self.tol if shallow else 1e-15 * abs(value))
+        gain = memory.value - value
+        done = enough or gain <= (self.tol if shallow else 1e-15 * abs(value))
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
