@@ -98,6 +98,7 @@ class Problem:
     pull: Pull | None = None
     single: bool = False
     _kept: list = field(default_factory=list, repr=False)
+    _given: list = field(default_factory=list, repr=False)
 
     @cached_property
     def total_weight(self) -> float:
@@ -211,9 +212,19 @@ class Problem:
         """Return the same for given raw local parameters of the batch."""
         rows = self.rows[batch.index]
         nodes = self.nodes(len(rows))
-        terms = self.objective.row_terms(raw, globals_, rows.X, nodes)
+        objective = self._at(globals_)
+        terms = objective.row_terms(raw, globals_, rows.X, nodes)
         local = rows.weights[batch.lead :] @ terms[batch.lead :]
-        return batch.scale * local + self.objective.global_term(globals_)
+        return batch.scale * local + objective.global_term(globals_)
+
+    def _at(self, globals_):
+        """Return the objective; where q(theta) is given, one that works it out once, not a step."""
+        if not self.frozen_globals:
+            return self.objective
+        known = self._given
+        if not known or known[0] is not globals_ or known[1] is not self.objective:
+            known[:] = globals_, self.objective, self.objective.given(globals_)
+        return known[2]
 
 
 def _drawn_rows(n: int, size: int, generator: torch.Generator) -> Tensor:

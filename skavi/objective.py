@@ -7,7 +7,7 @@ nodes (draws or quadrature points with weights), or none where the model knows t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Objective:
     n_latents : int
     batched : bool
         Whether the log joint goes through `torch.func.vmap`; else draws are looped over.
+    known_term : Tensor or None
+        What `global_term` returns, where q(theta) is `given`.
     """
 
     model: LatentVariableModel
@@ -38,6 +40,12 @@ class Objective:
     global_family: Family
     n_latents: int
     batched: bool = True
+    known_term: Tensor | None = None
+
+    def given(self, raw_globals: Tensor) -> "Objective":
+        """Return the objective for this q(theta) alone, all that follows from it worked out."""
+        model = self.model.given(self.global_factor(raw_globals))
+        return replace(self, model=model, known_term=self.global_term(raw_globals))
 
     def local_factors(self, raw: Tensor) -> NormalFactors:
         """Read raw parameters (n_rows, P) as factors q(z_n)."""
@@ -120,6 +128,8 @@ class Objective:
 
     def global_term(self, raw_globals: Tensor) -> Tensor:
         """E_q[log p(theta)] + H[q(theta)], a scalar."""
+        if self.known_term is not None:
+            return self.known_term
         factor = self.global_factor(raw_globals)
         return self.space.expected_log_prior(factor) + factor.entropy()
 

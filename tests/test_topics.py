@@ -23,7 +23,7 @@ from skavi.diagnostics import held_out_perplexity
 from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import TopicModel
-from skavi.models._topic import softmax_step
+from skavi.models._topic_updates import softmax_step
 
 rng = np.random.default_rng(0)
 
@@ -103,13 +103,16 @@ def test_log_density_is_the_multinomial_one():
     z, topics = rng.normal(size=(4, 3)), rng.normal(size=(3, 6))
     counts = rng.poisson(2.0, size=(4, 6)).astype(float)
     p = softmax(z, axis=1) @ softmax(topics, axis=1)
-    expected = [
-        multinomial.logpmf(x, int(x.sum()), row) + norm.logpdf(latents, 0, 1.5).sum()
-        for x, row, latents in zip(counts, p, z, strict=True)
+    likelihood = [
+        multinomial.logpmf(x, int(x.sum()), row) for x, row in zip(counts, p, strict=True)
     ]
-    theta = {"topics": torch.as_tensor(topics)}
-    found = model.log_local(theta, torch.as_tensor(z), torch.as_tensor(counts))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    prior = norm.logpdf(z, 0, 1.5).sum(1)
+    theta, where = (
+        {"topics": torch.as_tensor(topics)},
+        (torch.as_tensor(z), torch.as_tensor(counts)),
+    )
+    np.testing.assert_allclose(model.log_likelihood(theta, *where), likelihood, rtol=1e-12)
+    np.testing.assert_allclose(model.log_local(theta, *where), likelihood + prior, rtol=1e-12)
 
 
 def test_simulated_documents_follow_the_density():
@@ -127,6 +130,57 @@ def test_simulated_documents_follow_the_density():
     np.testing.assert_allclose(
         expected.mean(0)[1], theta["topics"].softmax(1)[:, 1].mean(), atol=0.01
     )
+
+
+def test_replicated_documents_are_multinomial():
+    """Means and variances N p and N p (1 - p), by 20,000 draws within 5 standard errors.
+
+    The kurtosis of a binomial count is below 3 + 1 / (N p (1 - p)): below 4 for these.
+    """
+    model, n = TopicModel(2), 20_000
+    topics = torch.tensor([[2.0, 0.0, -1.0, 0.5], [-1.0, 0.0, 1.0, 0.5]]).double()
+    theta, z = {"topics": topics}, torch.tensor([[0.3, -0.4]]).double()
+    counts = scipy.sparse.csr_array([[7.0, 0.0, 5.4, 0.0]])  # 12.4 words: 12
+    for X in (torch.as_tensor(counts.toarray()), SparseRows.from_scipy(counts)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            index = torch.zeros(n, dtype=torch.int64)
+            drawn = model.replicate(theta, z.expand(n, 2), X[index]).numpy()
+        assert drawn.shape == (n, 4)
+        assert (drawn.sum(1) == 12).all()
+        p = multinomial(12, (z.softmax(1) @ topics.softmax(1))[0].numpy())
+        variance = np.diag(p.cov())
+        assert (np.abs(drawn.mean(0) - p.p * 12) < 5 * np.sqrt(variance / n)).all()
+        np.testing.assert_allclose(drawn.var(0), variance, rtol=5 * np.sqrt((4 - 1) / n))
+
+
+def test_no_words_are_replicated_for_an_empty_document():
+    theta, z = {"topics": torch.zeros(2, 3).double()}, torch.zeros(2, 2).double()
+    assert not TopicModel(2).replicate(theta, z, torch.zeros(2, 3).double()).any()
+    assert TopicModel(2).replicate(theta, z[:0], torch.zeros(0, 3).double()).shape == (0, 3)
+
+
+def test_arviz_gets_predictions_and_likelihoods(fitted):
+    """From the tree's own draws, by scipy; documents as long as the ones observed."""
+    tree = fitted.to_arviz(scipy.sparse.csr_array(X[:6]), n_draws=5, random_state=0)
+    z, topics = (tree["posterior"][name].values[0, 3] for name in ("z", "topics"))
+    p = softmax(z, axis=1) @ softmax(topics, axis=1)
+    expected = [multinomial.logpmf(x, 80, row) for x, row in zip(X[:6], p, strict=True)]
+    np.testing.assert_allclose(tree["log_likelihood"]["x"].values[0, 3], expected, rtol=1e-9)
+    assert tree["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "feature")
+    assert (tree["posterior_predictive"]["x"].sum("feature") == 80).all()
+    assert tree["posterior"]["topics"].dims == ("chain", "draw", "latent", "feature")
+
+
+def test_a_given_q_of_the_topics_changes_no_term(fitted):
+    """What is worked out once for all steps is what each would have worked out."""
+    rows = SparseRows.from_scipy(X[:20])
+    objective, globals_ = fitted._objective(rows), torch.as_tensor(fitted._raw_globals)
+    raw = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = objective.given(globals_)
+    assert torch.equal(given.global_term(globals_), objective.global_term(globals_))
+    terms = (o.row_terms(raw, globals_, rows, None) for o in (given, objective))
+    assert torch.equal(*terms)
 
 
 def one_latent_evidence(x, topics, scale):
@@ -163,7 +217,8 @@ def test_bound_is_below_the_evidence_and_near_it():
     noise = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0)).double()
     z = best.draw(torch.cat([noise, -noise]))
     theta = {"topics": torch.as_tensor(topics)}
-    drawn = torch.stack([model.log_local(theta, row, rows) for row in z]).mean(0) + best.entropy()
+    drawn = model.log_local(theta, z.reshape(-1, 2), rows.repeat(len(z), 1)).reshape(len(z), -1)
+    drawn = drawn.mean(0) + best.entropy()
     assert (drawn.numpy() < evidence + 0.02).all()
     assert (bound < drawn.numpy() + 0.02).all()
 

@@ -121,6 +121,10 @@ class LatentVariableModel(Component, ABC):
         """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
         return X, weights
 
+    def given(self, globals_: NormalFactors) -> "LatentVariableModel":
+        """Return the model for this q(theta) alone, what `expected_log_local` makes of it kept."""
+        return self
+
     def reading(self, globals_: NormalFactors) -> "LatentVariableModel":
         """Return the model with its `summary` of rows set up by this q(theta), for good."""
         return self

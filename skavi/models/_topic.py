@@ -8,19 +8,16 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from skavi._sparse import SparseRows
-from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
-from skavi.models._base import HierarchicalModel
+from skavi.models._topic_updates import LogisticNormal, log_mixture, tilted
 
 _PSEUDOCOUNT = 0.5
-_TINY = 1e-300
-_SWEEP_STEPS, _MOST_STEPS, _STILL = 2, 200, 1e-4
 _UNKNOWN_LENGTH = 100.0
 _LOOKS = 2
 _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its log is read
 _SMALLEST, _CHUNK = 1e-12, 8_192
 
 
-class TopicModel(HierarchicalModel):
+class TopicModel(LogisticNormal):
     """Counts of words explained by a few topics, with a posterior over topics and proportions.
 
     A row of X holds how often each word (column) is in a document:
@@ -123,34 +120,31 @@ class TopicModel(HierarchicalModel):
         return Normal(torch.zeros(self.n_components), float(self.proportion_scale))
 
     def likelihood(self, z, theta):
-        raise NotImplementedError("TopicModel takes the documents' lengths from X: see log_local.")
+        raise NotImplementedError("TopicModel takes the documents' lengths from X.")
 
     def predicted_mean(self, theta, z):
         """Return the probabilities of the words, shape (n_rows, n_features)."""
         return torch.softmax(z, -1) @ torch.softmax(theta["topics"], -1)
 
-    def log_local(self, theta, z, X):
-        X = SparseRows.of(X)
+    def log_likelihood(self, theta, z, X):
+        """Return log p(x_n | z_n, topics), shape (n_rows,), the multinomial coefficient in it."""
         words = torch.softmax(theta["topics"], -1).mT
-        fit = _log_mixture(X, torch.softmax(z, -1), words)
-        scaled = (z / self.proportion_scale) ** 2
-        return fit - 0.5 * (scaled + LOG_2PI).sum(-1) - self._log_det_prior()
+        return log_mixture(SparseRows.of(X), torch.softmax(z, -1), words)
 
-    def _log_det_prior(self):
-        return self.n_components * float(np.log(self.proportion_scale))
+    def replicate(self, theta, z, X):
+        """Draw documents of the lengths of those in X, rounded; dense also for CSR."""
+        return _drawn(self.predicted_mean(theta, z), SparseRows.of(X).totals)
 
     def simulate(self, theta, n_samples, n_features=1):
         """Draw documents, their lengths from the training data's (100 words before a fit)."""
         prior = self.local_prior(theta)
         z = prior.expand((n_samples, self.n_components)).sample().to(theta["topics"])
         known = torch.as_tensor(getattr(self, "lengths_", np.array([_UNKNOWN_LENGTH])))
-        lengths = known[torch.randint(len(known), (n_samples,))].round().to(z.device)
-        X = z.new_zeros(n_samples, n_features)
-        if int(lengths.amax()):
-            words = self.predicted_mean(theta, z).multinomial(int(lengths.amax()), replacement=True)
-            there = torch.arange(words.shape[1], device=z.device) < lengths.unsqueeze(-1)
-            X.scatter_add_(1, words, there.to(X.dtype))
-        return X, z
+        lengths = known[torch.randint(len(known), (n_samples,))].to(z.device)
+        return _drawn(self.predicted_mean(theta, z), lengths), z
+
+    def global_dims(self):
+        return {"topics": ("latent", "feature")}
 
     def adapted(self, X, weights):
         X = SparseRows.of(X)
@@ -167,73 +161,11 @@ class TopicModel(HierarchicalModel):
     def coarsest_tol(self):  # type: ignore[override]
         return self.resolution * max(getattr(self, "words_a_row_", 0.0), 1.0)
 
-    # --- the bound and its updates --------------------------------------------------------------
-
-    def has_closed_form(self, family: Family, global_family: Family) -> bool:
-        return True
-
-    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
-        return isinstance(family, DiagonalNormal) and isinstance(global_family, DiagonalNormal)
-
-    def expected_log_local(self, factors, globals_, X):
-        X = SparseRows.of(X)
-        fit = _log_mixture(X, _tilted(factors.mean, factors.sd), self._tilted_words(globals_, X))
-        second = (factors.mean**2 + factors.sd**2) / self.proportion_scale**2
-        return fit - 0.5 * (second + LOG_2PI).sum(-1) - self._log_det_prior()
-
-    def _tilted_words(self, globals_, X):
-        shape = self.n_components, X.shape[1]
-        return _tilted(globals_.mean.reshape(shape), globals_.sd.reshape(shape)).mT.contiguous()
-
-    def local_optimum(self, globals_, X, family, start=None):
-        """Climb every row's bound to its optimum, or from `start` by a few steps."""
-        X = SparseRows.of(X)
-        words, k = self._tilted_words(globals_, X), self.n_components
-        mean = X.new_zeros(len(X), k) if start is None else start.mean.clone()
-        variance = (
-            X.new_ones(len(X), k) * self.proportion_scale**2 if start is None else start.sd**2
-        )
-        active, part = torch.arange(len(X), device=X.device), X
-        for _ in range(_MOST_STEPS if start is None else _SWEEP_STEPS):
-            before = mean[active], variance[active]
-            after = self._local_step(words, part, *before)
-            mean[active], variance[active] = after
-            if start is not None:
-                continue
-            move = ((after[0] - before[0]).abs() / before[1].sqrt()).amax(-1)
-            moving = move > _STILL
-            if not bool(moving.any()):
-                break
-            active = active[moving]
-            part = part[moving] if not bool(moving.all()) else part
-        return DiagonalFactors(mean, variance.sqrt())
-
-    def _local_step(self, words, X, mean, variance):
-        proportions = _tilted(mean, variance.sqrt())
-        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
-        counts = proportions * X.product(ratio, words)
-        loc, precision = mean.new_zeros(()), mean.new_tensor(self.proportion_scale**-2)
-        return softmax_step(counts, X.totals.unsqueeze(-1), loc, precision, mean, variance)
-
-    def global_optimum(self, globals_, factors, X, weights):
-        """Climb the bound in every topic's logits, given how often each topic says each word."""
-        X = SparseRows.of(X)
-        words, proportions = self._tilted_words(globals_, X), _tilted(factors.mean, factors.sd)
-        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
-        weighted = weights.unsqueeze(-1) * proportions
-        counts = (words * X.transposed_product(ratio, weighted)).mT
-        loc, precision = self._loc().to(counts), counts.new_tensor(self.topic_scale**-2)
-        mean, variance = (t.reshape(counts.shape) for t in (globals_.mean, globals_.sd**2))
-        for _ in range(_SWEEP_STEPS):
-            totals = counts.sum(-1, keepdim=True)
-            mean, variance = softmax_step(counts, totals, loc, precision, mean, variance)
-        return DiagonalFactors(mean.reshape(-1), variance.reshape(-1).sqrt())
-
     # --- what inference functions read ----------------------------------------------------------
 
     def reading(self, globals_):
         model = copy.copy(self)
-        words = _tilted(*(t.reshape(self.n_components, -1) for t in (globals_.mean, globals_.sd)))
+        words = tilted(*(t.reshape(self.n_components, -1) for t in (globals_.mean, globals_.sd)))
         model.words_read_ = words.mT.clamp_min(_SMALLEST).float().cpu().numpy()
         return model
 
@@ -324,43 +256,18 @@ class TopicModel(HierarchicalModel):
         return names[order[:, :n_words]].tolist()
 
 
-def _log_mixture(X: SparseRows, proportions: Tensor, words: Tensor) -> Tensor:
-    """Log multinomial densities for proportions (n_rows, k) and words (n_features, k)."""
-    cells = X.sampled(proportions, words).clamp_min(_TINY).log()
-    return X.over_rows(X.values * cells) + X.log_orderings
-
-
 def _squared(p: Tensor) -> Tensor:
     """Square probabilities; rows sum to one again."""
     squares = (p / p.amax(-1, keepdim=True)) ** 2
     return squares / squares.sum(-1, keepdim=True)
 
 
-def _tilted(mean: Tensor, sd: Tensor) -> Tensor:
-    """exp E log softmax(u), with E log sum exp(u) replaced by its bound log sum E exp(u)."""
-    return (mean - torch.logsumexp(mean + 0.5 * sd**2, -1, keepdim=True)).exp()
-
-
-def softmax_step(counts, total, loc, precision, mean, variance):
-    """Take a step up in N(mean, variance) for softmax logits that explain expected counts.
-
-    Maximises counts . m - total log sum exp(m + v / 2) + E log N(u; loc, 1 / precision) + entropy
-    over the last dimension: first in m by the Newton step, which is cheap (the Hessian is diagonal
-    plus rank one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the
-    curvature of log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
-
-    Returns
-    -------
-    mean, variance : Tensors
-    """
-    p = torch.softmax(mean + 0.5 * variance, -1)
-    curvature = total * p + precision
-    step = (counts - total * p - (mean - loc) * precision) / curvature
-    response = p / curvature
-    rank_one = 1 - total * (p * response).sum(-1, keepdim=True)
-    step = step + total * response * (p * step).sum(-1, keepdim=True) / rank_one
-    mean = mean + step / (1 + step.abs().amax(-1, keepdim=True))
-    expected = total * torch.softmax(mean + 0.5 * variance, -1)
-    pull = variance * (expected + precision)
-    step = (1 - pull) / (pull + 0.5 * variance**2 * expected)
-    return mean, variance * (step / (1 + step.abs().amax(-1, keepdim=True))).exp()
+def _drawn(probabilities: Tensor, lengths: Tensor) -> Tensor:
+    """Draw counts of words (n_rows, n_features), `lengths` of them a row, rounded."""
+    lengths, counts = lengths.round(), torch.zeros_like(probabilities)
+    longest = int(lengths.amax()) if len(lengths) else 0
+    if longest:
+        words = probabilities.multinomial(longest, replacement=True)
+        there = torch.arange(longest, device=words.device) < lengths.unsqueeze(-1)
+        counts.scatter_add_(1, words, there.to(counts.dtype))
+    return counts
