@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ WINDOW, STRIDE, WITHIN = 20, 10, 0.01
 
 @dataclass(frozen=True)
 class Step:
-    """What stays the same from run to run.
+    """What stays the same from run to run: how a step's loss is drawn.
 
     Parameters
     ----------
@@ -31,6 +32,23 @@ class Step:
     log_joint: Callable[[Tensor, Tensor], Tensor]
     n_draws: int
     n_iter: int
+    #: Whether factors may have a leading axis of runs that take their steps together.
+    batched: ClassVar[bool] = False
+
+    def loss(self, theta_mean, theta_log_sd, mean, log_sd) -> Tensor:
+        """Return the loss at fresh draws: (), or one for each of the runs that go together."""
+        theta_noise = torch.randn(self.n_draws, 1)
+        noise = torch.randn(self.n_draws, len(mean))
+        z = torch.addcmul(mean, log_sd.exp(), noise)
+        theta = theta_mean + theta_log_sd.exp() * theta_noise
+        squares = ((noise**2).sum() + (theta_noise**2).sum()) / self.n_draws
+        log_joint = self.log_joint(theta, z).mean()
+        return self.log_q(theta_log_sd, log_sd, squares) - log_joint
+
+    @staticmethod
+    def log_q(theta_log_sd, log_sd, mean_square) -> Tensor:
+        """Return the mean of log q at the draws, without its log(2 pi) / 2 a factor."""
+        return -log_sd.sum(-1) - theta_log_sd.sum(-1) - 0.5 * mean_square
 
 
 class FreeFactors(nn.Module):
@@ -94,44 +112,32 @@ def run(
     step: Step,
     factors: nn.Module,
     rate: float,
-    target: float = -math.inf,
+    target: float | np.ndarray = -math.inf,
     watch: Callable[[nn.Parameter, nn.Parameter, torch.optim.Adam], bool] = lambda *_: False,
 ) -> np.ndarray:
-    """Return the loss of every iteration, until the windowed mean is within 1% of the target.
+    """Return the loss of every iteration, (n_iter,) or (n_iter, n_runs).
 
-    Draws come from torch's current generator. A run that leaves the numbers (NaN) ends there, and
-    where `watch`, called after each iteration with theta's mean and log sd, returns True.
+    Draws come from torch's current generator. It ends when every run's windowed mean has been
+    within 1% of its target or has left the numbers (NaN), and where `watch`, called after each
+    iteration with theta's mean and log sd, returns True.
     """
-    theta_mean, theta_log_sd = (nn.Parameter(torch.randn(1)) for _ in range(2))
+    runs = factors()[0].shape[:-1]
+    theta_mean, theta_log_sd = (nn.Parameter(torch.randn(*runs, 1)) for _ in range(2))
     adam = torch.optim.Adam([*factors.parameters(), theta_mean, theta_log_sd], lr=rate, fused=True)
-    losses: list[float] = []
-    while len(losses) < step.n_iter:
+    losses: list[np.ndarray] = []
+    ended = np.zeros(tuple(runs), dtype=bool)
+    while len(losses) < step.n_iter and not ended.all():
         adam.zero_grad()
-        mean, log_sd = factors()
-        noise = torch.randn(step.n_draws, len(mean))
-        theta_noise = torch.randn(step.n_draws, 1)
-        z = torch.addcmul(mean, log_sd.exp(), noise)
-        theta = theta_mean + theta_log_sd.exp() * theta_noise
-        # log q at the draws without its log(2 pi) / 2 a factor: - log sd - noise^2 / 2
-        log_q = -log_sd.sum() - theta_log_sd.sum() - 0.5 * _mean_square(noise, theta_noise)
-        loss = log_q - step.log_joint(theta, z).mean()
-        loss.backward()
+        loss = step.loss(theta_mean, theta_log_sd, *factors())
+        loss.sum().backward()
         adam.step()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]) or _arrived(losses, target):
-            break
+        losses.append(loss.detach().numpy())
+        if len(losses) >= WINDOW and len(losses) % STRIDE == 0:
+            level = np.mean(losses[-WINDOW:], 0)
+            ended = ended | ~np.isfinite(level) | (level <= (1 + WITHIN) * target)
         if watch(theta_mean, theta_log_sd, adam):
             break
-    return np.array(losses)
-
-
-def _mean_square(noise, theta_noise):
-    return ((noise**2).sum() + (theta_noise**2).sum()) / len(noise)
-
-
-def _arrived(losses, target):
-    full = len(losses) >= WINDOW and len(losses) % STRIDE == 0
-    return full and sum(losses[-WINDOW:]) / WINDOW <= (1 + WITHIN) * target
+    return np.array(losses, dtype=float)
 
 
 def iterations_to(losses: np.ndarray, target: float) -> float:
