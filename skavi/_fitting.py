@@ -27,6 +27,7 @@ from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
 from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._validation import validated_objective
+from skavi._version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.models import LatentVariableModel
@@ -381,6 +382,19 @@ class VariationalInference(
             yield
         finally:
             self.set_callbacks(*present)
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_skavi_version": __version__}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        saved_version = state.pop("_skavi_version", "of an unknown version")
+        if saved_version != __version__:
+            name = type(self).__name__
+            warnings.warn(SavedVersionWarning(None, name, saved_version), stacklevel=2)
+        super().__setstate__(state)
 
     def __sklearn_clone__(self):
         """Clone, but keep `init` as it is: a fitted estimator is data here, not a component."""

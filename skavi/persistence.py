@@ -12,36 +12,17 @@ from typing import Any
 import numpy as np
 import sklearn
 import torch
-from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._loading import HandedInError, rebuild
 from skavi._saving import ESTIMATORS, describe
 from skavi._storage import DamagedFileError, read_archive, write_archive
-from skavi._version import __version__
+from skavi._version import SavedVersionWarning, __version__
 
 __all__ = ["SavedVersionWarning", "load", "save"]
 
 SCHEMA = 1
 _FORMAT = "skavi estimator"
-
-
-class SavedVersionWarning(InconsistentVersionWarning):
-    """A file was saved by another version of skavi: its results may differ."""
-
-    def __init__(self, path, estimator_name, saved_version):
-        super().__init__(
-            estimator_name=estimator_name,
-            current_sklearn_version=sklearn.__version__,
-            original_sklearn_version=sklearn.__version__,
-        )
-        self.path, self.saved_version = path, saved_version
-
-    def __str__(self):
-        return (
-            f"{self.path}: {self.estimator_name} was saved by skavi {self.saved_version}, and this "
-            f"is skavi {__version__}: its results may differ. Fit again, or install that version."
-        )
 
 
 def save(estimator, path):

@@ -414,6 +414,30 @@ def test_another_version_warns_and_loads(tmp_path):
     assert issubclass(persistence.SavedVersionWarning, InconsistentVersionWarning)
 
 
+@pytest.mark.parametrize("saved_version", ["0.0.1", "of an unknown version"])
+def test_a_pickle_of_another_version_warns_and_loads(saved_version):
+    """As scikit-learn's own estimators do; a pickle of a skavi without the mark is unknown."""
+    vi, X, _ = fit_of("linear")
+    copy, state = FactorizedVI.__new__(FactorizedVI), vi.__getstate__()
+    assert state.pop("_skavi_version") == skavi.__version__
+    if saved_version == "0.0.1":
+        state["_skavi_version"] = saved_version
+    with pytest.warns(persistence.SavedVersionWarning, match=f"^FactorizedVI .* {saved_version}, "):
+        copy.__setstate__(state)
+    assert_array_equal(copy.transform(X), vi.transform(X))
+    assert not hasattr(copy, "_skavi_version") and not hasattr(vi, "_skavi_version")
+
+
+def test_a_pickle_of_this_version_says_which_it_is():
+    """The number is in the bytes, and another one in its place is noticed by `pickle.loads`."""
+    written = skavi.__version__.encode()
+    other = b"9" * len(written)
+    data = pickle.dumps(fit_of("linear")[0])
+    assert data.count(written) == 1
+    with pytest.warns(InconsistentVersionWarning, match=f"saved by skavi {other.decode()}, "):
+        pickle.loads(data.replace(written, other))
+
+
 def test_a_later_format_is_refused(tmp_path):
     later = {"schema": persistence.SCHEMA + 1, "versions": {"skavi": "9.0"}}
     path = rewritten(saved(fit_of("linear")[0], tmp_path), lambda header: header.update(later))
