@@ -34,8 +34,9 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
     nearer where it falls short of the targets' own ELBO.
     """
     function, weights = problem.function, problem.rows.weights
+    reading = problem.features, targets, weights, problem.generator
     states = [
-        State(function.start(problem.features, targets, weights, problem.generator), globals_)
+        State(problem.rows.ask(function.start, *reading), globals_)
         for _ in range(1 if isinstance(_solver(problem, targets), Adam) else function.n_starts)
     ]
     if len(states) == 1:
@@ -74,23 +75,34 @@ def _few(problem, targets):
     Half of the choice follows the rows' squared distance from their mean, so that no far corner is
     left out, and weights make up for it: Bachem, Lucic & Krause (2018), lightweight coresets.
     """
-    rows, n = problem.rows, len(problem.rows)
+    rows, n = problem.rows, problem.rows.n_total
     problem = replace(problem, frozen_globals=True)
     if n <= _ROWS:
-        return problem.restricted(torch.arange(n, device=targets.device)), targets
+        return _taken(problem, targets, torch.arange(n, device=targets.device))
     if problem.objective.model.ordered:
         index = torch.arange(_ROWS, device=targets.device)
-        weights = rows.weights[index] * n / _ROWS
+        few, near = _taken(problem, targets, index)
+        weights = few.rows.weights * n / _ROWS
     else:
-        share = rows.weights / rows.weights.sum()
-        features = problem.features
-        distance = share * ((features - share @ features) ** 2).sum(-1)
-        chance = 0.5 * share + 0.5 * distance / distance.sum().clamp_min(1e-300)
+        group = rows.group
+        share = rows.weights / group.sum(rows.weights.sum())
+        centre = group.sum(share @ problem.features)
+        distance = share * ((problem.features - centre) ** 2).sum(-1)
+        spread = group.sum(distance.sum()).clamp_min(1e-300)
+        chance = group.gather(0.5 * share + 0.5 * distance / spread)
         at = (torch.arange(_ROWS).to(chance) + 0.5) / _ROWS * chance.sum()
         index = torch.searchsorted(chance.cumsum(0), at).clamp_max(n - 1)
-        weights = rows.weights[index] / (_ROWS * chance[index])
-    few = problem.restricted(index)
-    return replace(few, rows=Rows(few.rows.X, weights)), targets[index]
+        few, near = _taken(problem, targets, index)
+        weights = few.rows.weights / (_ROWS * chance[index])
+    return replace(few, rows=Rows(few.rows.X, weights)), near
+
+
+def _taken(problem, targets, index):
+    """Return the problem of some of all ranks' rows, on every rank, and their targets."""
+    problem.nodes()
+    rows, take = problem.rows, problem.rows.group.take
+    few = replace(problem, rows=rows.take(index), features=take(problem.features, index))
+    return few, take(targets, index)
 
 
 def _pulled(problem, targets, states, share, n_iter):
@@ -103,7 +115,7 @@ def _pulled(problem, targets, states, share, n_iter):
 
 
 def _solver(problem, targets):
-    here = problem.objective, problem.function, problem.noise, len(targets)
+    here = problem.objective, problem.function, problem.noise, problem.rows.n_total
     return default_solver(*here, _n_parameters(problem, targets))
 
 

@@ -33,9 +33,14 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
     objective = problem.objective
     if not objective.model.rowwise or objective.n_latents > _MAX_LATENTS or objective.model.ordered:
         return None
+    return _moved(problem, raw, globals_, tol, _frame(problem, raw, globals_))
+
+
+def _moved(problem, raw, globals_, tol, frame):
+    objective = problem.objective
     if len(raw) > _MOST_ROWS:
-        return _in_pieces(problem, raw, globals_, tol)
-    starts, owner = _screen(problem, raw, globals_)
+        return _in_pieces(problem, raw, globals_, tol, frame)
+    starts, owner = _screen(problem, raw, globals_, frame)
     if not len(owner):
         return None
     rows = problem.rows
@@ -56,17 +61,28 @@ def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor |
     return moved
 
 
-def _in_pieces(problem, raw, globals_, tol):
+def _in_pieces(problem, raw, globals_, tol, frame):
     """Look piece by piece: the screen holds hundreds of numbers a row."""
     moved, any_moved = raw.clone(), False
     for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
-        better = other_basins(problem.restricted(part), raw[part], globals_, tol)
+        better = _moved(problem.restricted(part), raw[part], globals_, tol, frame)
         if better is not None:
             moved[part], any_moved = better, True
     return moved if any_moved else None
 
 
-def _screen(problem, raw, globals_):
+def _frame(problem, raw, globals_):
+    """Return the middle of a grid for all rows, and how far it reaches each way."""
+    objective, rows = problem.objective, problem.rows
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    centre, spread = objective.model.initial_locals(theta, rows.X)
+    away = (objective.local_factors(raw).mean - centre).abs()
+    largest, add_up = rows.group.largest, rows.group.sum
+    reach = _REACH * largest(spread.amax(0)) + largest(away.amax(0))
+    return add_up(centre.sum(0)) / rows.n_total, reach
+
+
+def _screen(problem, raw, globals_, frame):
     """Return starts in the other basins of every row's ELBO, and the rows they belong to.
 
     With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
@@ -75,10 +91,9 @@ def _screen(problem, raw, globals_):
     objective, X = problem.objective, problem.rows.X
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
-    centre, spread = objective.model.initial_locals(theta, X)
-    reach = _REACH * spread.amax(0) + (factors.mean - centre).abs().amax(0)
+    centre, reach = frame
     axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
-    points = centre.mean(0) + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
+    points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
     density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
     step = 2 * reach / (_POINTS[k] - 1)

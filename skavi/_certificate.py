@@ -22,7 +22,7 @@ def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) ->
     noise = problem.noise
     if not noise.deterministic or not bool(torch.isfinite(outcome.state.globals_).all()):
         return outcome
-    here = problem.objective, problem.function, len(problem.rows)
+    here = problem.objective, problem.function, problem.rows.n_total
     finer = [rule for rule in noise.refined() if affordable(rule, *here)]
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
     left = [_remaining(problem.with_noise(rule), solver, outcome.state, allowed) for rule in finer]

@@ -24,6 +24,7 @@ def named_singularity(what: str):
 
 def what_broke(problem, state: State) -> str:
     """Name the term of the ELBO, or of its gradient, that is not finite, and the first bad rows."""
+    problem = problem.apart()
     objective, raw = problem.objective, problem.raw(state)
     factors = objective.local_factors(raw)
     if not bool(torch.isfinite(state.globals_).all()):

@@ -68,7 +68,7 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
     space = objective.space
     centre, spread = space.start(generator)
     centre, spread = centre.to(rows.weights), spread.to(rows.weights)
-    given = objective.model.initial_globals(rows.X, rows.weights)
+    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
     if given is not None:
         centre = space.unconstrain(given).to(rows.weights)
     else:
@@ -189,7 +189,7 @@ def fit_problem(
 
 def _solved(plan, rows, start, progress):
     objective, generator = plan.objective, plan.generator
-    noise = plan.noise or default_noise(objective, plan.function, len(rows))
+    noise = plan.noise or default_noise(objective, plan.function, rows.n_total)
     _check_solver(plan, noise, rows)
     if start is None:
         start, noise = _reference(plan, noise, rows)
@@ -198,14 +198,14 @@ def _solved(plan, rows, start, progress):
     if not function.tabular:
         reading = objective.model.reading(objective.global_factor(globals_))
         objective = replace(objective, model=reading)
-    inputs = inputs_of(objective.model, function, rows.X)
-    function = function.fit_inputs(inputs, rows.weights)
+    inputs = rows.ask(inputs_of, objective.model, function, rows.X)
+    function = rows.ask(function.fit_inputs, inputs, rows.weights)
     features = function.features(inputs)
     n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
-    solver = plan.solver or default_solver(objective, function, noise, len(rows), n_parameters)
+    solver = plan.solver or default_solver(objective, function, noise, rows.n_total, n_parameters)
     if function.tabular and isinstance(solver, CoordinateAscent):
-        X, weights = objective.model.compressed(rows.X, rows.weights)
-        rows = Rows(X, weights)
+        X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
+        rows = rows if X is rows.X else Rows(X, weights)  # all ranks' rows, on every rank
         features, targets = X, start_locals(objective, globals_, X)
     problem = Problem(objective, function, rows, features, noise, generator, single=plan.single)
     if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
@@ -261,7 +261,7 @@ class _Climb:
             self.stopped = self.progress(iterate)
             return self.stopped
 
-        new = self.journal.climb(lambda: self.solver.begin(problem, state, tol), self.left, report)
+        new = self.journal.climb(lambda: self.solver.joined(problem, state, tol), self.left, report)
         if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
             self._note_failure(problem, new, len(before))
         self.left -= len(new.curve)
@@ -301,7 +301,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     if plan.function is not None and plan.function.tabular:
         return here, noise
     table = Table()
-    solver = default_solver(objective, table, noise, len(rows), 0)
+    solver = default_solver(objective, table, noise, rows.n_total, 0)
     if not noise.deterministic or (objective.model.one_log_joint and not objective.model.rowwise):
         return here, noise
     cheap = isinstance(solver, CoordinateAscent)
@@ -311,27 +311,27 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
     globals_ = fitted.outcome.state.globals_
     here = fitted.outcome.state
-    if not cheap or len(here.parameters["values"]) != len(rows):
+    if not cheap or fitted.problem.rows.X is not rows.X:
         problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
         raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
         here = State({"values": raw}, globals_)
     refined = fitted.problem.noise
-    return here, refined if affordable(refined, objective, plan.function, len(rows)) else noise
+    return here, refined if affordable(refined, objective, plan.function, rows.n_total) else noise
 
 
 def subset(model, rows: Rows) -> Rows:
     """Return at most 2,000 rows that stand for all, with weights that add up to theirs."""
-    if len(rows) <= _REFERENCE_ROWS:
+    if rows.n_total <= _REFERENCE_ROWS:
         return rows
     if model.ordered:
         return rows[:_REFERENCE_ROWS]
-    index = torch.linspace(0, len(rows) - 1, _REFERENCE_ROWS).round().long().to(rows.X.device)
-    few = rows[index]
+    last = rows.n_total - 1
+    few = rows.take(torch.linspace(0, last, _REFERENCE_ROWS).round().long().to(rows.X.device))
     return Rows(few.X, few.weights * rows.total_weight / max(float(few.weights.sum()), 1e-300))
 
 
 def _restricted(state, few, rows, objective):
-    if len(few) == len(rows):
+    if few is rows:
         return state
     return State({"values": start_locals(objective, state.globals_, few.X)}, state.globals_)
 
@@ -346,7 +346,7 @@ def _refine_noise(problem, state, tol, climb):
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)
         for finer in problem.noise.refined():
-            if not affordable(finer, problem.objective, problem.function, len(problem.rows)):
+            if not affordable(finer, problem.objective, problem.function, problem.rows.n_total):
                 continue
             change = abs(float(problem.with_noise(finer).elbo(state)) - old)
             if not change <= worst:
@@ -370,15 +370,16 @@ def _leave_basins(problem, state, tol, climb):
         frozen = replace(problem, frozen_globals=True)
         raw = state.parameters["values"]
         moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
-        if moved is None:
+        if not problem.rows.group.any(moved is not None):
             break
-        state = climb(problem, State({"values": moved}, state.globals_), max(tol, _ROUGH))
+        values = raw if moved is None else moved
+        state = climb(problem, State({"values": values}, state.globals_), max(tol, _ROUGH))
     return state
 
 
 def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:
     """Return the factorized problem of some rows with q(theta) frozen and unit weights."""
-    ones = Rows(rows.X, torch.ones_like(rows.weights))
+    ones = replace(rows, weights=torch.ones_like(rows.weights))
     return replace(
         problem,
         function=Table(),
@@ -435,13 +436,14 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
         return float(problem.elbo(state)), 0.0
     objective, X = problem.objective, problem.rows.X
     most = max(_MOST_DRAWS, 2 * getattr(problem.noise, "n_draws", 1))
-    most = max(4, min(most, _CHUNK_BUDGET // X.numel()))
+    n_cells = int(problem.rows.group.sum(torch.tensor(X.numel())))
+    most = max(4, min(most, _CHUNK_BUDGET // n_cells))
     n_draws = min(_FEWEST_DRAWS, most)
     while True:
         rule = evaluation_noise(objective, len(X), n_draws)
         n_draws = rule.n_draws  # more in many dimensions
         last = n_draws >= most
-        affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * X.numel()))
+        affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
         limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
         mean, se = _evaluated(problem, state, n_draws, limit)
         if last or se < _SE_TARGET * max(abs(mean), 1.0):

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -19,7 +20,9 @@ from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
 from skavi._concurrency import check_fork
 from skavi._failure import named_singularity
 from skavi._fingerprint import described_fit
+from skavi._group import ALONE, shared_by_ranks
 from skavi._html import DOC_LINK_TEMPLATE
+from skavi._joint import check_joint, group_of
 from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
@@ -116,6 +119,7 @@ class VariationalInference(
         """
         check_fork()
         require_memory_of_fit(self, X)
+        shared = shared_by_ranks(X)
         with self._unchanged_on_error(), self._progress_bar():
             sparse = "csr" if self._accepts_sparse() else False
             with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
@@ -131,7 +135,8 @@ class VariationalInference(
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                self.__dict__.update(self._fit(X, sample_weight, reporter))
+                group = group_of(X, shared)
+                self.__dict__.update(self._fit(X, sample_weight, reporter, group))
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)
             if not reporter.interrupted:
@@ -219,6 +224,11 @@ class VariationalInference(
         True
         """
         check_streamed(self)
+        if shared_by_ranks(X):
+            raise ValueError(
+                "partial_fit takes rows in one process, but X is this rank's part of a table: use "
+                "fit."
+            )
         with self._unchanged_on_error():
             first = not hasattr(self, "elbo_")
             if first:
@@ -260,12 +270,13 @@ class VariationalInference(
         self.__dict__.update(new)
         return fitted.problem.objective
 
-    def _fit(self, X, sample_weight, reporter):
-        rows = self._rows(X, sample_weight, self._accepts_sparse())
+    def _fit(self, X, sample_weight, reporter, group=ALONE):
+        rows = replace(self._rows(X, sample_weight, self._accepts_sparse()), group=group)
         reporter.journal = journal = self._journal(X, sample_weight)
-        drawn = int(private_state(self.random_state).randint(2**31 - 1))
+        reporter.joint = group.size > 1
+        drawn = group.first_rank(int(private_state(self.random_state).randint(2**31 - 1)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
-        model = clone(self.model) if self.model is not None else default_model(*_pair(rows))
+        model = clone(self.model) if self.model is not None else _asked(rows, default_model)
         family = clone(self.family) if self.family is not None else DiagonalNormal()
         global_family = clone(model.global_family(self.global_family))
         function, noise, solver = self._function(), self.noise, self.solver
@@ -280,8 +291,10 @@ class VariationalInference(
         for component in components.values():
             if component is not None:
                 component.check()
+        if reporter.joint:
+            check_joint(self, model, function)
         model.check_data(rows.X)
-        model = model.adapted(*_pair(rows))
+        model = _asked(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
         self._check_window(model, function, rows.X)
         plan = _fit.Plan(
@@ -434,5 +447,5 @@ def _quick_elbo(fitted):
         return fitted.outcome.curve[-1], math.nan
 
 
-def _pair(rows):
-    return rows.X, rows.weights
+def _asked(rows, method):
+    return rows.ask(method, rows.X, rows.weights)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skavi._component import Component
+from skavi._group import largest
 from skavi._rows import Cells
 
 Parameters = dict[str, Tensor]
@@ -49,7 +50,7 @@ class InferenceFunction(Component):
         cells = Cells.of(inputs)
         mean, variance = cells.mean_and_variance(weights)
         sd = variance.sqrt()
-        constant = sd <= 1e-12 * cells.values.abs().amax(0)
+        constant = sd <= 1e-12 * largest(cells.values.abs().amax(0))
         fitted.input_mean_ = mean.cpu().numpy()
         fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
         return fitted

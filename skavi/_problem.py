@@ -28,15 +28,19 @@ class Batch:
     Attributes
     ----------
     index : Tensor of shape (n_batch,)
+        Those of this rank.
     lead : int
         How many rows at the front are there only for the next one to read (a series' edge).
     scale : float
         What makes the sum of the batch's terms an unbiased estimate of that of all rows.
+    drawn : Tensor
+        The batch as drawn, among the rows of all ranks: noise goes by where a row stands in it.
     """
 
     index: Tensor
     lead: int
     scale: float
+    drawn: Tensor
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Problem:
 
     def in_single(self) -> "Problem":
         """Return the same problem in single precision."""
-        rows = Rows(self.rows.X.to(torch.float32), self.rows.weights.to(torch.float32))
+        X, weights = self.rows.X.to(torch.float32), self.rows.weights.to(torch.float32)
+        rows = replace(self.rows, X=X, weights=weights)
         same = self.features is self.rows.X
         features = rows.X if same else self.features.to(torch.float32)
         noise = self.noise.in_single()
@@ -123,9 +128,18 @@ class Problem:
         pull = None if self.pull is None else self.pull[index]
         return replace(self, rows=self.rows[index], features=self.features[index], pull=pull)
 
-    def nodes(self, n_rows: int | None = None) -> Nodes | None:
-        """Return the noise of one evaluation: the same each time when the rule is deterministic."""
-        n_rows = len(self.rows) if n_rows is None else n_rows
+    def apart(self) -> "Problem":
+        """Return the problem of this rank's rows, whatever the other ranks do."""
+        rows = self.rows
+        return replace(self, rows=Rows(rows.X, rows.weights)) if rows.group.size > 1 else self
+
+    def nodes(self, drawn: Tensor | None = None) -> Nodes | None:
+        """Return the noise of one evaluation: the same each time when the rule is deterministic.
+
+        Fresh noise is drawn for the rows of all ranks, or for those `drawn` for a batch, so that a
+        row's does not depend on where it is held.
+        """
+        n_rows = self.rows.n_total if drawn is None else len(drawn)
         objective, shared = self.objective, self.noise.deterministic
         blocks = objective.noise_blocks(len(self.rows)) if shared else 1
         if self._kept:
@@ -136,7 +150,19 @@ class Problem:
             nodes = nodes if nodes is None else nodes.to(self.rows.weights)
             if shared:
                 self._kept.append(nodes)
+            elif nodes is not None and self.rows.group.size > 1:
+                nodes = self._own(nodes, drawn)
         return nodes if nodes is None or blocks == 1 else nodes.in_turn(n_rows, blocks)
+
+    def _own(self, nodes, drawn):
+        """Return the noise of the rows that this rank holds."""
+        first = self.rows.group.first
+        here = slice(first, first + len(self.rows)) if drawn is None else self._holds(drawn)
+        return replace(nodes, locals_=nodes.locals_[:, here])
+
+    def _holds(self, index):
+        first = self.rows.group.first
+        return (index >= first) & (index < first + len(self.rows))
 
     def raw(self, state: State) -> Tensor:
         """Evaluate the inference function on all rows, shape (n_rows, P)."""
@@ -172,15 +198,32 @@ class Problem:
         return self.elbo_of(self.raw(state), state.globals_)
 
     def elbo_of(self, raw: Tensor, globals_: Tensor) -> Tensor:
-        """Return the ELBO for given raw local and global parameters."""
-        terms = self.row_terms(raw, globals_)
-        return self.objective.summed(terms, globals_, self.rows.weights)
+        """Return the ELBO for given raw local and global parameters.
+
+        Over several ranks it has no gradient: see `own_elbo`.
+        """
+        return self.rows.group.sum(self._own_elbo_of(raw, globals_))
+
+    def own_elbo(self, state: State) -> Tensor:
+        """Return what this rank adds to the ELBO: its rows' terms, and on rank 0 the globals'.
+
+        Gradients and Hessians add up over ranks like it.
+        """
+        return self._own_elbo_of(self.raw(state), state.globals_)
+
+    def _own_elbo_of(self, raw, globals_):
+        return self._summed(self.row_terms(raw, globals_), globals_, self.rows.weights)
+
+    def _summed(self, terms, globals_, weights, objective=None):
+        if self.rows.group.rank == 0:
+            return (objective or self.objective).summed(terms, globals_, weights)
+        return weights @ terms
 
     def elbo_in_parts(self, state: State, size: int) -> Tensor:
-        """Return the same, `size` rows at a time where rows are independent: in bounded memory."""
+        """Return the ELBO, `size` rows at a time where rows are independent: in bounded memory."""
         if not self.objective.model.rowwise or size >= len(self.rows):
             return self.elbo(state)
-        total, nodes = self.objective.global_term(state.globals_), self.nodes()
+        sums, nodes = [], self.nodes()
         for first in range(0, len(self.rows), size):
             where = slice(first, first + size)
             if self.function.tabular:
@@ -188,34 +231,38 @@ class Problem:
             else:
                 raw = self.function.evaluate(state.parameters, self.features[where])
             terms = self.objective.row_terms(raw, state.globals_, self.rows.X[where], nodes)
-            total = total + self.rows.weights[where] @ terms
-        return total
+            sums.append(self.rows.weights[where] @ terms)
+        if self.rows.group.rank == 0:
+            sums.append(self.objective.global_term(state.globals_))
+        return self.rows.group.sum(sum(sums[1:], sums[0]))
 
     def draw_batch(self, size: int) -> "Batch":
         """Draw rows for one step: any rows, or for a series a piece of it."""
-        n, device = len(self.rows), self.rows.X.device
+        n, device = self.rows.n_total, self.rows.X.device
         if not self.objective.model.ordered:
-            index = _drawn_rows(n, min(size, n), self.generator)
-            return Batch(index.to(device), 0, n / len(index))
+            drawn = _drawn_rows(n, min(size, n), self.generator)
+            here = drawn[self._holds(drawn)] - self.rows.group.first
+            return Batch(here.to(device), 0, n / len(drawn), drawn)
         n_pieces = math.ceil(n / size)
         first = size * int(torch.randint(n_pieces, (), generator=self.generator))
         lead = min(first, 1)
         index = torch.arange(first - lead, min(first + size, n), device=device)
-        return Batch(index, lead, float(n_pieces))
+        return Batch(index, lead, float(n_pieces), index)
 
     def batch_elbo(self, state: State, batch: "Batch") -> Tensor:
-        """Return an unbiased estimate of the ELBO from the rows of a batch."""
+        """Return what this rank adds to an unbiased estimate of the ELBO from a batch."""
         raw = self.function.evaluate(state.parameters, self.features[batch.index])
         return self.batch_elbo_of(raw, state.globals_, batch)
 
     def batch_elbo_of(self, raw: Tensor, globals_: Tensor, batch: "Batch") -> Tensor:
         """Return the same for given raw local parameters of the batch."""
-        rows = self.rows[batch.index]
-        nodes = self.nodes(len(rows))
+        rows, nodes = self.rows[batch.index], self.nodes(batch.drawn)
+        if not len(rows):  # all of them are other ranks'
+            return self._summed(raw.sum(-1), globals_, rows.weights)
         objective = self._at(globals_)
         terms = objective.row_terms(raw, globals_, rows.X, nodes)
-        local = rows.weights[batch.lead :] @ terms[batch.lead :]
-        return batch.scale * local + objective.global_term(globals_)
+        weights = batch.scale * rows.weights[batch.lead :]
+        return self._summed(terms[batch.lead :], globals_, weights, objective)
 
     def _at(self, globals_):
         """Return the objective; where q(theta) is given, one that works it out once, not a step."""

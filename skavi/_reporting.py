@@ -49,6 +49,8 @@ class Reporter:
         Where the fit stands, for an interrupt; None before the first iteration.
     journal : Journal
         To be closed when the fit is complete.
+    joint : bool
+        Whether other ranks take part, which do not hear of an interrupt here.
     failure : str
         What was not finite where the fit had to end; empty if nothing was.
     """
@@ -58,7 +60,7 @@ class Reporter:
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
         self.stopped, self.interrupted, self.latest = False, False, None
         self.journal = Journal()
-        self.failure = ""
+        self.failure, self.joint = "", False
 
     def __call__(self, iterate):
         self.latest = iterate
@@ -87,7 +89,7 @@ class Reporter:
         try:
             yield
         except KeyboardInterrupt:
-            if self.latest is None or _one_of_many(self.context):
+            if self.latest is None or self.joint or _one_of_many(self.context):
                 raise
             self.interrupted = True
 

@@ -1,11 +1,13 @@
 """Rows of X as the library holds them: tensors with weights, cells that may be missing, windows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from skavi._group import ALONE, Group, anywhere, joined, total
 from skavi._sparse import SparseRows
 
 _CHUNK = 8_192
@@ -20,21 +22,39 @@ class Rows:
     X : Tensor of shape (n_rows, n_features)
     weights : Tensor of shape (n_rows,)
         How often each row's ELBO term counts.
+    group : Group
+        Who holds the rest of the rows, where these are not all.
     """
 
     X: Tensor
     weights: Tensor
+    group: Group = ALONE
 
     @property
     def total_weight(self) -> float:
-        """Sum of the weights: the number of rows when all weights are one."""
-        return float(self.weights.sum())
+        """Sum of the weights of all ranks' rows: their number when all weights are one."""
+        return float(self.group.sum(self.weights.sum()))
+
+    @property
+    def n_total(self) -> int:
+        """How many rows all ranks hold."""
+        return self.group.count(len(self))
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index) -> "Rows":
+        """Return rows of this rank, apart from the others'."""
         return Rows(self.X[index], self.weights[index])
+
+    def take(self, index: Tensor) -> "Rows":
+        """Return the rows at a rising index into those of all ranks, on every rank."""
+        return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
+
+    def ask(self, method: Callable, *arguments) -> Any:
+        """Call a method that adds up rows; its totals are then those of all ranks."""
+        with joined(self.group):
+            return method(*arguments)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Cells:
     @classmethod
     def of(cls, X: Tensor) -> "Cells":
         """Tell the observed cells of X from the missing ones."""
-        if _is_complete(X):
+        if not anywhere(not _is_complete(X)):
             return cls(X, None)
         observed = ~X.isnan()
         return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
@@ -77,26 +97,26 @@ class Cells:
     def over_rows(self, weights: Tensor, terms: Tensor) -> Tensor:
         """Weigh and sum terms a row, (n_rows, ...), over each column's cells: (1 or D, ...)."""
         if self.observed is None:
-            return torch.tensordot(weights, terms, 1).unsqueeze(0)
-        return torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1)
+            return total(torch.tensordot(weights, terms, 1).unsqueeze(0))
+        return total(torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1))
 
     def mean_and_variance(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns' weighted means and variances, over the cells that are there."""
-        total = self.over_rows(weights, torch.ones_like(weights))
-        mean = weights @ self.values / total
-        return mean, weights @ self.masked(self.values - mean) ** 2 / total
+        weight = self.over_rows(weights, torch.ones_like(weights))
+        mean = total(weights @ self.values) / weight
+        return mean, total(weights @ self.masked(self.values - mean) ** 2) / weight
 
     def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the columns' weighted covariances about `mean`, in units of `scale`.
 
         With missing cells over the rows that hold both: not always positive definite.
         """
-        root = (weights / weights.sum()).sqrt().unsqueeze(-1)
+        root = (weights / total(weights.sum())).sqrt().unsqueeze(-1)
         rows = self.masked((self.values - mean) / scale) * root
         if self.observed is None:
-            return rows.mT @ rows
+            return total(rows.mT @ rows)
         seen = self.observed * root
-        return rows.mT @ rows / (seen.mT @ seen).clamp_min(1e-300)
+        return total(rows.mT @ rows) / total(seen.mT @ seen).clamp_min(1e-300)
 
 
 def _is_complete(X: Tensor) -> bool:
@@ -140,7 +160,7 @@ def distinct(X) -> tuple[Any, Tensor]:
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
     rows = X[first]
-    if _puts_back(rows, index, X):
+    if len(first) == len(X) or _puts_back(rows, index, X):  # other hashes are of other rows
         return rows, index
     return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
 

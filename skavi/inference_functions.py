@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skavi._concurrency import in_turn
+from skavi._group import squeezed, total
 from skavi._inference_function import InferenceFunction, Parameters
 
 __all__ = [
@@ -63,8 +64,8 @@ class Table(InferenceFunction):
 
 def _regress(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Weighted least squares of smallest norm."""
-    root = weights.sqrt().unsqueeze(-1)
-    left, right = (root * features).cpu(), (root * targets).cpu()
+    rows = squeezed(weights.sqrt().unsqueeze(-1) * torch.cat([features, targets], 1)).cpu()
+    left, right = rows[:, : features.shape[1]], rows[:, features.shape[1] :]
     return torch.linalg.lstsq(left, right, driver="gelsd").solution.to(features)
 
 
@@ -282,8 +283,10 @@ class MLP(InferenceFunction):
     def _regress_spare(self, hidden, rest, weights):
         """Ridge regression of `rest` on random hidden units and a bias."""
         design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
-        gram = design.mT @ (weights.unsqueeze(-1) * design) / weights.sum()
-        cross = design.mT @ (weights.unsqueeze(-1) * rest) / weights.sum()
+        weighted = weights.unsqueeze(-1) * design
+        sums = design.mT @ weighted, weighted.mT @ rest, weights.sum()
+        gram, cross, weight = (total(part) for part in sums)
+        gram, cross = gram / weight, cross / weight
         ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
         solution = torch.linalg.solve(gram + ridge, cross)
         return solution[:-1], solution[-1]

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import InverseGamma, Normal
 from torch.nn import functional as F
 
+from skavi._group import over_ranks
 from skavi._rows import Cells
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel
@@ -129,6 +130,7 @@ default="normal"
             prior[f"bias_{layer}"] = Normal(torch.zeros(n_out), scale)
         return prior
 
+    @over_ranks
     def adapted(self, X, weights):
         if self.output_loc is not None:
             return self

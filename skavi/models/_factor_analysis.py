@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.distributions import InverseGamma, Normal
 
+from skavi._group import over_ranks
 from skavi._rows import Cells
 from skavi.models._factor_analysis_updates import LinearNormal, linear_index
 
@@ -175,6 +176,7 @@ default="normal"
 
     # --- where to start -------------------------------------------------------------------------
 
+    @over_ranks
     def adapted(self, X, weights):
         cells = Cells.of(X)
         self._require_cells(cells, weights)
@@ -207,6 +209,7 @@ default="normal"
         cells = Cells.of(X)
         return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
 
+    @over_ranks
     def initial_globals(self, X, weights):
         """Probabilistic PCA of scaled columns (Tipping & Bishop 1999, eq. 7-8)."""
         n_features, k = X.shape[1], self.n_components

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skavi._group import over_ranks, total
 from skavi._rows import Cells
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._cellwise import CellwiseModel
@@ -62,6 +63,7 @@ class LinearNormal(CellwiseModel):
         scale = torch.linalg.cholesky(torch.linalg.inv(precision))
         return FullFactors(mean, scale.expand(*mean.shape, k))
 
+    @over_ranks
     def global_optimum(self, globals_, factors, X, weights):
         """One sweep: every (W_d, m_d) jointly, then v (Bishop 1999, eq. 21-26)."""
         n_features, k = X.shape[1], self.n_components
@@ -70,14 +72,14 @@ class LinearNormal(CellwiseModel):
         design = torch.cat([factors.mean, factors.mean.new_ones(len(X), 1)], -1)
         loc = torch.as_tensor(self.mean_loc).to(X).expand(n_features)
         centred = cells.masked(cells.values - loc)
-        cross = (weights.unsqueeze(-1) * centred).mT @ design
+        cross = total((weights.unsqueeze(-1) * centred).mT @ design)
         scales = [self.loading_scale] * k + [self.mean_scale]
         prior = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
         precision = q.precision[:, None, None] * moments + torch.diag_embed(prior**-2)
         solution = torch.linalg.solve(precision, q.precision.unsqueeze(-1) * cross)
         variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
         second = solution.unsqueeze(-1) * solution.unsqueeze(-2) + torch.diag_embed(variance)
-        residual = weights @ centred**2 - 2 * (solution * cross).sum(-1)
+        residual = total(weights @ centred**2) - 2 * (solution * cross).sum(-1)
         residual = (residual + (second * moments).sum((-2, -1))).clamp_min(0)
         count = cells.over_rows(weights, torch.ones_like(weights)).expand(n_features)
         if self.noise == "isotropic":
@@ -91,23 +93,24 @@ class LinearNormal(CellwiseModel):
         squared = [(1 / shape).reshape(-1), variance[:, :k].reshape(-1), variance[:, k]]
         return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
 
+    @over_ranks
     def compressed(self, X: Tensor, weights: Tensor):
         """Return 2 n_features rows with the same weighted first and second moments.
 
         The optimal factors are linear in x_n and every expectation is quadratic in x_n, so F-VI's
         problem in theta sees the data through these moments alone.
         """
-        n_features = X.shape[1]
-        if len(X) <= 2 * n_features or Cells.of(X).observed is not None:
+        n_features, n_rows = X.shape[1], int(total(torch.tensor(len(X))))
+        if n_rows <= 2 * n_features or Cells.of(X).observed is not None:
             return X, weights
-        total = weights.sum()
-        mean = weights @ X / total
-        sd = (weights @ (X - mean) ** 2 / total).sqrt()
+        weight = total(weights.sum())
+        mean = total(weights @ X) / weight
+        sd = (total(weights @ (X - mean) ** 2) / weight).sqrt()
         sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds, no column's digits are lost
-        rows = (X - mean) / sd * (weights / total).sqrt().unsqueeze(-1)
-        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        rows = (X - mean) / sd * (weights / weight).sqrt().unsqueeze(-1)
+        values, vectors = torch.linalg.eigh(total(rows.mT @ rows))
         steps = sd * vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
-        return torch.cat([mean + steps, mean - steps]), (total / (2 * n_features)).expand(
+        return torch.cat([mean + steps, mean - steps]), (weight / (2 * n_features)).expand(
             2 * n_features
         )
 

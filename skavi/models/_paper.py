@@ -3,6 +3,7 @@
 import torch
 from torch.distributions import Normal
 
+from skavi._group import over_ranks, total
 from skavi.distributions import Flat
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
@@ -26,8 +27,9 @@ class _OneColumnModel(HierarchicalModel):
     def local_prior(self, theta):
         return Normal(torch.zeros(1), 1.0)
 
+    @over_ranks
     def initial_globals(self, X, weights):
-        return {"theta": weights @ X[:, 0] / weights.sum()}
+        return {"theta": total(weights @ X[:, 0]) / total(weights.sum())}
 
 
 class LinearModel(_OneColumnModel):

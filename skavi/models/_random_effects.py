@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.distributions import HalfCauchy, HalfNormal, Normal
 
+from skavi._group import over_ranks, stacked
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
 
@@ -67,9 +68,10 @@ class RandomEffects(HierarchicalModel):
                 f"{int(bad[0, 0])}, column 1), but RandomEffects needs them > 0."
             )
 
+    @over_ranks
     def adapted(self, X, weights):
         model = type(self)(**self.get_params())
-        model.standard_errors_ = X[:, 1].cpu().numpy().copy()
+        model.standard_errors_ = stacked(X[:, 1]).cpu().numpy().copy()
         return model
 
     def n_latents(self, n_features):

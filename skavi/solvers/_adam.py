@@ -104,7 +104,7 @@ class _Ascent(Run):
 
     def __init__(self, solver, problem, state, tol):
         self.least = tol * problem.total_weight
-        self.dtype, self.schedule, n = state.globals_.dtype, solver.schedule, len(problem.rows)
+        self.dtype, self.schedule, n = state.globals_.dtype, solver.schedule, problem.rows.n_total
         if problem.single:
             problem, state = problem.in_single(), state.to(torch.float32)
         self.problem = problem
@@ -133,7 +133,7 @@ class _Ascent(Run):
         )
 
     def step(self, memory):
-        n, size = len(self.problem.rows), self.batch_size
+        n, size = self.problem.rows.n_total, self.batch_size
         multiplier = self.schedule(memory.n_iter) if self.schedule else 1.0
         batch = self.problem.draw_batch(size) if size < n else None
         rows = batch.index if batch else ...
@@ -142,14 +142,15 @@ class _Ascent(Run):
             value[index].detach().requires_grad_(True)
             for value, index in zip(memory.values, where, strict=True)
         ]
-        elbo = self._elbo(leaves, batch)
-        gradients = torch.autograd.grad(elbo, leaves)
+        own = self._own_elbo(leaves, batch)
+        gradients = torch.autograd.grad(own, leaves, materialize_grads=True)
+        elbo, gradients = self._added_up(own.detach(), gradients)
         natural = [
             gradient * lengths[index]
             for gradient, lengths, index in zip(gradients, self.lengths, where, strict=True)
         ]
-        norm = math.hypot(*[float(gradient.norm()) for gradient in natural])
-        if not math.isfinite(norm + float(elbo.detach())):
+        norm = self._norm(natural)
+        if not math.isfinite(norm + elbo):
             return self._retreat(memory)
         if self.lazy:
             self.undo = memory.n_iter, rows, leaves[0].detach()
@@ -161,7 +162,7 @@ class _Ascent(Run):
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,
-            elbo=float(elbo.detach()),
+            elbo=elbo,
             values=values,
             moments=moments,
             counts=counts,
@@ -185,15 +186,34 @@ class _Ascent(Run):
             for i, value in enumerate(values)
         ]
 
-    def _elbo(self, leaves, batch):
+    def _own_elbo(self, leaves, batch):
         leaves = list(leaves)
         globals_ = self.frozen if self.problem.frozen_globals else leaves.pop()
         state = State(dict(zip(self.names, leaves, strict=True)), globals_)
         if batch is None:
-            return self.problem.elbo(state)
+            return self.problem.own_elbo(state)
         if self.lazy:
             return self.problem.batch_elbo_of(leaves[0], globals_, batch)
         return self.problem.batch_elbo(state, batch)
+
+    def _added_up(self, elbo, gradients):
+        """Add the ELBO and its gradients up over ranks, but for those of a rank's own rows."""
+        group, owned = self.problem.rows.group, int(self.problem.function.tabular)
+        if group.size == 1:
+            return float(elbo), gradients
+        shared = gradients[owned:]
+        flat = group.sum(torch.cat([elbo.reshape(1), *[g.reshape(-1) for g in shared]]))
+        pieces = flat[1:].split([g.numel() for g in shared])
+        added = [piece.reshape(g.shape) for piece, g in zip(pieces, shared, strict=True)]
+        return float(flat[0]), [*gradients[:owned], *added]
+
+    def _norm(self, gradients):
+        """Return the length of gradients, the rows' own those of all ranks."""
+        group, owned = self.problem.rows.group, int(self.problem.function.tabular)
+        lengths = [gradient.norm() for gradient in gradients]
+        if group.size > 1 and owned:
+            lengths[0] = group.sum(lengths[0] ** 2).sqrt()
+        return math.hypot(*map(float, lengths))
 
     def _move(self, i, where, gradient, memory, rate):
         """Return a tensor, its moments and its counts after a step of some of its rows."""

@@ -27,14 +27,18 @@ class System:
 
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective
-        self.weights = problem.rows.weights
+        self.weights, self.group = problem.rows.weights, problem.rows.group
         self.frozen = problem.frozen_globals
 
     def row_values(self, raw, globals_):
         return self.weights * self.problem.row_terms(raw, globals_)
 
+    def elbo(self, value):
+        """Return the ELBO that `value` stands for, in nats."""
+        return float(value)
+
     def total(self, raw, globals_):
-        value = self.row_values(raw, globals_).sum()
+        value = self.group.sum(self.row_values(raw, globals_).sum())
         return value if self.frozen else value + self.objective.global_term(globals_)
 
     def derivatives(self, raw, globals_):
@@ -49,7 +53,8 @@ class System:
         n_global = 0 if self.frozen else globals_.numel()
         pieces = [self._plain(raw, globals_, part) for part in self.problem.parts()]
         g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
-        g_globals, H_globals = (sum(piece[i] for piece in pieces) for i in (3, 4))
+        sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
+        g_globals, H_globals = (self.group.sum(each) for each in sums)
         if not self.frozen:
             slope, curvature = self._of_global_term(globals_)
             g_globals, H_globals = g_globals + slope, H_globals + curvature
@@ -126,8 +131,8 @@ class Arrow(System):
         factor = torch.linalg.cholesky(A)
         pulled = torch.cholesky_solve(torch.cat([g.unsqueeze(-1), C], -1), factor)
         free, response = pulled[..., 0], pulled[..., 1:]
-        schur = -H_globals - torch.einsum("npq,npr->qr", C, response)
-        right = g_globals + torch.einsum("npq,np->q", C, free)
+        schur = -H_globals - self.group.sum(torch.einsum("npq,npr->qr", C, response))
+        right = g_globals + self.group.sum(torch.einsum("npq,np->q", C, free))
         schur = positive(0.5 * (schur + schur.mT))
         d_globals = torch.linalg.solve(schur, right)
 
@@ -139,9 +144,11 @@ class Arrow(System):
             return safe_logs(d_raw, each, unweighted, self.objective.n_latents) * row_steps
 
         row_decrement = torch.where(known, 0.5 * (g * free).sum(-1), math.inf)
-        decrement = float(row_decrement.sum()) + 0.5 * float(right @ d_globals)
-        norm = math.sqrt(float((g**2).sum() + (g_globals**2).sum())) / self.problem.total_weight
-        norm = norm if bool(known.all()) else math.inf
+        own = torch.stack([row_decrement.sum(), (g**2).sum(), (~known).sum().to(g)])
+        gained, squares, unknown = self.group.sum(own).tolist()
+        decrement = gained + 0.5 * float(right @ d_globals)
+        norm = math.sqrt(squares + float((g_globals**2).sum())) / self.problem.total_weight
+        norm = math.inf if unknown else norm
         d_globals = safe_logs(d_globals, right, schur, self.objective.space.size)
         return Step(local, (d_globals, steps), decrement, norm, row_decrement)
 
@@ -152,9 +159,15 @@ class Arrow(System):
             scale = _SHRINK**trial if trial < 8 else 0.0
             moved = globals_ + scale * lengths * d_globals
             best, best_value, _ = self._best_of(raw, moved, step.local(scale * d_globals))
-            if float(best_value.sum()) > float(value.sum()):
+            if self.elbo(best_value) > self.elbo(value):
                 return best, moved, best_value
         return None
+
+    def elbo(self, value):
+        """Add up the rows of all ranks, and the global term once."""
+        if self.group.size == 1:
+            return float(value.sum())
+        return float(self.group.sum(value[:-1].sum()) + value[-1])
 
     def move_rows(self, raw, globals_, step, longest):
         """Move every row as far as is good for it, up to its own `longest`; say which gained."""

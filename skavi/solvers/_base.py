@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skavi._component import Component
+from skavi._group import ALONE, Group
 from skavi.inference_functions import Parameters
 
 
@@ -97,7 +98,11 @@ class Run(ABC):
     memory : Memory
     curve : list of float
         ELBO after each iteration; only the first ``memory.n_iter`` entries count.
+    group : Group
+        Whose rows the problem has.
     """
+
+    group: Group = ALONE
 
     def __init__(self, memory):
         self.memory: Any = memory
@@ -124,7 +129,9 @@ class Run(ABC):
         while self.memory.n_iter < max_iter and not self.memory.finished:
             try:
                 memory = self.step(self.memory)
-            except (torch.linalg.LinAlgError, FloatingPointError):
+            except (torch.linalg.LinAlgError, FloatingPointError) as error:
+                if self.group.size > 1 and isinstance(error, torch.linalg.LinAlgError):
+                    raise  # a matter of this rank's rows, of which the others do not know
                 return self._broken_at(self.memory)
             counts = memory.n_iter > self.memory.n_iter
             if counts and not math.isfinite(memory.elbo):
@@ -173,7 +180,13 @@ class Solver(Component):
 
     def solve(self, problem, state, tol, max_iter, progress) -> Outcome:
         """Return the `Outcome` of at most `max_iter` iterations from `state`."""
-        return self.begin(problem, state, tol).climb(max_iter, progress)
+        return self.joined(problem, state, tol).climb(max_iter, progress)
+
+    def joined(self, problem, state, tol) -> Run:
+        """Return a run that has not made a step, and knows whose rows it fits."""
+        run = self.begin(problem, state, tol)
+        run.group = problem.rows.group
+        return run
 
     def check_problem(self, problem):
         """Raise a ValueError if this solver cannot solve the problem."""

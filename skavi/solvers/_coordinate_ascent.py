@@ -146,7 +146,8 @@ class _Sweeps:
         if self.problem.frozen_globals:
             return globals_
         objective = self.objective
-        factor = self.model.global_optimum(
+        factor = self.rows.ask(
+            self.model.global_optimum,
             objective.global_factor(globals_),
             objective.local_factors(raw),
             self.rows.X,

@@ -33,14 +33,15 @@ class Dense(System):
         raw = self.basis @ coefficients
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
         # Back to plain units in the rows: the coefficients have their own, the outputs' mean step.
-        unit = row_steps.log().mean(0).exp()
+        sums = self.group.sum(row_steps.log().sum(0))
+        unit = (sums / self.problem.rows.n_total).exp()
         to_unit = unit / row_steps
         g, C = g * to_unit, C * to_unit.unsqueeze(-1)
         H = H * to_unit.unsqueeze(-1) * to_unit.unsqueeze(-2)
         B, (p, P) = self.basis, coefficients.shape
-        right = torch.cat([(B.mT @ g).reshape(-1), g_globals])
-        top = torch.einsum("na,nij,nb->aibj", B, H, B).reshape(p * P, p * P)
-        side = torch.einsum("na,niq->aiq", B, C).reshape(p * P, -1)
+        own = torch.einsum("na,nij,nb->aibj", B, H, B), torch.einsum("na,niq->aiq", B, C)
+        top, side = (self.group.sum(part).reshape(p * P, -1) for part in own)
+        right = torch.cat([self.group.sum(B.mT @ g).reshape(-1), g_globals])
         full = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, H_globals], 1)])
         solution = torch.linalg.solve(positive(-0.5 * (full + full.mT)), right)
         decrement = 0.5 * float(right @ solution)
@@ -97,6 +98,7 @@ class GaussNewton(System):
             right = right + torch.einsum("npi,np->i", J, g[part])
             top = top + root.mT @ root
             side = side - torch.einsum("npi,npq->iq", J, C[part])
+        right, top, side = (self.group.sum(part) for part in (right, top, side))
         right = torch.cat([right, g_globals])
         self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
         self.right, self.steps = right, steps

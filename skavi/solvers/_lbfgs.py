@@ -73,14 +73,15 @@ class _Descent(Run):
         if memory.calm >= _CALM:
             return self._checked(memory)
         pairs, gradient = memory.pairs, memory.gradient
-        direction = -_inverse_hessian_times(pairs, gradient)
-        slope = float(gradient @ direction)
+        dot, norm = self.loss.dot, self.loss.norm
+        direction = -_inverse_hessian_times(pairs, gradient, dot)
+        slope = float(dot(gradient, direction))
         decrement = -slope / 2
         if not math.isfinite(decrement):
             raise FloatingPointError("the gradient is not finite")
         if decrement <= 0:
             return replace(memory, finished=True)
-        first = 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm()))
+        first = 1.0 if pairs else min(1.0, 1.0 / norm(gradient))
         here = memory.position, memory.value, gradient
         found = _line_search(self.loss, *here, direction, slope, first)
         if found is None:
@@ -88,7 +89,7 @@ class _Descent(Run):
             return replace(memory, pairs=[], finished=not pairs)
         length, value, new_gradient = found
         step, change = length * direction, new_gradient - gradient
-        if step @ change > 1e-12 * float(step.norm() * change.norm()):
+        if dot(step, change) > 1e-12 * norm(step) * norm(change):
             pairs = [*pairs, (step, change)][-self.n_pairs :]
         small = max(decrement, memory.value - value) < self.tol
         return replace(
@@ -105,10 +106,10 @@ class _Descent(Run):
     def _checked(self, memory):
         """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
         gradient, times = self.loss.products(memory.position)
-        step, decrement, convex = newton_step(gradient, times, self.tol)
+        step, decrement, convex = newton_step(gradient, times, self.tol, self.loss.dot)
         memory = replace(memory, decrement=decrement)
         enough = convex and decrement <= self.tol  # the step is taken all the same, as Newton's
-        slope = float(gradient @ step)
+        slope = float(self.loss.dot(gradient, step))
         found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
         if found is None:
             return replace(memory, pairs=[], calm=0, finished=enough or not memory.pairs)
@@ -137,33 +138,33 @@ class _Descent(Run):
         left = memory.decrement
         if not math.isfinite(left):
             gradient, times = self.loss.products(memory.position)
-            _, left, convex = newton_step(gradient, times, self.tol)
+            _, left, convex = newton_step(gradient, times, self.tol, self.loss.dot)
             if not convex:
-                step = _inverse_hessian_times(memory.pairs, memory.gradient)
-                left = max(left, float(memory.gradient @ step) / 2)
+                step = _inverse_hessian_times(memory.pairs, memory.gradient, self.loss.dot)
+                left = max(left, float(self.loss.dot(memory.gradient, step)) / 2)
         return Outcome(
             state=self.state(),
             curve=self.curve or [self.loss.elbo(memory.value)],
             converged=left <= max(self.tol, 1e-13 * abs(memory.value)),
             suboptimality=left * scale,
-            gradient_norm=float(memory.gradient.norm()),
+            gradient_norm=self.loss.norm(memory.gradient),
         )
 
 
-def _inverse_hessian_times(pairs, vector):
+def _inverse_hessian_times(pairs, vector, dot):
     """Two-loop recursion (Nocedal & Wright 2006, algorithm 7.4)."""
     if not pairs:
         return vector
     vector, kept = vector.clone(), []
     for step, change in reversed(pairs):
-        rho = 1 / (step @ change)
-        alpha = rho * (step @ vector)
+        rho = 1 / dot(step, change)
+        alpha = rho * dot(step, vector)
         vector -= alpha * change
         kept.append((rho, alpha))
     step, change = pairs[-1]
-    vector *= (step @ change) / (change @ change)
+    vector *= dot(step, change) / dot(change, change)
     for (step, change), (rho, alpha) in zip(pairs, reversed(kept), strict=True):
-        vector += (alpha - rho * (change @ vector)) * step
+        vector += (alpha - rho * dot(change, vector)) * step
     return vector
 
 
@@ -179,8 +180,8 @@ def _line_search(loss, position, value, gradient, direction, slope, length):
     rounding = 4e-16 * abs(value)  # near the optimum gains drown in it: trust the slope
     for _ in range(_MAX_TRIALS):
         trial_value, trial_gradient = loss(position + length * direction)
-        finite = math.isfinite(trial_value) and bool(torch.isfinite(trial_gradient).all())
-        trial_slope = float(trial_gradient @ direction) if finite else math.nan
+        finite = math.isfinite(trial_value) and loss.finite(trial_gradient)
+        trial_slope = float(loss.dot(trial_gradient, direction)) if finite else math.nan
         if finite and trial_value < value and (best is None or trial_value < best[1]):
             best = (length, trial_value, trial_gradient)
         too_long = not finite or trial_value > value + _SUFFICIENT * length * slope + rounding

@@ -15,7 +15,11 @@ _MOST_KEPT = 5_000_000
 
 
 class Loss:
-    """-ELBO a row as a function of one vector: departures from the start in natural steps."""
+    """-ELBO a row as a function of one vector: departures from the start in natural steps.
+
+    Over several ranks the vector begins with what a rank owns, its rows of a table; the rest is the
+    same on all of them, and so are values and inner products.
+    """
 
     def __init__(self, problem, state):
         self.problem, self.scale = problem, max(problem.total_weight, 1e-300)
@@ -27,6 +31,8 @@ class Loss:
         else:
             self.parts.append((state.globals_, global_lengths))
         self.size = sum(start.numel() for start, _ in self.parts)
+        self.group = problem.rows.group
+        self.owned = self.parts[0][0].numel() if problem.function.tabular else 0
         self.dtype, self.device = problem.rows.X.dtype, problem.rows.X.device
 
     def state(self, position):
@@ -44,24 +50,49 @@ class Loss:
     def __call__(self, position):
         with torch.enable_grad():  # also from `transform`, which runs without
             position = position.detach().requires_grad_(True)
-            value = -self.problem.elbo(self.state(position)) / self.scale
+            value = -self.problem.own_elbo(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position)
+        if self.group.size > 1:
+            both = self._added_up(torch.cat([gradient, value.detach().reshape(1)]))
+            gradient, value = both[:-1], both[-1]
         return float(value.detach()), gradient
 
     def products(self, position):
         """Return gradient and a function that multiplies a vector by the Hessian."""
         with torch.enable_grad():
             position = position.detach().requires_grad_(True)
-            value = -self.problem.elbo(self.state(position)) / self.scale
+            value = -self.problem.own_elbo(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position, create_graph=True)
 
         def times(vector):
             (product,) = torch.autograd.grad(
                 gradient, position, vector, retain_graph=True, materialize_grads=True
             )
-            return product
+            return self._added_up(product)
 
-        return gradient.detach(), times
+        return self._added_up(gradient.detach()), times
+
+    def _added_up(self, vector):
+        """Add what is shared by all ranks up over them."""
+        if self.group.size == 1:
+            return vector
+        return torch.cat([vector[: self.owned], self.group.sum(vector[self.owned :])])
+
+    def dot(self, one, other):
+        """Return inner products of vectors and a vector, every rank's own entries counted."""
+        if self.group.size == 1 or not self.owned:
+            return one @ other
+        own, shared = slice(None, self.owned), slice(self.owned, None)
+        return self.group.sum(one[..., own] @ other[own]) + one[..., shared] @ other[shared]
+
+    def finite(self, vector):
+        """Say whether every number of a vector is finite, on all ranks."""
+        return not self.group.any(not bool(torch.isfinite(vector).all()))
+
+    def norm(self, vector):
+        """Return a vector's length, in all ranks' entries."""
+        alone = self.group.size == 1 or not self.owned
+        return float(vector.norm()) if alone else math.sqrt(float(self.dot(vector, vector)))
 
 
 def newton_step(gradient, times, tol, dot=torch.matmul):
@@ -160,4 +191,4 @@ def remaining(problem, state, tol):
     loss = Loss(problem, state)
     position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)
     gradient, times = loss.products(position)
-    return newton_step(gradient, times, tol / loss.scale)[1] * loss.scale
+    return newton_step(gradient, times, tol / loss.scale, loss.dot)[1] * loss.scale

@@ -48,7 +48,8 @@ class Newton(Solver):
 
     def check_problem(self, problem):
         super().check_problem(problem)
-        model, unknowns = problem.objective.model, n_unknowns(problem.objective, len(problem.rows))
+        model = problem.objective.model
+        unknowns = n_unknowns(problem.objective, problem.rows.n_total)
         if not model.rowwise and not problem.function.tabular:
             raise ValueError(
                 f"Newton fits inference functions of models whose rows meet only in the globals, "
@@ -114,7 +115,7 @@ class _Ascent(Run):
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
-            elbo=float(value.sum()),
+            elbo=system.elbo(value),
             finished=converged or found is None,
             unknowns=unknowns,
             globals_=globals_,

@@ -1,0 +1,136 @@
+"""One fit in several processes of this machine, from a notebook or a script."""
+
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+
+import cloudpickle
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_feature_names, check_array
+
+from skavi.distributed._shard import even, require_sizes
+from skavi.distributed._watch import Workers, raise_what_failed
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker is told.
+
+    Attributes
+    ----------
+    estimator : FactorizedVI or AmortizedVI
+    table : str
+        The file of all rows.
+    weights : ndarray of shape (n_samples,), or None
+    sizes : list of int
+        Rows of each worker.
+    n_threads : int
+    """
+
+    estimator: BaseEstimator
+    table: str
+    weights: np.ndarray | None
+    sizes: list[int]
+    n_threads: int
+
+
+def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=None):
+    """Fit an estimator in several processes on this machine, each with a part of the rows.
+
+    Works in a notebook or a script, without a launcher and without a main guard; models and modules
+    that are defined there travel along. For several machines, see `shard`.
+
+    Parameters
+    ----------
+    estimator : FactorizedVI or AmortizedVI
+    X : array-like of shape (n_samples, n_features), str or PathLike
+        Rows, or a ``.npy`` file of them, which is mapped and not read.
+    n_workers : int, default=2
+        Processes.
+    n_threads : int, default=None
+        Threads of each. None: the machine's cores, shared out.
+    sample_weight : array-like of shape (n_samples,), default=None
+        As in the estimator's ``fit``.
+    sizes : sequence of int, default=None
+        Rows of each worker. None: the same, give or take one.
+
+    Returns
+    -------
+    estimator
+        The same object, fitted as by its own ``fit``, up to rounding.
+
+    Raises
+    ------
+    DeadRankError
+        If a worker was killed or ran out of memory: which one, and by what. The others are ended,
+        and the estimator, the data and any file are as they were.
+    Exception
+        What a worker raised, as it is, with the worker and its rows in a note; the estimator is as
+        it was.
+    ValueError
+        Also for what several ranks cannot fit together: see the how-to page on several machines.
+
+    Notes
+    -----
+    An array is written to a temporary file for the workers to map, in a folder that is open to this
+    user alone, and the estimator is pickled for them. Each worker first imports torch, which takes
+    seconds: fits that take less gain nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skavi import FactorizedVI, distributed
+    >>> from skavi.models import NonlinearModel
+    >>> X = np.random.default_rng(0).normal(size=(100, 1))
+    >>> vi = distributed.fit(FactorizedVI(NonlinearModel()), X, n_workers=2)
+    >>> vi.converged_, vi.transform(X).shape
+    (True, (100, 1))
+    """
+    _require_count("n_workers", n_workers)
+    n_threads = max(1, joblib.cpu_count() // n_workers) if n_threads is None else n_threads
+    _require_count("n_threads", n_threads)
+    with tempfile.TemporaryDirectory(prefix="skavi-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        table = _table(folder, X)
+        n_rows = len(np.load(table, mmap_mode="r", allow_pickle=False))
+        sizes = even(n_rows, n_workers) if sizes is None else [int(size) for size in sizes]
+        require_sizes(sizes, n_workers, n_rows)
+        weights = None if sample_weight is None else _weights(sample_weight, n_rows)
+        task = Task(estimator, str(table), weights, sizes, n_threads)
+        (folder / "task").write_bytes(cloudpickle.dumps(task))
+        with Workers(folder, n_workers, n_threads) as workers:
+            reports = workers.reports()
+    raise_what_failed(reports, sizes)
+    for message, category in reports[0].warnings:
+        warnings.warn(message, category, stacklevel=2)
+    estimator.__dict__.update(reports[0].state)
+    _check_feature_names(estimator, X, reset=True)
+    return estimator
+
+
+def _require_count(name, value):
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer >= 1.")
+
+
+def _table(folder, X):
+    """Return a file of the rows of X."""
+    if isinstance(X, str | os.PathLike):
+        return Path(X).resolve()
+    X = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite=False)
+    np.save(folder / "X.npy", X)
+    return folder / "X.npy"
+
+
+def _weights(sample_weight, n_rows):
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_rows,):
+        raise ValueError(
+            f"sample_weight has shape {weights.shape}, but X has {n_rows} rows: give one a row."
+        )
+    return weights

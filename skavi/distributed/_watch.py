@@ -1,0 +1,135 @@
+"""Worker processes: started, watched, and ended together."""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skavi._group import LostRankError
+
+_PAUSE = 0.02
+_GRACE = 5.0  # seconds that the others have to report once one has failed
+_LAST_LINES = 10
+
+
+class DeadRankError(RuntimeError):
+    """A worker process ended without a word: killed, or out of memory."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a worker.
+
+    Attributes
+    ----------
+    rank : int
+    state : dict or None
+        The fitted attributes; of rank 0 alone, as they are the same on all.
+    error : BaseException or None
+    warnings : list of (str, type)
+    death : str
+        How it ended, if without a report.
+    """
+
+    rank: int
+    state: dict[str, Any] | None = None
+    error: BaseException | None = None
+    warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
+    death: str = ""
+
+
+class Workers:
+    """One process a rank, all of which end with the body of a ``with`` statement."""
+
+    def __init__(self, folder: Path, n_workers: int, n_threads: int):
+        self.folder, self.ended = folder, [False] * n_workers
+        self.processes = [self._start(rank, n_threads) for rank in range(n_workers)]
+
+    def _start(self, rank, n_threads):
+        module, folder = "skavi.distributed._worker", str(self.folder)
+        command = [sys.executable, "-m", module, folder, str(rank)]
+        own = {"OMP_NUM_THREADS": str(n_threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+        for name in {"lo", "lo0"} & _interfaces():  # nothing leaves this machine
+            own["GLOO_SOCKET_IFNAME"] = name
+        with (self.folder / f"errors-{rank}").open("wb") as errors:
+            # Standard input tells a worker that this process is alive: it ends when that does.
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stderr=errors, env=os.environ | own
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+
+    def reports(self) -> list[Report]:
+        """Wait until all are done, or one has failed and the others have been told."""
+        end = float("inf")
+        while time.monotonic() < end:
+            codes = [process.poll() for process in self.processes]
+            if None not in codes:
+                break
+            if any(codes):  # ended, and not well
+                end = min(end, time.monotonic() + _GRACE)
+            time.sleep(_PAUSE)
+        return [self._report(rank) for rank in range(len(self.processes))]
+
+    def _report(self, rank):
+        path, code = self.folder / f"report-{rank}", self.processes[rank].poll()
+        if path.exists():
+            return pickle.loads(path.read_bytes())
+        if code is None:
+            return Report(rank)
+        written = (self.folder / f"errors-{rank}").read_text(errors="replace").splitlines()
+        last = "\n".join(written[-_LAST_LINES:])
+        return Report(rank, death=_named(code) + (f"; its last words:\n{last}" if last else ""))
+
+
+def _interfaces():
+    try:
+        return {name for _, name in socket.if_nameindex()}
+    except (OSError, AttributeError):
+        return set()
+
+
+def _named(code):
+    if code >= 0:
+        return f"ended with exit status {code}"
+    name = signal.Signals(-code).name
+    hint = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def raise_what_failed(reports: list[Report], sizes: list[int]) -> None:
+    """Raise the cause, if a worker failed: its own exception, or how it died."""
+    firsts = [sum(sizes[:rank]) for rank in range(len(sizes))]
+    who = [
+        f"worker {rank} of {len(sizes)} (rows {first} to {first + size - 1} of X)"
+        for rank, (first, size) in enumerate(zip(firsts, sizes, strict=True))
+    ]
+    errors = [report for report in reports if report.error is not None]
+    for report in sorted(errors, key=lambda report: isinstance(report.error, LostRankError)):
+        if isinstance(report.error, LostRankError):
+            break
+        assert report.error is not None
+        report.error.add_note(f"Raised in {who[report.rank]}.")
+        raise report.error
+    for report in reports:
+        if report.death:
+            raise DeadRankError(
+                f"{who[report.rank].capitalize()} {report.death}. The other workers were ended; "
+                "the estimator, the data and all files are as they were before."
+            )
+    for report in errors:
+        assert report.error is not None
+        raise report.error
