@@ -37,6 +37,7 @@ nitpick_ignore = [
 autosummary_generate = True
 autodoc_inherit_docstrings = False
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
@@ -59,6 +60,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
+html_sidebars = {"migration": [], "contributing": []}  # they have no pages below them
 html_show_sourcelink = False
 
 

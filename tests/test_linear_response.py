@@ -237,18 +237,29 @@ def test_eight_schools_globals_are_nearer_to_mcmc(schools):
     assert abs(log_tau - MCMC_SD_LOG_TAU) < 0.25 * abs(0.729 - MCMC_SD_LOG_TAU)
 
 
+def test_eight_schools_globals_are_nearer_in_the_other_parametrisation():
+    """Centred, mean-field has a quarter of log tau's sd; effects' sds then overshoot."""
+    vi = FactorizedVI(RandomEffects(centred=True), tol=1e-10).fit(SCHOOLS)
+    response = linear_response(vi, SCHOOLS)
+    for name, exact in MCMC_SD.items():
+        before, after = response.mean_field_global_sd[name], response.global_sd[name]
+        assert abs(after - exact) < 0.5 * abs(before - exact)
+    log_tau = np.sqrt(response.unconstrained_global_covariance[1, 1])
+    assert 0.241 < log_tau < MCMC_SD_LOG_TAU
+
+
 def test_eight_schools_latents_are_nearer_where_mean_field_is_too_narrow(schools):
     """Where mean-field's sd is already too wide, a response, which only widens, cannot be nearer.
 
-    There both are off by less than 1 per cent.
+    That is so for four of the eight; there both are off by less than 1 per cent.
     """
     exact = exact_schools_sd()
     assert exact[0] == pytest.approx(MCMC_SD["mu"], abs=5 * 0.024)  # its standard error
     exact = exact[1:]
     before, after = schools.mean_field_sd[:, 0], schools.sd[:, 0]
     assert (after >= before).all()
-    narrow = before < exact * (1 - 5e-3)
-    assert narrow.sum() >= 3
+    narrow = before < exact
+    np.testing.assert_array_equal(np.flatnonzero(narrow), [0, 1, 4, 6])
     assert (np.abs(after - exact) < np.abs(before - exact))[narrow].all()
     np.testing.assert_allclose(after[~narrow], exact[~narrow], rtol=0.01)
     assert np.square(after - exact).sum() < 0.5 * np.square(before - exact).sum()
