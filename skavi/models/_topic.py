@@ -12,7 +12,7 @@ from skavi.models._topic_updates import LogisticNormal, log_mixture, tilted
 
 _PSEUDOCOUNT = 0.5
 _UNKNOWN_LENGTH = 100.0
-_LOOKS = 2
+_POWERS = (1.5, 3.0)  # of a first and a second look
 _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its log is read
 _SMALLEST, _CHUNK = 1e-12, 8_192
 
@@ -166,16 +166,16 @@ class TopicModel(LogisticNormal):
     def reading(self, globals_):
         model = copy.copy(self)
         words = tilted(*(t.reshape(self.n_components, -1) for t in (globals_.mean, globals_.sd)))
-        model.words_read_ = words.mT.clamp_min(_SMALLEST).float().cpu().numpy()
+        model.words_read_ = words.mT.clamp_min(_SMALLEST).float().contiguous().cpu().numpy()
         return model
 
     def summary(self, X):
-        """Return the topics' log expected counts after a few looks at the row, and its log length.
+        """Return the topics' log expected counts after a second look at a row, and its log length.
 
         A look splits every word among the topics by given proportions, at first all the same. In
-        between, proportions are squared, which makes up for the many looks that are left out:
-        Salakhutdinov & Roweis (2003), "Adaptive overrelaxed bound optimization methods", eq. 5. In
-        float32: whatever a function reads, the ELBO of what it says is a bound.
+        between, probabilities are raised to a power, which makes up for the looks that are left
+        out: Salakhutdinov & Roweis (2003), "Adaptive overrelaxed bound optimization methods", eq.
+        5. In float32: whatever a function reads, the ELBO of what it says is a bound.
         """
         if not hasattr(self, "words_read_"):
             return X
@@ -184,12 +184,11 @@ class TopicModel(LogisticNormal):
 
     def _looked(self, X, words):
         rows = X.with_values(X.values.clamp_max(1 / _SMALLEST)).single()
-        counts = rows @ _squared(words)
+        counts = rows @ _sharpened(words, _POWERS[0])
         length = counts.sum(-1, keepdim=True).log1p()
-        for _ in range(_LOOKS):
-            p = _squared(counts + _UNSEEN)
-            ratio = rows.values / rows.sampled(p, words).clamp_min(_SMALLEST)
-            counts = p * rows.product(ratio, words)
+        p = _sharpened(counts + _UNSEEN, _POWERS[1])
+        ratio = rows.values / rows.sampled(p, words).clamp_min(_SMALLEST)
+        counts = p * rows.product(ratio, words)
         return torch.cat([(counts + _UNSEEN).log(), length], 1).to(X.dtype)
 
     # --- reading a fit --------------------------------------------------------------------------
@@ -256,10 +255,10 @@ class TopicModel(LogisticNormal):
         return names[order[:, :n_words]].tolist()
 
 
-def _squared(p: Tensor) -> Tensor:
-    """Square probabilities; rows sum to one again."""
-    squares = (p / p.amax(-1, keepdim=True)) ** 2
-    return squares / squares.sum(-1, keepdim=True)
+def _sharpened(p: Tensor, power: float) -> Tensor:
+    """Raise probabilities to a power; rows sum to one again."""
+    powers = (p / p.amax(-1, keepdim=True)) ** power
+    return powers / powers.sum(-1, keepdim=True)
 
 
 def _drawn(probabilities: Tensor, lengths: Tensor) -> Tensor:
