@@ -32,6 +32,16 @@ def _is_real(support) -> bool:
     return support is constraints.real
 
 
+def _is_scalar(prior) -> bool:
+    return isinstance(prior, Normal) and not prior.batch_shape
+
+
+def _same_scalar_normal(one, other) -> bool:
+    if not (_is_scalar(one) and _is_scalar(other)):
+        return False
+    return bool((one.loc == other.loc) & (one.scale == other.scale))
+
+
 class Theta(dict):
     """The globals of one draw by name; an unknown name is a ValueError that lists the known."""
 
@@ -62,7 +72,7 @@ class GlobalSpace:
                     f"{name!r} is a {type(distribution).__name__}."
                 )
         self.prior = prior
-        self._compacted: dict[tuple, Distribution] = {}
+        self._known_runs: dict[tuple, list[tuple[str, Distribution, int]]] = {}
         self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
@@ -98,11 +108,20 @@ class GlobalSpace:
         jacobian = bijection.log_abs_det_jacobian(part, value)
         return prior.log_prob(value).sum() + jacobian.sum()
 
-    def _compact(self, name, like):
-        key = name, like.dtype, like.device
-        if key not in self._compacted:
-            self._compacted[key] = compact(self.prior[name], like)
-        return self._compacted[key]
+    def _runs(self, like):
+        """Return (a name, its prior, how many numbers): neighbours of one scalar normal are one."""
+        key = like.dtype, like.device
+        if key in self._known_runs:
+            return self._known_runs[key]
+        runs: list[tuple[str, Distribution, int]] = []
+        for name, where in self.slices.items():
+            prior, size = compact(self.prior[name], like), where.stop - where.start
+            if runs and _same_scalar_normal(prior, runs[-1][1]):
+                _, _, before = runs.pop()
+                size += before
+            runs.append((name, prior, size))
+        self._known_runs[key] = runs
+        return runs
 
     def expected_log_prior(self, factor: NormalFactors) -> Tensor:
         """E_q log prior on the unconstrained scale, Jacobians included, in nats.
@@ -110,10 +129,12 @@ class GlobalSpace:
         Closed for normal and flat priors, Gauss-Hermite quadrature for other univariate ones, and a
         fixed quasi-Monte Carlo rule for the multivariate (simplex, Cholesky): never fresh noise.
         """
-        total = factor.mean.new_zeros(())
-        sds = dict(self._parts(factor.sd))
-        for name, mean in self._parts(factor.mean):
-            sd, prior = sds[name], self._compact(name, mean)
+        total, runs = factor.mean.new_zeros(()), self._runs(factor.mean)
+        means, sds = (values.split([n for *_, n in runs]) for values in (factor.mean, factor.sd))
+        for (name, prior, _), mean, sd in zip(runs, means, sds, strict=True):
+            if not _is_scalar(prior):
+                shape = self.raw_shapes[name]
+                mean, sd = mean.reshape(shape), sd.reshape(shape)
             closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
             if closed is not None:
                 total = total + closed.sum()

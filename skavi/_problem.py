@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from skavi._rows import Rows
+from skavi._rows import Rows, taken
 from skavi.inference_functions import InferenceFunction
 from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
@@ -18,6 +18,7 @@ from skavi.solvers import State
 
 #: Numbers (rows x nodes x latents a row) that are evaluated at once.
 _NUMBERS = 4_000_000
+_FEW = 16  # times the size of a batch: rows that may be shuffled to draw one
 _OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
 
 
@@ -241,7 +242,9 @@ class Problem:
         n, device = self.rows.n_total, self.rows.X.device
         if not self.objective.model.ordered:
             drawn = _drawn_rows(n, min(size, n), self.generator)
-            here = drawn[self._holds(drawn)] - self.rows.group.first
+            here = drawn
+            if self.rows.group.size > 1:
+                here = drawn[self._holds(drawn)] - self.rows.group.first
             return Batch(here.to(device), 0, n / len(drawn), drawn)
         n_pieces = math.ceil(n / size)
         first = size * int(torch.randint(n_pieces, (), generator=self.generator))
@@ -251,12 +254,14 @@ class Problem:
 
     def batch_elbo(self, state: State, batch: "Batch") -> Tensor:
         """Return what this rank adds to an unbiased estimate of the ELBO from a batch."""
-        raw = self.function.evaluate(state.parameters, self.features[batch.index])
+        features = taken(self.features, batch.index)
+        raw = self.function.evaluate(state.parameters, features)
         return self.batch_elbo_of(raw, state.globals_, batch)
 
     def batch_elbo_of(self, raw: Tensor, globals_: Tensor, batch: "Batch") -> Tensor:
         """Return the same for given raw local parameters of the batch."""
-        rows, nodes = self.rows[batch.index], self.nodes(batch.drawn)
+        X, weights = (taken(own, batch.index) for own in (self.rows.X, self.rows.weights))
+        rows, nodes = Rows(X, weights), self.nodes(batch.drawn)
         if not len(rows):  # all of them are other ranks'
             return self._summed(raw.sum(-1), globals_, rows.weights)
         objective = self._at(globals_)
@@ -276,7 +281,7 @@ class Problem:
 
 def _drawn_rows(n: int, size: int, generator: torch.Generator) -> Tensor:
     """Draw `size` of n rows, all different, in time that grows with `size` alone."""
-    if 2 * size >= n:
+    if n <= _FEW * size:
         return torch.randperm(n, generator=generator)[:size]
     index = torch.zeros(0, dtype=torch.long)
     while len(index) < size:

@@ -127,6 +127,11 @@ def _is_complete(X: Tensor) -> bool:
         return False
 
 
+def taken(table, index: Tensor):
+    """Return ``table[index]`` for an index of rows: torch has a faster way for dense tables."""
+    return table[index] if isinstance(table, SparseRows) else table.index_select(0, index)
+
+
 def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:
     """Put each row beside its `context` = (before, after) neighbours.
 

@@ -61,8 +61,9 @@ class NormalFactors(ABC):
 
     def given_first(self, n: int) -> "NormalFactors":
         """Return the factors given that the first n coordinates' noise is zero."""
-        scale = torch.nn.functional.pad(self.scale[..., n:], (n, 0))
-        return type(self)(self.mean, scale)
+        if n >= self.mean.shape[-1]:
+            return type(self)(self.mean, self.scale.new_zeros(()).expand_as(self.scale))
+        return type(self)(self.mean, torch.nn.functional.pad(self.scale[..., n:], (n, 0)))
 
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""

@@ -36,12 +36,7 @@ def run_decoder(task):
     The fit is broken off: what follows the last step, an evaluation of the ELBO on all rows with
     many draws, is no part of a step.
     """
-    arguments = {"noise": MonteCarlo(1), "solver": Adam(batch_size=task.n_batch), "random_state": 0}
-    model = BayesianDecoder(task.n_latents, task.hidden)
-    if task.amortized:
-        estimator = AmortizedVI(model, MLP(task.hidden), **arguments)
-    else:
-        estimator = FactorizedVI(model, **arguments)
+    estimator = decoder(task)
     times = [perf_counter()]
 
     def note(_):
@@ -52,6 +47,15 @@ def run_decoder(task):
     with watched(note), contextlib.suppress(_Enough):
         estimator.fit(task.X)
     return [after - before for before, after in itertools.pairwise(times)]
+
+
+def decoder(task):
+    """Return the estimator whose steps are timed."""
+    arguments = {"noise": MonteCarlo(1), "solver": Adam(batch_size=task.n_batch), "random_state": 0}
+    model = BayesianDecoder(task.n_latents, task.hidden)
+    if task.amortized:
+        return AmortizedVI(model, MLP(task.hidden), **arguments)
+    return FactorizedVI(model, **arguments)
 
 
 def _fit(task):

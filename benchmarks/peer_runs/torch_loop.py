@@ -17,6 +17,11 @@ _SLOPE, _RATE = 0.2, 1e-3
 
 def run_decoder(task):
     """Return seconds of each step."""
+    return timed(step_of(task), task.n_steps)
+
+
+def step_of(task):
+    """Return a function that makes one step."""
     torch.manual_seed(1)
     X = torch.tensor(task.X)
     n, k = len(X), task.n_latents
@@ -45,7 +50,7 @@ def run_decoder(task):
         loss.backward()
         adam.step()
 
-    return timed(step, task.n_steps)
+    return step
 
 
 def _layers(sizes):

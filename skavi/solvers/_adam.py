@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 
 _WINDOW = 200
 _DECAY, _SMALLEST = 0.3, 0.003
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _MAX_RETREATS = 10
 
 
@@ -77,9 +77,15 @@ class Adam(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory(Memory):
-    """Lists have an entry a tensor that moves: the function's parameters, then the globals."""
+    """Lists have an entry a tensor that moves: the function's parameters, then the globals.
+
+    A tensor that moves as a whole is its origin plus a departure in natural steps: torch moves the
+    departure and the moments in place, and the value is computed afresh.
+    """
 
     values: list[Tensor]
+    origins: list[Tensor]
+    departures: list[Tensor]
     moments: list[tuple[Tensor, Tensor]]
     counts: list[Tensor]
     kept: list[Tensor]
@@ -98,8 +104,8 @@ class _Memory(Memory):
 class _Ascent(Run):
     """Adam's moments for every tensor, row by row for a table in minibatches.
 
-    Such a table and its moments are moved in place, a batch at a time; what stood in the rows of
-    the last batch is kept, to be put back if the step is interrupted.
+    Such a table is moved in place, a batch at a time; what stood in the rows of the last batch is
+    kept, to be put back if the step is interrupted. No other value is moved in place.
     """
 
     def __init__(self, solver, problem, state, tol):
@@ -125,6 +131,8 @@ class _Ascent(Run):
         super().__init__(
             _Memory(
                 values=values,
+                origins=values,
+                departures=self._no_departures(values),
                 moments=self._no_moments(values),
                 counts=self._no_counts(values),
                 kept=self._kept(values),
@@ -154,18 +162,12 @@ class _Ascent(Run):
             return self._retreat(memory)
         if self.lazy:
             self.undo = memory.n_iter, rows, leaves[0].detach()
-        moved = [
-            self._move(i, where[i], gradient, memory, memory.rate * multiplier)
-            for i, gradient in enumerate(natural)
-        ]
-        values, moments, counts = map(list, zip(*moved, strict=True))
+        values = self._moved(memory, rows, natural, memory.rate * multiplier)
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,
             elbo=elbo,
             values=values,
-            moments=moments,
-            counts=counts,
             gradient_norm=norm / self.problem.total_weight,
         )
         return self._judged(self._averaged(memory))
@@ -182,7 +184,15 @@ class _Ascent(Run):
 
     def _no_counts(self, values):
         return [
-            value.new_zeros(len(value), 1) if self._in_place(i) else value.new_zeros(())
+            value.new_zeros(len(value), 1)
+            if self._in_place(i)
+            else value.new_zeros((), dtype=torch.float32)  # as torch's fused kernel wants it
+            for i, value in enumerate(values)
+        ]
+
+    def _no_departures(self, values):
+        return [
+            value.new_zeros(0) if self._in_place(i) else torch.zeros_like(value)
             for i, value in enumerate(values)
         ]
 
@@ -215,20 +225,17 @@ class _Ascent(Run):
             lengths[0] = group.sum(lengths[0] ** 2).sqrt()
         return math.hypot(*map(float, lengths))
 
-    def _move(self, i, where, gradient, memory, rate):
-        """Return a tensor, its moments and its counts after a step of some of its rows."""
-        value, (first, second), count = memory.values[i], memory.moments[i], memory.counts[i]
-        first_decay, second_decay = _BETAS
-        n = count[where] + 1
-        m = torch.lerp(first[where], gradient, 1 - first_decay)
-        v = torch.lerp(second[where], gradient.square(), 1 - second_decay)
-        correction = (1 - second_decay**n).sqrt()
-        step = (m * self.lengths[i][where]).mul_(rate * correction / (1 - first_decay**n))
-        new = value[where] + step.div_(v.sqrt().add_(_EPSILON * correction))
-        if not self._in_place(i):
-            return new, (m, v), n
-        first[where], second[where], count[where], value[where] = m, v, n, new
-        return value, (first, second), count
+    def _moved(self, memory, rows, gradients, rate):
+        """Return the values after a step along gradients in natural steps."""
+        values, whole = list(memory.values), slice(int(self.lazy), None)
+        if self.lazy:
+            (first, second), count, lengths = memory.moments[0], memory.counts[0], self.lengths[0]
+            move_rows(rows, gradients[0], values[0], first, second, count, lengths, rate)
+        departures = memory.departures[whole]
+        move_whole(gradients[whole], departures, memory.moments[whole], memory.counts[whole], rate)
+        parts = zip(memory.origins[whole], self.lengths[whole], departures, strict=True)
+        values[whole] = [torch.addcmul(*part) for part in parts]
+        return values
 
     def _retreat(self, memory):
         """Go back to the last values kept, more slowly, with the moments forgotten."""
@@ -240,7 +247,9 @@ class _Ascent(Run):
             )
         return replace(
             memory,
-            values=[value.clone() for value in memory.kept],
+            values=(values := [value.clone() for value in memory.kept]),
+            origins=values,
+            departures=self._no_departures(values),
             moments=self._no_moments(memory.kept),
             counts=self._no_counts(memory.kept),
             rate=memory.rate * _DECAY,
@@ -255,7 +264,7 @@ class _Ascent(Run):
             return replace(memory, averages=self._kept(memory.values), n_averaged=1)
         n = memory.n_averaged + 1
         pairs = zip(memory.averages, memory.values, strict=True)
-        return replace(memory, averages=[a + (v - a) / n for a, v in pairs], n_averaged=n)
+        return replace(memory, averages=[torch.lerp(*pair, 1 / n) for pair in pairs], n_averaged=n)
 
     def _judged(self, memory):
         """Compare a window of ELBOs that is full with the one before; slow down if none rose."""
