@@ -106,7 +106,7 @@ def _linear(rng):
 
 
 def _nonlinear(rng):
-    z = 2 * rng.normal(size=(100, 1))
+    z = 2 * rng.normal(size=(60, 1))
     return 0.3 + z * np.sin(z) + z + rng.normal(size=z.shape) * np.exp(np.cos(z))
 
 
@@ -123,12 +123,12 @@ def _schools(rng):
 
 
 def _trials(rng):
-    errors = rng.uniform(0.3, 2.0, size=30)
-    effects = 1 + 0.8 * rng.normal(size=30)
-    return np.column_stack([effects + errors * rng.normal(size=30), errors])
+    errors = rng.uniform(0.3, 2.0, size=20)
+    effects = 1 + 0.8 * rng.normal(size=20)
+    return np.column_stack([effects + errors * rng.normal(size=20), errors])
 
 
-def _factors(rng, n_samples=120, n_features=6, n_latents=2):
+def _factors(rng, n_samples=80, n_features=5, n_latents=2):
     loadings = rng.normal(size=(n_latents, n_features))
     noise = rng.normal(size=(n_samples, n_features)) * rng.uniform(0.5, 1.5, size=n_features)
     return rng.normal(size=(n_samples, n_latents)) @ loadings + noise
@@ -140,21 +140,21 @@ def _walk(rng):
 
 
 def _curve(rng):
-    time = np.sort(rng.uniform(0, 6, size=30))
-    return np.column_stack([time, np.sin(time) + 0.5 * rng.normal(size=30)])
+    time = np.sort(rng.uniform(0, 4, size=20))
+    return np.column_stack([time, np.sin(time) + 0.5 * rng.normal(size=20)])
 
 
 def _events(rng):
-    time = np.sort(rng.uniform(0, 6, size=30))
+    time = np.sort(rng.uniform(0, 4, size=20))
     return np.column_stack([time, rng.poisson(np.exp(np.sin(time)))]).astype(float)
 
 
 def _counts(rng):
-    return rng.poisson(np.exp(1 + 0.7 * rng.normal(size=(80, 1)))).astype(float)
+    return rng.poisson(np.exp(1 + 0.7 * rng.normal(size=(60, 1)))).astype(float)
 
 
 def _items(rng):
-    logits = np.array([-0.5, 0.5, 1.0]) + rng.normal(size=(80, 1))
+    logits = np.array([-0.5, 1.0]) + rng.normal(size=(40, 1))
     return (rng.uniform(size=logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
 
 
@@ -163,7 +163,7 @@ def _products(rng):
     return 1 + z[:, :1] * np.tanh(1 + z[:, 1:]) + 0.5 * rng.normal(size=(60, 1))
 
 
-_EXACT, _FINE = GaussHermite(4), GaussHermite((48, 12))
+_EXACT, _FINE = GaussHermite(4), GaussHermite((24, 10))
 
 PROBLEMS = (
     Problem(
@@ -179,7 +179,7 @@ PROBLEMS = (
     Problem(
         "eight schools, centred", _schools, RandomEffects(centred=True), GaussHermite((12, 40))
     ),
-    Problem("random effects", _trials, RandomEffects(), GaussHermite((12, 30))),
+    Problem("random effects", _trials, RandomEffects(), GaussHermite((10, 30))),
     Problem("isotropic factors", _factors, FactorAnalysis(2), ClosedForm()),
     Problem("diagonal factors", _factors, FactorAnalysis(2, "diagonal"), ClosedForm()),
     Problem("local level", _walk, LocalLevel(), ClosedForm()),
@@ -191,8 +191,8 @@ PROBLEMS = (
         QuasiMonteCarlo(1024, 99),
     ),
     Problem("Poisson", _counts, PoissonCounts(), _FINE),
-    Problem("Bernoulli items", _items, BernoulliItems(), QuasiMonteCarlo(4096, 99)),
-    Problem("two latents", _products, TwoLatents(), GaussHermite((24, 8))),
+    Problem("Bernoulli items", _items, BernoulliItems(), GaussHermite((12, 5))),
+    Problem("two latents", _products, TwoLatents(), GaussHermite((48, 3))),
     Problem("linear, constant", _linear, LinearModel(), _EXACT, Constant()),
     Problem("linear, degree 1", _linear, LinearModel(), _EXACT, Polynomial(1)),
     Problem(

@@ -181,7 +181,7 @@ def fit_problem(
     `progress` is called after each iteration; True stops the fit.
     """
     fitted = _solved(plan, rows, start, progress)
-    if fitted.failure or not fitted.outcome.converged:
+    if fitted.failure:
         return fitted
     problem, solver = fitted.problem, fitted.solver
     return replace(fitted, outcome=certified(problem, solver, fitted.outcome, plan.tol))

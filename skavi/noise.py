@@ -68,6 +68,13 @@ class Noise(Component):
         """Return finer rules of the same kind to check this one against; empty when it is exact."""
         return []
 
+    def independent(self) -> "list[Noise]":
+        """Return rules as fine as this one whose errors tell of its own; empty where there is none.
+
+        They stand in for finer ones that are too large.
+        """
+        return []
+
 
 class ClosedForm(Noise):
     """No noise: the model's expectations in closed form. Chosen where the model offers them.
@@ -171,6 +178,9 @@ class FixedDraws(Noise):
     def refined(self):
         return [FixedDraws(16 * self.n_draws, self.seed + 1)]
 
+    def independent(self):
+        return [FixedDraws(self.n_draws, self.seed + i) for i in (1, 2)]
+
 
 class QuasiMonteCarlo(Noise):
     """Scrambled Sobol points as normals, shared by all rows, in antithetic pairs, whitened.
@@ -218,6 +228,9 @@ class QuasiMonteCarlo(Noise):
 
     def refined(self):
         return [QuasiMonteCarlo(4 * self.n_draws, self.seed + 1)]
+
+    def independent(self):
+        return [QuasiMonteCarlo(self.n_draws, self.seed + i) for i in (1, 2)]
 
 
 class GaussHermite(Noise):
