@@ -1,5 +1,6 @@
 """Saved estimators: nothing lost, nothing altered unnoticed, nothing in a file ever run."""
 
+import copy
 import hashlib
 import io
 import json
@@ -257,6 +258,16 @@ def test_pickle_and_joblib_round_trips_are_bit_equal(name, copied, tmp_path):
         loaded = joblib.load(tmp_path / "fit")
     assert_array_equal(loaded.transform(X), vi.transform(X))
     assert loaded.score(X) == vi.score(X)
+
+
+def test_copies_are_of_the_latest_fit():
+    vi = FactorizedVI(LinearModel()).fit(COLUMN)
+    for shift in (0.0, 5.0):
+        vi.fit(COLUMN + shift)
+        for copied in (pickle.loads(pickle.dumps(vi)), copy.deepcopy(vi), copy.copy(vi)):
+            assert copied.elbo_ == vi.elbo_
+            assert copied.global_posterior_.mean["theta"] == vi.global_posterior_.mean["theta"]
+            assert_array_equal(copied.transform(COLUMN), vi.transform(COLUMN))
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if not case[2]])

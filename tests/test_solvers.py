@@ -157,6 +157,18 @@ def test_stated_suboptimality_bounds_the_true_one():
     assert truth - vi.elbo_ <= 2 * vi.suboptimality_ + 1e-9
 
 
+@pytest.mark.parametrize("solver", [Newton(), LBFGS(), CoordinateAscent(), Adam()], ids=repr)
+def test_a_solver_that_runs_out_of_iterations_says_so(solver):
+    """Two iterations are enough for none of them."""
+    X = np.random.default_rng(1).normal(size=(40, 3)) @ np.diag([1.0, 3.0, 9.0])
+    best = FactorizedVI(FactorAnalysis(1), random_state=0).fit(X).elbo_
+    vi = FactorizedVI(FactorAnalysis(1), solver=solver, max_iter=2, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="did not converge in n_iter_=2 iterations"):
+        vi.fit(X)
+    assert not vi.converged_
+    assert vi.elbo_ < best - 1e-3
+
+
 def test_memory_zero_is_plain_coordinate_ascent():
     X = np.random.default_rng(1).normal(size=(40, 4))
     plain = FactorizedVI(FactorAnalysis(1), solver=CoordinateAscent(memory=0)).fit(X)
