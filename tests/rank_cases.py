@@ -1,0 +1,146 @@
+"""Fits that one process and several ranks must agree on: `torchrun rank_cases.py FOLDER [NAME...]`.
+
+Each rank fits its own shard of the cases' rows, and writes what came out to FOLDER.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from skavi import AmortizedVI, FactorizedVI
+from skavi.distributed import shard
+from skavi.inference_functions import MLP, Polynomial
+from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
+from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.solvers import LBFGS, Adam
+
+
+def _wave(n):
+    return np.random.default_rng(0).normal(2.0, 2.0, size=(n, 1))
+
+
+def _plane(n, holes=False):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, 2)) @ rng.normal(size=(2, 5)) + 0.5 * rng.normal(size=(n, 5))
+    if holes:
+        X[rng.random(X.shape) < 0.1] = np.nan
+        X[: n // 2, 0] = np.random.default_rng(2).normal(size=n // 2)  # none there on rank 0
+    return X
+
+
+def _counts(n):
+    return np.random.default_rng(3).poisson(np.exp(_plane(n) / 3)).astype(float)
+
+
+def _studies(n):
+    rng = np.random.default_rng(4)
+    se = rng.uniform(0.5, 2.0, size=n)
+    return np.column_stack([1.0 + rng.normal(size=n) + se * rng.normal(size=n), se])
+
+
+def _quick(Estimator, *args, **kwargs):
+    return Estimator(*args, random_state=0, **kwargs)
+
+
+#: Name: (rows, estimator, whether rows have weights).
+CASES = {
+    "table, Newton": (_wave(230), _quick(FactorizedVI, NonlinearModel()), True),
+    "table, two globals": (_studies(120), _quick(FactorizedVI, RandomEffects()), False),
+    "table, coordinate ascent": (_plane(150), _quick(FactorizedVI), True),
+    "table, missing cells": (_plane(150, True), _quick(FactorizedVI, FactorAnalysis(2)), False),
+    "table, LBFGS": (
+        _counts(60),
+        _quick(
+            FactorizedVI,
+            FactorAnalysis(1, likelihood="poisson"),
+            noise=QuasiMonteCarlo(16),
+            solver=LBFGS(),
+            tol=1e-6,
+        ),
+        False,
+    ),
+    "table, Adam": (
+        _wave(90),
+        _quick(FactorizedVI, NonlinearModel(), noise=MonteCarlo(2), solver=Adam(), max_iter=30),
+        True,
+    ),
+    "table, Adam in batches": (
+        _wave(90),
+        _quick(
+            FactorizedVI, LinearModel(), noise=MonteCarlo(2), solver=Adam(batch_size=2), max_iter=40
+        ),
+        False,
+    ),
+    "polynomial, Newton": (_wave(230), _quick(AmortizedVI, NonlinearModel(), Polynomial(2)), True),
+    "network, Gauss-Newton": (
+        _wave(2100),
+        _quick(AmortizedVI, NonlinearModel(), MLP((6,), "tanh"), noise=GaussHermite(5), max_iter=6),
+        False,
+    ),
+    "network, LBFGS": (
+        _plane(150),
+        _quick(AmortizedVI, FactorAnalysis(2), MLP((8,), "tanh"), solver=LBFGS(), tol=1e-5),
+        False,
+    ),
+    "network, holes": (
+        _plane(150, True),
+        _quick(AmortizedVI, FactorAnalysis(2), MLP((8,), "tanh"), solver=LBFGS(), max_iter=20),
+        False,
+    ),
+    "network, Adam in batches": (
+        _plane(150),
+        _quick(
+            AmortizedVI,
+            FactorAnalysis(2),
+            MLP((8,)),
+            noise=MonteCarlo(1),
+            solver=Adam(batch_size=20),
+            max_iter=40,
+        ),
+        True,
+    ),
+}
+
+
+def weights_of(X, weighted):
+    """Return the weights of a case's rows, or None."""
+    return np.random.default_rng(5).integers(1, 4, size=len(X)) * 1.0 if weighted else None
+
+
+def numbers(vi):
+    """Return what a fit has found, as lists of numbers."""
+    found = {**vi._parameters, "globals": vi._raw_globals, "elbo": vi.elbo_}
+    return {name: np.asarray(value, dtype=float).tolist() for name, value in found.items()}
+
+
+def uneven(n, size):
+    """Return shard sizes that differ: 1 : 2 : 3 ..."""
+    shares = np.cumsum(np.arange(size + 1)) / (size * (size + 1) / 2)
+    return np.diff((shares * n).astype(int)).tolist()
+
+
+def main(folder, names):
+    """Fit cases on this rank's rows, and write what it has found."""
+    torch.set_num_threads(1)
+    rank, size, results = os.environ["RANK"], int(os.environ["WORLD_SIZE"]), {}
+    for name in names or CASES:
+        X, vi, weighted = CASES[name]
+        path, sizes = folder / f"{rank}.npy", uneven(len(X), size)
+        np.save(path, X)
+        weights = weights_of(X, weighted)
+        own = None if weights is None else shard(weights, sizes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            vi.fit(shard(path, sizes), sample_weight=own)
+        results[name] = numbers(vi)
+    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
