@@ -1,6 +1,8 @@
 """Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``, without a network."""
 
+import inspect
 import os
+import pydoc
 import re
 import sys
 from pathlib import Path
@@ -29,10 +31,6 @@ exclude_patterns = ["_build", "notebooks", "gallery", "conftest.py"]
 default_role = "name"
 # Every reference to Python must resolve.
 nitpicky = True
-nitpick_ignore = [
-    # Flat's base class; the build is offline, so torch's own pages are out of reach.
-    ("py:class", "torch.distributions.distribution.Distribution"),
-]
 
 autosummary_generate = True
 autodoc_inherit_docstrings = False
@@ -86,6 +84,21 @@ def _listed():
 LISTED = _listed()
 
 
+def _listed_ancestors(kind):
+    """Return the listed classes that a class is made from, nearest first, and the class itself."""
+    return [ancestor for ancestor in kind.__mro__ if ancestor.__name__ in LISTED]
+
+
+def _derived():
+    """Return full names of listed classes that are made from another listed class."""
+    found = {name: pydoc.locate(name) for name in LISTED.values()}
+    classes = {name: kind for name, kind in found.items() if inspect.isclass(kind)}
+    return {name for name, kind in classes.items() if len(_listed_ancestors(kind)) > 1}
+
+
+autosummary_context = {"derived": _derived()}
+
+
 class Name(SphinxRole):
     """What single backticks mean: a link where the reference lists the name, else code."""
 
@@ -104,12 +117,7 @@ class Name(SphinxRole):
 
 def _public_bases(app, name, obj, options, bases):
     """Show a private base class as the first public one that it is made from, or not at all."""
-    shown = []
-    for base in bases:
-        ours = [ancestor for ancestor in base.__mro__ if ancestor.__name__ in LISTED]
-        private = base.__module__.partition(".")[0] in ("skavi", "sklearn", "abc")
-        shown += ours[:1] or ([] if private else [base])
-    bases[:] = list(dict.fromkeys(shown)) or [object]
+    bases[:] = list(dict.fromkeys(kind for base in bases for kind in _listed_ancestors(base)[:1]))
 
 
 def setup(app):

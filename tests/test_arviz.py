@@ -1,0 +1,119 @@
+"""Every kind of model's tree passes through ArviZ: summary, PSIS-LOO, comparison and plots.
+
+ArviZ may say that k-hats are high; no warning of ours, or of an object we built, may appear.
+"""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from skavi import AmortizedVI, FactorizedVI
+from skavi.families import FullNormal
+from skavi.inference_functions import Polynomial
+from skavi.models import (
+    BayesianDecoder,
+    FactorAnalysis,
+    GaussianProcess,
+    LinearModel,
+    LocalLevel,
+    NonlinearModel,
+    RandomEffects,
+    SawTimeSeries,
+    TopicModel,
+)
+from skavi.noise import MonteCarlo
+from skavi.solvers import Adam
+
+arviz_stats = pytest.importorskip("arviz_stats", reason="arviz-stats is not installed")
+
+RNG = np.random.default_rng(0)
+COLUMN = RNG.normal(2.0, 3.0, size=(12, 1))
+TABLE = RNG.normal(size=(15, 1)) @ RNG.normal(size=(1, 3)) + 0.5 * RNG.normal(size=(15, 3))
+COUNTS = RNG.poisson(3.0, size=(15, 3)).astype(float)
+HOLES = np.where(RNG.random(TABLE.shape) < 0.2, np.nan, TABLE)
+COUNTS_WITH_HOLES = np.where(RNG.random(TABLE.shape) < 0.2, np.nan, COUNTS)
+SCHOOLS = np.array([[28, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11]], float)
+CURVE = np.column_stack([np.linspace(0, 1, 6), RNG.normal(size=6)])
+
+FITS = {
+    "linear": (FactorizedVI(LinearModel()), COLUMN),
+    "amortized": (AmortizedVI(LinearModel(), Polynomial(1)), COLUMN),
+    "nonlinear": (FactorizedVI(NonlinearModel()), COLUMN),
+    "series": (FactorizedVI(SawTimeSeries()), COLUMN),
+    "chain": (FactorizedVI(LocalLevel()), COLUMN),
+    "effects": (FactorizedVI(RandomEffects()), SCHOOLS),
+    "process": (FactorizedVI(GaussianProcess()), CURVE),
+    "factors": (FactorizedVI(FactorAnalysis(1), family=FullNormal()), TABLE),
+    "diagonal": (FactorizedVI(FactorAnalysis(1, noise="diagonal")), HOLES),
+    "student": (FactorizedVI(FactorAnalysis(1, likelihood="student_t")), HOLES[:8]),
+    "bernoulli": (FactorizedVI(FactorAnalysis(1, likelihood="bernoulli")), 1.0 * (TABLE > 0)),
+    "poisson": (FactorizedVI(FactorAnalysis(1, likelihood="poisson")), COUNTS_WITH_HOLES),
+    "negative binomial": (
+        FactorizedVI(FactorAnalysis(1, likelihood="negative_binomial")),
+        COUNTS_WITH_HOLES,
+    ),
+    "decoder": (FactorizedVI(BayesianDecoder(1, (3,)), noise=MonteCarlo(), solver=Adam()), HOLES),
+    "topics": (FactorizedVI(TopicModel(2)), COUNTS),
+}
+N_DRAWS = 60
+
+
+@pytest.fixture(scope="module", params=FITS, ids=lambda name: name.replace(" ", "-"))
+def data_and_tree(request):
+    estimator, X = FITS[request.param]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a tree needs no optimum
+        fitted = estimator.set_params(max_iter=20, random_state=0).fit(X)
+    return X, fitted.to_arviz(X, n_draws=N_DRAWS, random_state=0)
+
+
+def test_a_summary_has_the_draws_means(data_and_tree):
+    _, tree = data_and_tree
+    summary = arviz_stats.summary(tree, kind="stats", round_to="none")
+    means = np.concatenate(
+        [value.mean(("chain", "draw")).values.ravel() for value in tree["posterior"].values()]
+    )
+    assert len(means) == len(summary)
+    np.testing.assert_allclose(np.sort(summary["mean"].astype(float)), np.sort(means), rtol=1e-9)
+
+
+def test_loo_judges_every_row(data_and_tree):
+    X, tree = data_and_tree
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
+        loo = arviz_stats.loo(tree, pointwise=True)
+    assert loo.n_data_points == len(X)
+    # A row left out is never better explained than by draws that saw it.
+    likelihood = tree["log_likelihood"]["x"].values[0]
+    assert (loo.elpd_i.values <= np.log(np.exp(likelihood).mean(0)) + 1e-9).all()
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")  # ArviZ's, of pandas 3.1
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+def test_comparison_ranks_two_models_of_the_same_rows():
+    """Data of noise 3 under a noise of 3 and of 30."""
+    trees = {
+        name: FactorizedVI(LinearModel(sigma=sigma)).fit(COLUMN).to_arviz(COLUMN, 200, 0)
+        for name, sigma in {"wide": 30.0, "right": 3.0}.items()
+    }
+    assert list(arviz_stats.compare(trees).index) == ["right", "wide"]
+
+
+@pytest.mark.filterwarnings("ignore:The .* data looks binary")  # ArviZ's advice
+@pytest.mark.filterwarnings("ignore:The scale 'SquareRootScale':PendingDeprecationWarning")
+def test_predictions_lie_beside_the_data(data_and_tree, monkeypatch):
+    import matplotlib.pyplot as plt
+    import matplotlib.style
+
+    matplotlib.use("Agg")
+    # arviz-plots 0.8 asks for a module that matplotlib 3.11 no longer has, to register styles.
+    styles = SimpleNamespace(USER_LIBRARY_PATHS=[], reload_library=lambda: None)
+    monkeypatch.setattr(matplotlib.style, "core", styles, raising=False)
+    arviz_plots = pytest.importorskip("arviz_plots", reason="arviz-plots is not installed")
+    _, tree = data_and_tree
+    plots = arviz_plots.plot_ppc_dist(tree, backend="matplotlib", num_samples=5)
+    assert len(plots.get_target("x", {}).get_lines()) >= 6  # five predictions, and the data
+    plt.close("all")
