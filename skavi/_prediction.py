@@ -273,6 +273,11 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         Returns
         -------
         ndarray of shape (n_samples, n_features)
+
+        Raises
+        ------
+        FloatingPointError
+            If draws of q(theta) are so far out that their mean is no number.
         """
         check_is_fitted(self)
         Z = np.asarray(Z)
@@ -284,6 +289,12 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         for theta in draws:
             with defaults_of(z):
                 total = total + self.model_.predicted_mean(theta, z) / len(draws)
+        if bool(total.isnan().any()):
+            widest = max((float(sd.max()) for sd in self.global_posterior_.sd.values()), default=0)
+            raise FloatingPointError(
+                f"E[x | z] is no number: q(theta) has sds of up to {widest:.1e}. Check Z, and fit "
+                "again with a finer noise or narrower priors."
+            )
         dtype = Z.dtype if Z.dtype == np.float32 else np.float64
         return total.numpy().astype(dtype, copy=False)
 

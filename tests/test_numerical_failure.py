@@ -13,7 +13,7 @@ from skavi._failure import what_broke
 from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.inference_functions import MLP, Polynomial, Table
-from skavi.models import FactorAnalysis, LinearModel, RandomEffects
+from skavi.models import FactorAnalysis, LinearModel, RandomEffects, SawTimeSeries
 from skavi.noise import GaussHermite
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, State
@@ -193,3 +193,15 @@ def test_predictions_do_not_overflow_on_the_way_to_a_finite_number():
     vi = FactorizedVI(RandomEffects(), random_state=0).fit(SCHOOLS.numpy())
     vi.model_.standard_errors_ = np.full(4, 1e308)
     np.testing.assert_array_equal(vi.inverse_transform([[0.0]])[:, 1], 1e308)
+
+
+def test_predictions_that_are_no_numbers_are_refused():
+    """One node for theta leaves its sd free to grow without end: 1e308 after eight iterations."""
+    rule, X = GaussHermite((2, 1)), [[2.0], [-2.6]]
+    vi = FactorizedVI(SawTimeSeries(0.3), noise=rule, solver=LBFGS(1), max_iter=8, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        vi.fit(X)
+    with pytest.raises(
+        FloatingPointError, match=r"no number: q\(theta\) has sds of up to 1\.8e\+308"
+    ):
+        vi.inverse_transform(vi.transform(X))
