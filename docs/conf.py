@@ -58,6 +58,8 @@ html_theme_options = {
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_sidebars = {"migration": [], "contributing": []}  # they have no pages below them
 html_show_sourcelink = False
 
