@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from skavi import _fit
+from skavi._blocks import evaluated
 from skavi._choice import evaluation_noise
 from skavi._concurrency import check_fork, seeded
 from skavi._draws import arviz_tree
@@ -20,7 +21,7 @@ from skavi._memory import require_memory, require_memory_of_rows
 from skavi._predictive import cell_moments, importance_bound
 from skavi._problem import Problem
 from skavi._random import private_state
-from skavi._rows import Rows, cells_a_row, distinct
+from skavi._rows import Cells, Rows, cells_a_row, distinct
 from skavi._sparse import SparseRows
 from skavi.distributions import defaults_of
 from skavi.families import Family
@@ -29,7 +30,6 @@ from skavi.models import LatentVariableModel
 from skavi.noise import Noise
 from skavi.posterior import GlobalPosterior, LatentPosterior
 
-_CHUNK = 8_192
 _PIECE = 131_072
 
 
@@ -85,14 +85,17 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         n = X.shape[0]
         if n <= _PIECE or self.model_.ordered or not self.model_.rowwise:
             return method(X)
-        parts = []
+        results = None
         for first in range(0, n, _PIECE):
             try:
-                parts.append(method(X[first : first + _PIECE]))
+                part = method(X[first : first + _PIECE])
             except (ValueError, FloatingPointError) as error:
                 error.add_note(f"Rows are counted from row {first} of X.")
                 raise
-        return np.concatenate(parts)
+            if results is None:
+                results = np.empty((n, *part.shape[1:]), dtype=part.dtype)
+            results[first : first + len(part)] = part
+        return results
 
     def posterior(self, X):
         """Return the posterior of the rows' latents.
@@ -405,7 +408,9 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         if self.model_.accepts_sparse if sparse is None else sparse:
             held: Any = SparseRows.from_scipy(X, self._device())
         else:
-            held = torch.tensor(np.array(X, dtype=np.float64, order="C")).to(self._device())
+            copied = torch.empty(X.shape, dtype=torch.float64)
+            copied.numpy()[...] = X
+            held = copied.to(self._device())
         if sample_weight is None:
             weights = np.ones(X.shape[0])
         else:
@@ -447,7 +452,9 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         with torch.no_grad():
             raw = self._raw_locals(rows)
             factors = objective.local_factors(raw)
-        _require_finite(raw + factors.sd.reciprocal().sum(-1, keepdim=True), "posterior")
+        spread = factors.sd.reciprocal()
+        if not bool(torch.isfinite(raw.sum() + spread.sum())):
+            _require_finite(raw + spread.sum(-1, keepdim=True), "posterior")
         return factors
 
     def _raw_locals(self, rows):
@@ -460,7 +467,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
             with named_singularity("X"):
                 return self._solved_locals(rows)
         raw = self._evaluated_locals(rows)
-        if self.model_.allows_missing:
+        if self.model_.allows_missing and Cells.of(rows.X).observed is not None:
             unreadable = function.unreadable(_fit.windows_of(self.model_, function, rows.X))
             if bool(unreadable.any()):
                 raw[unreadable] = self._solved_locals(rows[unreadable])
@@ -469,13 +476,11 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _evaluated_locals(self, rows):
         function = self.inference_function_
         parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
-        inputs, index = distinct(_fit.inputs_of(self.model_, function, rows.X))
+        inputs = _fit.inputs_of(self.model_, function, rows.X)
         with torch.no_grad():
-            parts = [
-                function.evaluate(parameters, function.features(part))
-                for part in inputs.split(_CHUNK)
-            ]
-        return torch.cat(parts)[index]
+            return evaluated(
+                lambda part: function.evaluate(parameters, function.features(part)), inputs
+            )
 
     def _solved_locals(self, rows):
         globals_, solved, converged = self._globals(rows.weights), [], True
