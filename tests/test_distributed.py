@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+import skavi
 from rank_cases import CASES, numbers, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
 from skavi._group import Ranks, shared_by_ranks
@@ -25,7 +27,7 @@ from skavi.callbacks import ElboMonitor
 from skavi.distributed import DeadRankError, LostRankError, over_ranks, shard, total
 from skavi.distributed._launch import Task
 from skavi.distributed._worker import work
-from skavi.inference_functions import MLP
+from skavi.inference_functions import MLP, Polynomial
 from skavi.models import FactorAnalysis, LinearModel, LocalLevel, NonlinearModel, TopicModel
 
 TESTS = Path(__file__).parent
@@ -49,7 +51,7 @@ class EndsOnRankOne(LinearModel):
         return super().log_local(theta, z, X)
 
 
-def run_ranks(size, *command):
+def run_ranks(size, *command, cwd=None):
     """Run a script under torchrun; return the process when it has ended."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -58,6 +60,7 @@ def run_ranks(size, *command):
         capture_output=True,
         text=True,
         timeout=600,
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
 
@@ -152,6 +155,22 @@ def test_under_torchrun_a_dead_rank_ends_the_others(tmp_path):
     assert done.returncode != 0
     assert "LostRankError: Rank 0 of 2 lost touch" in done.stderr or "SIGTERM" in done.stderr
     assert "SIGKILL" in done.stderr  # torchrun's own report
+
+
+@pytest.mark.slow
+def test_the_script_on_the_page_runs_under_torchrun(tmp_path):
+    """What rank 0 saves is the fit of one process."""
+    page = (TESTS.parent / "docs" / "howto" / "machines.rst").read_text()
+    block = page.partition("on every rank::\n")[2].partition("\n.. code-block")[0]
+    script, rows = tmp_path / "fit.py", CASES["table, coordinate ascent"][0]
+    script.write_text(textwrap.dedent(block))
+    np.save(tmp_path / "X.npy", rows)
+    done = run_ranks(2, script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one = AmortizedVI(FactorAnalysis(2), Polynomial(), random_state=0).fit(rows)
+    saved = skavi.load(tmp_path / "fit.skavi")
+    assert saved.elbo_ == pytest.approx(one.elbo_, rel=1e-6)
+    assert_allclose(saved.transform(rows), one.transform(rows), atol=1e-6)
 
 
 @pytest.mark.slow

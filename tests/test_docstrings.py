@@ -14,6 +14,7 @@ MODULES = [
     "skavi.callbacks",
     "skavi.diagnostics",
     "skavi.displays",
+    "skavi.distributed",
     "skavi.distributions",
     "skavi.families",
     "skavi.inference_functions",
@@ -103,6 +104,7 @@ def test_reference_names_every_public_object():
         "skavi.callbacks",
         "skavi.diagnostics",
         "skavi.displays",
+        "skavi.distributed",
         "skavi.models",
         "skavi.persistence",
     ):

@@ -114,7 +114,7 @@ def raise_what_failed(reports: list[Report], sizes: list[int]) -> None:
     """Raise the cause, if a worker failed: its own exception, or how it died."""
     firsts = [sum(sizes[:rank]) for rank in range(len(sizes))]
     who = [
-        f"worker {rank} of {len(sizes)} (rows {first} to {first + size - 1} of X)"
+        f"{rank} of {len(sizes)} (rows {first} to {first + size - 1} of X)"
         for rank, (first, size) in enumerate(zip(firsts, sizes, strict=True))
     ]
     errors = [report for report in reports if report.error is not None]
@@ -122,12 +122,12 @@ def raise_what_failed(reports: list[Report], sizes: list[int]) -> None:
         if isinstance(report.error, LostRankError):
             break
         assert report.error is not None
-        report.error.add_note(f"Raised in {who[report.rank]}.")
+        report.error.add_note(f"Raised in worker {who[report.rank]}.")
         raise report.error
     for report in reports:
         if report.death:
             raise DeadRankError(
-                f"{who[report.rank].capitalize()} {report.death}. The other workers were ended; "
+                f"Worker {who[report.rank]} {report.death}. The other workers were ended; "
                 "the estimator, the data and all files are as they were before."
             )
     for report in errors:
