@@ -12,7 +12,7 @@ networks of up to 2,000 parameters      any of the above            Newton (Gaus
 larger ones, coupled rows               any of the above            LBFGS
 many globals                            any of the above            LBFGS
 functions with over 20,000 globals      ClosedForm                  Adam, minibatches, falling
-functions for models of coarse tol      ClosedForm                  the same
+regressed functions where tol is coarse  ClosedForm                  the same
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
 """
@@ -96,9 +96,9 @@ def default_noise(objective: Objective, function, n_rows: int):
 
 def default_solver(objective: Objective, function, noise, n_rows: int, n_parameters: int):
     """Choose the fastest solver that fits the model, the noise and the inference function."""
-    rough = objective.space.size > _MAX_FULL_GLOBALS or objective.model.coarsest_tol > 0
-    if noise.deterministic and not function.tabular and rough:
-        return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=falling)
+    if noise.deterministic and not function.tabular and _is_rough(objective, function):
+        schedule = falling if function.regressed else None
+        return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=schedule)
     if not noise.deterministic:
         big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
         return Adam(batch_size=_BATCH if big else None)
@@ -115,6 +115,12 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_paramet
     if small and _has_newton_form(objective, function, n_rows, n_parameters):
         return Newton()
     return LBFGS()
+
+
+def _is_rough(objective, function):
+    """Say whether steps on a few rows each do: all rows' are long, or a start is nearly enough."""
+    near = function.regressed and objective.model.coarsest_tol > 0
+    return near or objective.space.size > _MAX_FULL_GLOBALS
 
 
 def falling(iteration):

@@ -25,6 +25,8 @@ class InferenceFunction(Component):
     linear: bool = False
     #: Whether there is a free factor for every training row, and nothing for other rows.
     tabular: bool = False
+    #: Whether `start` comes near its targets by regression.
+    regressed: bool = True
     #: How many random starts to choose from; 1 where a start is not random.
     n_starts: int = 1
     context: tuple[int, int] | None

@@ -309,6 +309,8 @@ class TorchFunction(InferenceFunction):
         Rows (before, after) that are read beside the row itself; None: the model's own.
     """
 
+    regressed = False
+
     def __init__(self, module, context=None):
         self.module = module
         self.context = context

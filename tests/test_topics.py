@@ -443,6 +443,21 @@ def test_any_function_reads_the_summary(function):
     assert sparse.elbo_ > AmortizedVI(TopicModel(3), Constant(), random_state=0).fit(X).elbo_ + 300
 
 
+def test_a_module_gets_as_far_as_factors_of_its_own():
+    """It starts from its own weights, far off: falling steps would leave it 60 nats below.
+
+    The factorized fit stops 0.001 nats a word, 24 in all, below its optimum at most.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 6)
+        ).double()
+    vi = AmortizedVI(TopicModel(3), module, random_state=0).fit(X)
+    assert vi.converged_
+    assert vi.elbo_ > FactorizedVI(TopicModel(3), random_state=0).fit(X).elbo_ - 24
+
+
 def test_the_summary_is_near_the_factors():
     """Its softmax, counts over their sum, is within 0.1 of the factorized fit's proportions."""
     rows = torch.as_tensor(X)
