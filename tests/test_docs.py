@@ -4,6 +4,7 @@ The code on its pages runs as doctests of their own (``docs`` is in pytest's tes
 """
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -105,6 +106,15 @@ def test_notebooks_run():
         "pytest", "-q", "--nbmake", "--nbmake-timeout=300", "-p", "no:cacheprovider", *notebooks
     )
     assert f"{len(notebooks)} passed" in out
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_kept_as_they_ran(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert "execute_result" in kinds and not kinds & {"error", "stream"}
+    assert path.stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())

@@ -4,6 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from skavi import __main__ as command
@@ -53,6 +54,12 @@ def test_everyday_tasks_take_three_lines_at_most():
     asked = "Fit, Pipeline, Grid search, Uncertainty, Convergence, Gap, Closability, Save and load"
     assert list(tasks) == [f"# {task}" for task in asked.split(", ")]
     assert all(1 <= len(lines) <= 3 for lines in tasks.values())
+
+
+def test_the_gap_of_everyday_is_none_either(printed):
+    """Factor analysis again, after the pipeline has fitted it to other rows."""
+    gap = [float(word) for word in printed[1].splitlines()[-2].split()]
+    assert len(gap) == 2 and np.abs(gap).max() < 1e-4
 
 
 def test_the_model_recovers_what_the_waves_were_drawn_from(printed):
