@@ -142,7 +142,7 @@ class GlobalSpace:
                 nodes, weights = _nodes(mean)
                 values = mean + sd * nodes.reshape(-1, *[1] * mean.dim())
                 density = torch.func.vmap(partial(self._log_prior, name))(values)
-                total = total + weights @ density
+                total = total + weights @ density.to(weights)
             else:
                 noise = torch.as_tensor(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
                 draws = factor.draw(noise)[:, self.slices[name]].reshape(-1, *mean.shape)
