@@ -1,4 +1,4 @@
-"""Two processes beside one: `python benchmarks/distributed.py [--quick] [--rows N] [--rounds 3]`.
+"""Two processes beside one: `python benchmarks/distributed.py [--quick] [--rows N] [--rounds 2]`.
 
 One fit of `NonlinearModel` for each method, by `skavi.distributed.fit` in one process and in two,
 each with one thread: seconds of the whole call, start of the processes included, and of a call with
@@ -78,7 +78,7 @@ def main():
     """Run the methods and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
+    parser.add_argument("--rounds", type=int, default=2, help="of which the fastest counts")
     parser.add_argument("--quick", action="store_true", help="2,000 rows, one round: that it runs")
     asked = parser.parse_args()
     n, rounds = (2_000, 1) if asked.quick else (asked.rows, asked.rounds)

@@ -1,5 +1,6 @@
 """Variational inference for latent variable models in scikit-learn, factorized or amortized."""
 
+from skavi import distributed
 from skavi._estimators import AmortizedVI, FactorizedVI
 from skavi._version import __version__
 from skavi.closability import can_close_gap
@@ -12,6 +13,7 @@ __all__ = [
     "__version__",
     "amortization_gap",
     "can_close_gap",
+    "distributed",
     "load",
     "save",
 ]

@@ -89,7 +89,8 @@ class VariationalInference(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data; float32 stays float32 in what `transform` returns.
+            Training data; float32 stays float32 in what `transform` returns. This rank's rows, if
+            they come from `skavi.distributed.shard`: the fit is then that of all ranks' rows.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -135,7 +136,7 @@ class VariationalInference(
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                group = group_of(X, shared)
+                group = group_of(self, X, shared)
                 self.__dict__.update(self._fit(X, sample_weight, reporter, group))
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)

@@ -1,5 +1,9 @@
 """What a fit over several ranks can be asked, and who takes part."""
 
+import zlib
+from numbers import Number
+
+import torch
 from sklearn.callback import ProgressBar
 
 from skavi._group import ALONE, Group, Ranks
@@ -8,9 +12,38 @@ from skavi.models import LatentVariableModel
 _READ_ALL_ROWS = ("adapted", "initial_globals", "global_optimum", "compressed")
 
 
-def group_of(X, shared: bool) -> Group:
-    """Return who holds the rows of a table of which X is all, or this rank's part."""
-    return Ranks(*X.shape) if shared else ALONE
+#: What ranks may differ in: rank 0's seed is taken, and who talks is a matter of taste.
+_OWN = ("random_state", "verbose")
+
+
+def group_of(estimator, X, shared: bool) -> Group:
+    """Return who holds the rows of a table of which X is all, or this rank's part.
+
+    Raises
+    ------
+    ValueError
+        If the ranks fit estimators with different parameters, as after searches of their own.
+    """
+    if not shared:
+        return ALONE
+    ranks = Ranks(*X.shape)
+    told = ranks.gather(torch.tensor([zlib.crc32(_described(estimator).encode())]))
+    if len(set(told.tolist())) > 1:
+        raise ValueError(
+            f"The ranks fit different estimators, rank {ranks.rank} {estimator!r}: a joint fit "
+            "needs the same parameters on all of them."
+        )
+    return ranks
+
+
+def _described(estimator) -> str:
+    """Return an estimator's parameters that are numbers or text, and what kind the others are."""
+    values = {
+        name: repr(value) if isinstance(value, Number | str) else type(value).__name__
+        for name, value in estimator.get_params().items()
+        if name not in _OWN
+    }
+    return f"{type(estimator).__name__} {sorted(values.items())}"
 
 
 def check_joint(estimator, model, function) -> None:

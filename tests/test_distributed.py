@@ -22,13 +22,14 @@ import skavi
 from rank_cases import CASES, numbers, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
 from skavi._group import Ranks, shared_by_ranks
-from skavi._joint import check_joint
+from skavi._joint import _described, check_joint
 from skavi.callbacks import ElboMonitor
 from skavi.distributed import DeadRankError, LostRankError, over_ranks, shard, total
 from skavi.distributed._launch import Task
 from skavi.distributed._worker import work
 from skavi.inference_functions import MLP, Polynomial
 from skavi.models import FactorAnalysis, LinearModel, LocalLevel, NonlinearModel, TopicModel
+from skavi.solvers import Newton
 
 TESTS = Path(__file__).parent
 X = np.random.default_rng(0).normal(2.0, 2.0, size=(61, 1))
@@ -171,6 +172,30 @@ def test_the_script_on_the_page_runs_under_torchrun(tmp_path):
     saved = skavi.load(tmp_path / "fit.skavi")
     assert saved.elbo_ == pytest.approx(one.elbo_, rel=1e-6)
     assert_allclose(saved.transform(rows), one.transform(rows), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ranks_with_different_parameters_are_told_so(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(
+        "import os\n"
+        "from test_distributed import X\n"
+        "from skavi import FactorizedVI\n"
+        "from skavi.distributed import shard\n"
+        "from skavi.models import LinearModel\n"
+        "FactorizedVI(LinearModel(tau=int(os.environ['RANK']))).fit(shard(X))\n"
+    )
+    done = run_ranks(2, script)
+    assert done.returncode != 0
+    assert "ValueError: The ranks fit different estimators, rank " in done.stderr
+
+
+def test_what_tells_estimators_apart():
+    one = FactorizedVI(LinearModel(), random_state=0)
+    assert _described(one) == _described(clone(one).set_params(random_state=1, verbose=1))
+    others = [clone(one).set_params(model__tau=2), clone(one).set_params(tol=1e-3)]
+    others += [clone(one).set_params(solver=Newton()), AmortizedVI(LinearModel())]
+    assert all(_described(other) != _described(one) for other in others)
 
 
 @pytest.mark.slow
