@@ -308,15 +308,20 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     few = rows if cheap else subset(objective.model, rows)
     most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
-    fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
-    globals_ = fitted.outcome.state.globals_
-    here = fitted.outcome.state
-    if not cheap or fitted.problem.rows.X is not rows.X:
-        problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-        raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
-        here = State({"values": raw}, globals_)
+    try:
+        fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
+        there = fitted.outcome.state
+        if not cheap or fitted.problem.rows.X is not rows.X:
+            problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
+            globals_ = there.globals_
+            raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
+            there = State({"values": raw}, globals_)
+    except (torch.linalg.LinAlgError, FloatingPointError):
+        if rows.group.size > 1:  # the other processes may have got there
+            raise
+        return here, noise  # it was to be a better start, no more
     refined = fitted.problem.noise
-    return here, refined if affordable(refined, objective, plan.function, rows.n_total) else noise
+    return there, refined if affordable(refined, objective, plan.function, rows.n_total) else noise
 
 
 def subset(model, rows: Rows) -> Rows:

@@ -1,6 +1,7 @@
 """Numbers that are not finite: stepped back from, or named; a fit never trains on them."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from closed_forms import linear_factorized
-from skavi import AmortizedVI, FactorizedVI
+from skavi import AmortizedVI, FactorizedVI, _fit
 from skavi._failure import what_broke
 from skavi._problem import Problem
 from skavi._rows import Rows
@@ -16,7 +17,7 @@ from skavi.inference_functions import MLP, Polynomial, Table
 from skavi.models import FactorAnalysis, LinearModel, RandomEffects, SawTimeSeries
 from skavi.noise import GaussHermite
 from skavi.objective import Objective
-from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, State
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, State, _adam, _arrow
 
 COLUMN = np.random.default_rng(0).normal(size=(12, 1))
 SCHOOLS = torch.tensor([[28.0, 15.0], [8.0, 10.0], [-3.0, 16.0]], dtype=torch.float64)
@@ -205,3 +206,40 @@ def test_predictions_that_are_no_numbers_are_refused():
         FloatingPointError, match=r"no number: q\(theta\) has sds of up to 1\.8e\+308"
     ):
         vi.inverse_transform(vi.transform(X))
+
+
+@pytest.mark.parametrize("breaks", [(_arrow.Arrow, "derivatives"), (_fit, "solve_rows")], ids=str)
+def test_a_start_that_breaks_takes_no_fit_with_it(breaks, monkeypatch):
+    """The factorized fit that amortized VI starts at is a help: its own climb reaches the optimum.
+
+    The linear model's posterior means are linear in x (`linear_factorized`).
+    """
+
+    def broken(*_, **__):
+        raise torch.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(*breaks, broken)
+    vi = AmortizedVI(LinearModel(), Polynomial(1), noise=GaussHermite(3), solver=LBFGS())
+    vi.fit(COLUMN)
+    truth = linear_factorized(COLUMN[:, 0], 1.155, 2.43)
+    assert vi.converged_
+    assert vi.elbo_ == pytest.approx(truth.elbo, abs=1e-6)  # tol times rows, and rounding
+
+
+def test_averages_forget_the_values_that_broke(monkeypatch):
+    """A step of the last stage that overflows is averaged before the next one can notice."""
+    monkeypatch.setattr(_adam, "_WINDOW", 20)
+    X = torch.as_tensor(COLUMN)
+    problem = problem_of(LinearModel(), X)
+    state = State({"values": torch.zeros(12, 2).double()}, torch.zeros(2).double())
+    run = Adam().begin(problem, state, 1e-8)
+    while not run.memory.n_averaged:
+        run.curve.append(run.memory.elbo)
+        run.memory = run.step(run.memory)
+    overflown = [torch.full_like(value, torch.inf) for value in run.memory.values]
+    run.memory = replace(run.memory, values=overflown, averages=overflown, n_averaged=2)
+    run.curve = run.curve[1:]
+    outcome = run.climb(run.memory.n_iter + 2000, lambda _: False)
+    assert outcome.converged and run.memory.retreats == 1
+    truth = linear_factorized(COLUMN[:, 0], 1.155, 2.43)
+    assert float(problem.elbo(outcome.state)) == pytest.approx(truth.elbo, abs=0.1)  # as stochastic

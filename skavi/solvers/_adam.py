@@ -254,6 +254,8 @@ class _Ascent(Run):
             counts=self._no_counts(memory.kept),
             rate=memory.rate * _DECAY,
             retreats=memory.retreats + 1,
+            averages=None,  # they may hold the values that broke
+            n_averaged=0,
         )
 
     def _averaged(self, memory):
