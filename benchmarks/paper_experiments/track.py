@@ -4,7 +4,7 @@ The mark is the published one: a mean of the loss over 20 iterations within 1% o
 over its last iterations at the published settings (the first seed's, for all: five seeds of the
 nonlinear model differ in it by 0.01%). Runs stop there, but for the one that sets the mark. A run
 that is not there after `PATIENCE` times as many iterations as F-VI's slowest run at the same rate
-has lost, and is given up.
+has lost, and is given up; one whose optimum is known to be above the mark is run as long as F-VI.
 """
 
 import math
@@ -25,46 +25,44 @@ def race(contestants, step: Step, rates, seeds, mark_window: slice, n_jobs: int)
     groups = [tuple(seeds)] if step.batched else [(seed,) for seed in seeds]
     long = _run(factorized, factorized.rate, step, groups[0], -math.inf)
     mark = float(long[mark_window, 0].mean())
-    track = _Track(step, mark, n_jobs)
+    track = _Track(mark, n_jobs)
     track.note((factorized.name, factorized.rate), long)
-    track.run([(factorized, factorized.rate)], groups[1:])
-    track.run([(factorized, rate) for rate in rates if rate != factorized.rate], groups)
-    limits = {rate: PATIENCE * max(numbers) for (_, rate), numbers in track.iterations.items()}
-    entries = [(c, rate) for c in others for rate in _rates(c, rates)]
-    entries.sort(key=lambda entry: -limits.get(entry[1], math.inf))
-    track.run(entries, groups, limits)
+    track.run([(factorized, factorized.rate, step, group) for group in groups[1:]])
+    rest = [rate for rate in rates if rate != factorized.rate]
+    track.run([(factorized, rate, step, group) for rate in rest for group in groups])
+    slowest = {rate: max(numbers) for (_, rate), numbers in track.iterations.items()}
+    jobs = [job for c in others for job in _jobs(c, step, rates, groups, slowest)]
+    track.run(sorted(jobs, key=lambda job: -job[2].n_iter))
     curves = track.curves(contestants)
     return Race(contestants, tuple(rates), track.iterations, curves, mark, tuple(seeds))
 
 
-def _rates(contestant, rates):
-    return [contestant.rate] if math.isinf(contestant.published) else {contestant.rate, *rates}
+def _jobs(contestant, step, rates, groups, slowest):
+    """Return (contestant, rate, step, seeds) of its runs, given F-VI's slowest at each rate."""
+    hopeless = math.isinf(contestant.published)
+    patience = 1 if hopeless else PATIENCE
+    jobs = []
+    for rate in [contestant.rate] if hopeless else sorted({contestant.rate, *rates}):
+        limit = patience * slowest.get(rate, math.inf)
+        limited = replace(step, n_iter=int(limit)) if math.isfinite(limit) else step
+        chosen = [groups[0][:1]] if hopeless else groups
+        jobs += [(contestant, rate, limited, group) for group in chosen]
+    return jobs
 
 
 class _Track:
     """Where runs are timed: iterations to the mark by contestant and rate, a number a seed."""
 
-    def __init__(self, step, mark, n_jobs):
-        self.step, self.mark, self.n_jobs = step, mark, n_jobs
+    def __init__(self, mark, n_jobs):
+        self.mark, self.n_jobs = mark, n_jobs
         self.iterations: dict[tuple[str, float], list[float]] = {}
         self.losses: dict[tuple[str, float], np.ndarray] = {}
 
-    def run(self, entries, groups, limits=None):
-        """Run contestants at rates until they arrive, or to the limit of the rate."""
-        jobs = [(c, rate, group) for c, rate in entries for group in self._seeds(c, groups)]
-        outcomes = Parallel(self.n_jobs)(
-            delayed(_run)(c, rate, self._limited(rate, limits), group, self.mark)
-            for c, rate, group in jobs
-        )
-        for (contestant, rate, _), losses in zip(jobs, outcomes, strict=True):
+    def run(self, jobs):
+        """Run and note (contestant, rate, step, seeds)."""
+        outcomes = Parallel(self.n_jobs)(delayed(_run)(*job, self.mark) for job in jobs)
+        for (contestant, rate, *_), losses in zip(jobs, outcomes, strict=True):
             self.note((contestant.name, rate), losses)
-
-    def _seeds(self, contestant, groups):
-        return groups[:1] if math.isinf(contestant.published) else groups
-
-    def _limited(self, rate, limits):
-        limit = (limits or {}).get(rate, self.step.n_iter)
-        return replace(self.step, n_iter=int(limit)) if math.isfinite(limit) else self.step
 
     def note(self, key, losses):
         """Note the losses (n_iter, n_runs) of one more group of seeds."""
