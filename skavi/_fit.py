@@ -397,7 +397,16 @@ def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:
 
 
 def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | None = None):
-    """Solve every row's local problem with q(theta) frozen.
+    """Solve every row's local problem with q(theta) frozen; in closed form where there is one.
+
+    Parameters
+    ----------
+    problem : Problem
+    globals_ : Tensor
+    tol : float
+        Nats a row.
+    start : Tensor of shape (n_rows, P), default=None
+        Raw parameters to climb from; a closed form does not climb.
 
     Returns
     -------
