@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import ReferenceRole
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -101,19 +101,19 @@ def _derived():
 autosummary_context = {"derived": _derived()}
 
 
-class Name(SphinxRole):
+class Name(ReferenceRole):
     """What single backticks mean: a link where the reference lists the name, else code."""
 
     def run(self):
-        short, _, member = self.text.removesuffix("()").partition(".")
+        short, _, member = self.target.removesuffix("()").partition(".")
         if short in LISTED:
             target = LISTED[short] + (f".{member}" if member else "")
-        elif self.text in LISTED.values():
-            target = self.text
+        elif self.target in LISTED.values():
+            target = self.target
         else:
-            return [nodes.literal(self.rawtext, self.text)], []
+            return [nodes.literal(self.rawtext, self.title)], []
         role = self.env.domains.python_domain.role("obj")
-        content = f"{self.text} <{target}>"
+        content = f"{self.title} <{target}>"
         return role("py:obj", self.rawtext, content, self.lineno, self.inliner, {}, [])
 
 

@@ -24,6 +24,7 @@ _CANDIDATES = 4
 _COMPARABLE = 4.0
 _LOCAL_ITERATIONS = 50
 _MOST_ROWS = 20_000
+_NUMBERS = 1_000_000  # of the ELBOs that are screened at once: they should stay in the cache
 _CELLS = 200_000  # of X, at all points that are looked at in one evaluation
 _ROUGH = 1e-4
 
@@ -40,7 +41,7 @@ def _moved(problem, raw, globals_, tol, frame):
     objective = problem.objective
     if len(raw) > _MOST_ROWS:
         return _in_pieces(problem, raw, globals_, tol, frame)
-    starts, owner = _screen(problem, raw, globals_, frame)
+    starts, owner = _screened(objective, problem.rows.X, raw, globals_, frame)
     if not len(owner):
         return None
     rows = problem.rows
@@ -62,7 +63,7 @@ def _moved(problem, raw, globals_, tol, frame):
 
 
 def _in_pieces(problem, raw, globals_, tol, frame):
-    """Look piece by piece: the screen holds hundreds of numbers a row."""
+    """Look piece by piece: Newton's method holds hundreds of numbers a start."""
     moved, any_moved = raw.clone(), False
     for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
         better = _moved(problem.restricted(part), raw[part], globals_, tol, frame)
@@ -82,13 +83,25 @@ def _frame(problem, raw, globals_):
     return add_up(centre.sum(0)) / rows.n_total, reach
 
 
-def _screen(problem, raw, globals_, frame):
+def _screened(objective, X, raw, globals_, frame):
+    """Return what `_screen` does of all rows, a few at a time."""
+    k, means, sds, owners = objective.n_latents, [], [], []
+    size = max(1, _NUMBERS // (_POINTS[k] ** k * len(_WIDTHS)))
+    for first in range(0, len(raw), size):
+        part = slice(first, first + size)
+        starts, owner = _screen(objective, X[part], raw[part], globals_, frame)
+        means.append(starts.mean)
+        sds.append(starts.sd)
+        owners.append(owner + first)
+    return DiagonalFactors(torch.cat(means), torch.cat(sds)), torch.cat(owners)
+
+
+def _screen(objective, X, raw, globals_, frame):
     """Return starts in the other basins of every row's ELBO, and the rows they belong to.
 
     With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
     the ELBO of every (m, s) on the grid costs one small matrix product an axis.
     """
-    objective, X = problem.objective, problem.rows.X
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
     centre, reach = frame

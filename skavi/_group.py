@@ -18,7 +18,14 @@ Method = TypeVar("Method", bound=Callable)
 
 
 class LostRankError(RuntimeError):
-    """Another rank of a fit is gone, so that this one cannot go on."""
+    """Another rank of a fit is gone, so that this one cannot go on.
+
+    Examples
+    --------
+    >>> from skavi.distributed import LostRankError
+    >>> issubclass(LostRankError, RuntimeError)
+    True
+    """
 
 
 class Group:

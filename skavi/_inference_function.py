@@ -19,7 +19,14 @@ Parameters = dict[str, Tensor]
 
 
 class InferenceFunction(Component):
-    """A map from what is read of a row to the parameters of its factor."""
+    """A map from what is read of a row to the parameters of its factor.
+
+    Examples
+    --------
+    >>> from skavi.inference_functions import InferenceFunction, Polynomial
+    >>> isinstance(Polynomial(degree=2), InferenceFunction)
+    True
+    """
 
     #: Whether outputs are linear in the parameters: ``features @ parameters["coefficients"]``.
     linear: bool = False

@@ -7,7 +7,15 @@ __version__ = "0.1.0"
 
 
 class SavedVersionWarning(InconsistentVersionWarning):
-    """A file or a pickle was made by another version of skavi: its results may differ."""
+    """A file or a pickle was made by another version of skavi: its results may differ.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skavi.persistence import SavedVersionWarning
+    >>> with warnings.catch_warnings():  # files of a version that you trust
+    ...     warnings.simplefilter("ignore", SavedVersionWarning)
+    """
 
     def __init__(self, path, estimator_name, saved_version):
         super().__init__(

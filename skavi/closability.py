@@ -28,6 +28,20 @@ class AmortizationWarning(UserWarning):
     factors depend on (remedy: ``context=``), or when no function of a window closes the gap
     (remedy: `FactorizedVI`). Silence it with ``warnings.simplefilter("ignore",
     skavi.diagnostics.AmortizationWarning)``.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skavi import AmortizedVI
+    >>> from skavi.diagnostics import AmortizationWarning
+    >>> from skavi.inference_functions import Polynomial
+    >>> from skavi.models import SawTimeSeries
+    >>> X = [[0.0], [2.0], [3.5], [4.0], [6.0], [5.5]]
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", AmortizationWarning)
+    ...     blind = AmortizedVI(SawTimeSeries(), Polynomial(1, context=(0, 0))).fit(X)
+    >>> [warning.category.__name__ for warning in caught]
+    ['AmortizationWarning']
     """
 
 
@@ -46,6 +60,15 @@ class GapEvidence:
         window reaches over an end of the series are not compared.
     tolerance : float
         Effects below this count as rounding.
+
+    Examples
+    --------
+    >>> from skavi import can_close_gap
+    >>> from skavi.models import LinearModel, LocalLevel
+    >>> can_close_gap(LinearModel(), random_state=0).evidence.latent_coupling
+    0.0
+    >>> can_close_gap(LocalLevel(), random_state=0).evidence.latent_coupling > 0.01
+    True
     """
 
     latent_coupling: float
@@ -69,6 +92,14 @@ class GapVerdict:
         Why, in a sentence.
     evidence : GapEvidence
         What was measured.
+
+    Examples
+    --------
+    >>> from skavi import can_close_gap
+    >>> from skavi.models import SawTimeSeries
+    >>> verdict = can_close_gap(SawTimeSeries(), random_state=0)
+    >>> verdict.closable, verdict.context
+    (True, (1, 0))
     """
 
     closable: bool

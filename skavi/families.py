@@ -20,7 +20,16 @@ _POINT_STEP = 0.1
 
 @dataclass(frozen=True)
 class NormalFactors(ABC):
-    """A batch of normal distributions with means of shape (..., k)."""
+    """A batch of normal distributions with means of shape (..., k).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.families import DiagonalNormal
+    >>> factors = DiagonalNormal().factors(torch.zeros(3, 4), 2)  # three rows of two latents
+    >>> factors.mean.shape, factors.entropy().shape
+    (torch.Size([3, 2]), torch.Size([3]))
+    """
 
     mean: Tensor
     scale: Tensor
@@ -76,7 +85,16 @@ class NormalFactors(ABC):
 
 @dataclass(frozen=True)
 class DiagonalFactors(NormalFactors):
-    """Independent coordinates; `scale` holds the standard deviations, `log_scale` their logs."""
+    """Independent coordinates; `scale` holds the standard deviations, `log_scale` their logs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.families import DiagonalFactors
+    >>> DiagonalFactors(torch.zeros(2), torch.tensor([1.0, 3.0])).covariance()
+    tensor([[1., 0.],
+            [0., 9.]])
+    """
 
     log_scale: Tensor | None = None
 
@@ -108,7 +126,16 @@ class DiagonalFactors(NormalFactors):
 
 
 class FullFactors(NormalFactors):
-    """Correlated coordinates; `scale` holds lower Cholesky factors."""
+    """Correlated coordinates; `scale` holds lower Cholesky factors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.families import FullFactors
+    >>> FullFactors(torch.zeros(2), torch.tensor([[1.0, 0.0], [1.0, 2.0]])).covariance()
+    tensor([[1., 1.],
+            [1., 5.]])
+    """
 
     @property
     def sd(self) -> Tensor:
@@ -142,7 +169,17 @@ class FullFactors(NormalFactors):
 
 
 class PointFactors(DiagonalFactors):
-    """All mass on the mean: no spread, and an entropy and a log density that are counted as 0."""
+    """All mass on the mean: no spread, and an entropy and a log density that are counted as 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.families import PointFactors
+    >>> PointFactors(torch.ones(2), torch.zeros(2)).draw(torch.randn(3, 2))
+    tensor([[1., 1.],
+            [1., 1.],
+            [1., 1.]])
+    """
 
     def draw(self, noise: Tensor) -> Tensor:
         return self.mean.expand(*noise.shape[:-1], self.mean.shape[-1])
@@ -155,7 +192,14 @@ class PointFactors(DiagonalFactors):
 
 
 class Family(Component):
-    """A parametric family of normal factors over unconstrained numbers."""
+    """A parametric family of normal factors over unconstrained numbers.
+
+    Examples
+    --------
+    >>> from skavi.families import DiagonalNormal, FullNormal, Point
+    >>> [family.n_parameters(3) for family in (Point(), DiagonalNormal(), FullNormal())]
+    [3, 6, 9]
+    """
 
     #: Whether a factor has any spread: draws of a point need no noise.
     random: bool = True

@@ -41,7 +41,15 @@ _RIDGE = 1e-3
 
 
 class Table(InferenceFunction):
-    """Look the row up: a free factor for every row, which makes the method factorized VI."""
+    """Look the row up: a free factor for every row, which makes the method factorized VI.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LinearModel
+    >>> FactorizedVI(LinearModel()).fit([[0.0], [1.0], [5.0]]).inference_function_
+    Table()
+    """
 
     tabular = True
     context = (0, 0)
@@ -307,6 +315,16 @@ class TorchFunction(InferenceFunction):
         Maps (n_rows, n_inputs) to (n_rows, n_outputs): means, then log standard deviations.
     context : (int, int) or None, default=None
         Rows (before, after) that are read beside the row itself; None: the model's own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi import AmortizedVI
+    >>> from skavi.models import LinearModel
+    >>> line = torch.nn.Linear(1, 2, dtype=torch.float64)  # a row's mean and log sd
+    >>> vi = AmortizedVI(LinearModel(), line, max_iter=2000).fit([[0.0], [1.0], [5.0]])
+    >>> type(vi.inference_function_).__name__
+    'TorchFunction'
     """
 
     regressed = False

@@ -28,6 +28,13 @@ class Nodes:
     locals_ : Tensor of shape (n_draws, 1, n_latents), or (n_draws, n_rows, n_latents)
         A second dimension of 1 means shared by all rows.
     weights : Tensor of shape (n_draws,)
+
+    Examples
+    --------
+    >>> from skavi.noise import GaussHermite
+    >>> nodes = GaussHermite(n_nodes=3).nodes(1, 1, 1, None)
+    >>> nodes.weights.sum(), (nodes.weights @ nodes.globals_**2).round(decimals=12)
+    (tensor(1., dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
 
     globals_: Tensor
@@ -46,7 +53,14 @@ class Nodes:
 
 
 class Noise(Component):
-    """A rule for the nodes of E_q."""
+    """A rule for the nodes of E_q.
+
+    Examples
+    --------
+    >>> from skavi.noise import GaussHermite, MonteCarlo
+    >>> GaussHermite().deterministic, MonteCarlo().deterministic
+    (True, False)
+    """
 
     #: Whether every call of `nodes` gives the same answer.
     deterministic: bool = True

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pydoc
 import re
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def callables():
 def test_docstring_is_numpydoc(name):
     faults = [f"{code}: {text}" for code, text in validate(name)["errors"] if code in CHECKS]
     assert not faults
+
+
+def test_every_public_name_has_an_example():
+    """The examples run as doctests: setup.cfg collects those of every module."""
+    names = [name for name in callables() if name.rpartition(".")[0] in MODULES]
+    assert len(names) > 50
+    assert not [name for name in names if ">>>" not in pydoc.locate(name).__doc__]
 
 
 def test_estimators_methods_are_numpydoc():

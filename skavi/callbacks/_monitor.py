@@ -25,6 +25,17 @@ class ElboLog:
         Since the fit began.
     elbo : ndarray of shape (n_iterations,)
         In nats, as the solver saw it.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.callbacks import ElboMonitor
+    >>> from skavi.models import LinearModel
+    >>> monitor = ElboMonitor()
+    >>> vi = FactorizedVI(LinearModel()).set_callbacks(monitor).fit([[0.0], [1.0], [5.0]])
+    >>> log = monitor.logs[0]
+    >>> bool(len(log.seconds) == len(log.elbo) == log.iteration[-1])
+    True
     """
 
     estimator: str

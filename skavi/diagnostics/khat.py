@@ -42,6 +42,16 @@ class PSISKHat:
     It speaks of the *family*, never of the solver: the best mean-field factor of a posterior with
     correlated latents often has k-hat > 0.7, and `joint` rises with the number of rows. Whether the
     fit has converged is what ``converged_`` and ``suboptimality_`` say.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.diagnostics import psis_khat
+    >>> from skavi.models import LinearModel
+    >>> X = [[0.0], [1.0], [5.0]]
+    >>> khat = psis_khat(FactorizedVI(LinearModel()).fit(X), X, n_draws=1000, random_state=0)
+    >>> khat.per_row.shape, round(khat.threshold, 3)
+    ((3,), 0.667)
     """
 
     joint: float

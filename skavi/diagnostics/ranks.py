@@ -35,6 +35,17 @@ class Calibration:
         (n_simulations, n_latents).
     n_unconverged : int
         Fits that stopped before they had converged; their ranks are in.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skavi.diagnostics import Calibration
+    >>> ranks = np.random.default_rng(0).uniform(size=(200, 1))  # as a calibrated q has them
+    >>> report = Calibration({"z": ranks}, n_unconverged=0)
+    >>> report.n_simulations, report.n_bins, report.p_value > 0.01
+    (200, 20, True)
+    >>> Calibration({"z": 0.5 * ranks}, n_unconverged=0).p_value < 1e-6  # q sits too high
+    True
     """
 
     ranks: dict[str, np.ndarray] = field(repr=False)

@@ -49,6 +49,18 @@ class LinearResponse:
         What q says.
     suboptimality : float
         How far below its maximum the ELBO is where it was differentiated, nats: should be tiny.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.diagnostics import linear_response
+    >>> from skavi.models import LinearModel
+    >>> X = [[0.0], [1.0], [5.0]]
+    >>> response = linear_response(FactorizedVI(LinearModel()).fit(X), X)
+    >>> bool((response.sd > response.mean_field_sd).all())
+    True
+    >>> list(response.summary()["name"])
+    ['theta']
     """
 
     covariance: np.ndarray = field(repr=False)

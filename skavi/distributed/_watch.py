@@ -19,7 +19,14 @@ _LAST_LINES = 10
 
 
 class DeadRankError(RuntimeError):
-    """A worker process ended without a word: killed, or out of memory."""
+    """A worker process ended without a word: killed, or out of memory.
+
+    Examples
+    --------
+    >>> from skavi.distributed import DeadRankError
+    >>> issubclass(DeadRankError, RuntimeError)
+    True
+    """
 
 
 @dataclass(frozen=True)

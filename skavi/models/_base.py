@@ -20,6 +20,27 @@ class LatentVariableModel(Component, ABC):
     Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
     `n_latents`, `global_prior` and `log_joint`. Where rows are independent given theta,
     subclass `HierarchicalModel` instead: it needs only distributions, and fits faster.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LatentVariableModel
+    >>> class Walk(LatentVariableModel):  # each latent is near the one before
+    ...     def n_latents(self, n_features):
+    ...         return 1
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {}
+    ...
+    ...     def log_joint(self, theta, z, X):
+    ...         steps = torch.diff(z, dim=0, prepend=torch.zeros(1, 1, dtype=z.dtype))
+    ...         return Normal(0.0, 1.0).log_prob(steps).sum() + Normal(z, 1.0).log_prob(X).sum()
+    >>> FactorizedVI(Walk()).fit([[1.0], [2.0], [2.0]]).transform([[1.0], [2.0], [2.0]]).round(3)
+    array([[0.846],
+           [1.538],
+           [1.769]])
     """
 
     #: (rows before, rows after) that an inference function should read by default.

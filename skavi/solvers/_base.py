@@ -24,6 +24,13 @@ class State:
         Of the inference function.
     globals_ : Tensor
         Raw parameters of q(theta).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.solvers import State
+    >>> State({"values": torch.zeros(3, 2)}, torch.zeros(2)).parameters["values"].shape
+    torch.Size([3, 2])
     """
 
     parameters: Parameters
@@ -57,6 +64,14 @@ class Outcome:
         Norm of the gradient in natural steps, in nats a row.
     broken : State or None
         Where the next iterate would have been, if the ELBO or its derivatives are not finite there.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LinearModel
+    >>> vi = FactorizedVI(LinearModel()).fit([[0.0], [1.0], [5.0]])  # what it tells is on the fit
+    >>> vi.converged_, vi.suboptimality_ < 1e-6
+    (True, True)
     """
 
     state: State
@@ -79,6 +94,12 @@ class Memory:
         After the last of them, in nats.
     finished : bool
         Whether the solver has nothing left to do.
+
+    Examples
+    --------
+    >>> from skavi.solvers import Memory
+    >>> Memory().n_iter, Memory(n_iter=3, elbo=-1.5, finished=True).finished
+    (0, True)
     """
 
     n_iter: int = 0
@@ -100,6 +121,25 @@ class Run(ABC):
         ELBO after each iteration; only the first ``memory.n_iter`` entries count.
     group : Group
         Whose rows the problem has.
+
+    Examples
+    --------
+    >>> from skavi.solvers import Memory, Run
+    >>> class Countdown(Run):
+    ...     def __init__(self, n):
+    ...         super().__init__(Memory())
+    ...         self.n = n
+    ...
+    ...     def step(self, memory):
+    ...         n_iter = memory.n_iter + 1
+    ...         return Memory(n_iter=n_iter, elbo=float(n_iter - self.n), finished=n_iter == self.n)
+    ...
+    ...     def state(self): ...
+    ...     def outcome(self): ...
+    >>> run = Countdown(3)
+    >>> run.climb(10, lambda run: False)
+    >>> run.curve
+    [-2.0, -1.0, 0.0]
     """
 
     group: Group = ALONE
@@ -160,7 +200,14 @@ Progress = Callable[[Run], bool]
 
 
 class Solver(Component):
-    """Climb a problem's ELBO from a state."""
+    """Climb a problem's ELBO from a state.
+
+    Examples
+    --------
+    >>> from skavi.solvers import LBFGS, Solver
+    >>> isinstance(LBFGS(), Solver)
+    True
+    """
 
     #: Whether the solver needs the same noise at each evaluation.
     needs_deterministic_noise: bool = True
