@@ -102,11 +102,14 @@ autosummary_context = {"derived": _derived()}
 
 
 class Name(ReferenceRole):
-    """What single backticks mean: a link where the reference lists the name, else code."""
+    """What single backticks mean: a link where the reference lists the name, else code.
+
+    A plain word (fit, total) is also a method or an attribute somewhere: it links in full only.
+    """
 
     def run(self):
         short, _, member = self.target.removesuffix("()").partition(".")
-        if short in LISTED:
+        if short in LISTED and ("_" in short or not short.islower()):
             target = LISTED[short] + (f".{member}" if member else "")
         elif self.target in LISTED.values():
             target = self.target
