@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skavi import AmortizedVI, FactorizedVI
 from skavi.distributed import shard
 from skavi.inference_functions import MLP, Polynomial
-from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
+from skavi.models import BayesianDecoder, FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
 from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam
 
@@ -84,13 +84,25 @@ CASES = {
         False,
     ),
     "network, LBFGS": (
-        _plane(150),
-        _quick(AmortizedVI, FactorAnalysis(2), MLP((8,), "tanh"), solver=LBFGS(), tol=1e-5),
+        _plane(80),
+        _quick(AmortizedVI, FactorAnalysis(1), MLP((4,), "tanh"), solver=LBFGS(), max_iter=8),
         False,
     ),
     "network, holes": (
-        _plane(150, True),
-        _quick(AmortizedVI, FactorAnalysis(2), MLP((8,), "tanh"), solver=LBFGS(), max_iter=20),
+        _plane(80, True),
+        _quick(AmortizedVI, FactorAnalysis(1), MLP((4,), "tanh"), solver=LBFGS(), max_iter=10),
+        False,
+    ),
+    "network, decoder": (
+        _plane(60),
+        _quick(
+            AmortizedVI,
+            BayesianDecoder(1, (4,)),
+            MLP((6,)),
+            noise=MonteCarlo(1),
+            solver=Adam(batch_size=16),
+            max_iter=20,
+        ),
         False,
     ),
     "network, Adam in batches": (

@@ -17,6 +17,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
 
 import skavi
 from rank_cases import CASES, numbers, uneven, weights_of
@@ -268,6 +269,7 @@ def test_a_shard_in_a_process_on_its_own_is_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"estimator": FactorizedVI(device="cuda")}, "device='cuda': workers of this function"),
         ({"n_workers": 0}, "n_workers=0 must be an integer >= 1"),
         ({"n_threads": True}, "n_threads=True must be an integer >= 1"),
         ({"n_workers": 62}, "X has 61 rows for 62 ranks"),
@@ -278,7 +280,12 @@ def test_a_shard_in_a_process_on_its_own_is_the_table(tmp_path):
 )
 def test_arguments_are_checked_before_any_worker_starts(arguments, message):
     with pytest.raises(ValueError, match=message):
-        distributed.fit(FactorizedVI(LinearModel()), X, **arguments)
+        distributed.fit(**{"estimator": FactorizedVI(LinearModel()), "X": X} | arguments)
+
+
+def test_what_is_no_estimator_of_ours_is_a_type_error():
+    with pytest.raises(TypeError, match="estimator is a Pipeline, but must be a FactorizedVI"):
+        distributed.fit(make_pipeline(FactorizedVI()), X)
 
 
 @pytest.mark.changes_globals
@@ -346,3 +353,11 @@ def test_grid_search_goes_over_dask():
     key = "mean_test_score"
     assert_allclose(there.cv_results_[key], here.cv_results_[key], rtol=1e-12)
     assert there.best_params_ == here.best_params_
+
+
+@pytest.mark.nightly
+def test_the_benchmark_runs():
+    command = [sys.executable, TESTS.parent / "benchmarks" / "distributed.py", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    table = [line.split() for line in done.stdout.splitlines() if line[:4] in ("F-VI", "A-VI")]
+    assert len(table) == 2 and all(float(row[-1]) < 1e-6 for row in table)

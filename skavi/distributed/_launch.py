@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_array
 
+from skavi._fitting import VariationalInference
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
 
@@ -72,6 +73,8 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
     Exception
         What a worker raised, as it is, with the worker and its rows in a note; the estimator is as
         it was.
+    TypeError
+        If the estimator is not one of skavi's.
     ValueError
         Also for what several ranks cannot fit together: see the how-to page on several machines.
 
@@ -91,6 +94,16 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
     >>> vi.converged_, vi.transform(X).shape
     (True, (100, 1))
     """
+    if not isinstance(estimator, VariationalInference):
+        raise TypeError(
+            f"estimator is a {type(estimator).__name__}, but must be a FactorizedVI or an "
+            "AmortizedVI: fit the steps of a pipeline one by one."
+        )
+    if str(estimator.device) != "cpu":
+        raise ValueError(
+            f"device={str(estimator.device)!r}: workers of this function share the CPU; start one "
+            'rank a GPU with torchrun, or set device="cpu".'
+        )
     _require_count("n_workers", n_workers)
     n_threads = max(1, joblib.cpu_count() // n_workers) if n_threads is None else n_threads
     _require_count("n_threads", n_threads)
