@@ -110,7 +110,7 @@ CASES = {
         _quick(
             AmortizedVI,
             FactorAnalysis(2),
-            MLP((8,)),
+            MLP((8,), "tanh"),
             noise=MonteCarlo(1),
             solver=Adam(batch_size=20),
             max_iter=40,
