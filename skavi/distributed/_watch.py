@@ -55,7 +55,7 @@ class Workers:
     """One process a rank, all of which end with the body of a ``with`` statement."""
 
     def __init__(self, folder: Path, n_workers: int, n_threads: int):
-        self.folder, self.ended = folder, [False] * n_workers
+        self.folder = folder
         self.processes = [self._start(rank, n_threads) for rank in range(n_workers)]
 
     def _start(self, rank, n_threads):
