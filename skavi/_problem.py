@@ -16,8 +16,8 @@ from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
 from skavi.solvers import State
 
-#: Numbers (rows x nodes x latents a row) that are evaluated at once.
-_NUMBERS = 4_000_000
+#: Numbers (rows x nodes x latents a row) that are evaluated at once: they should stay in the cache.
+_NUMBERS = 400_000
 _FEW = 16  # times the size of a batch: rows that may be shuffled to draw one
 _OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
 
