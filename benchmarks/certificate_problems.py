@@ -163,7 +163,7 @@ def _products(rng):
     return 1 + z[:, :1] * np.tanh(1 + z[:, 1:]) + 0.5 * rng.normal(size=(60, 1))
 
 
-_EXACT, _FINE = GaussHermite(4), GaussHermite((24, 10))
+_EXACT, _FINE = GaussHermite(4), GaussHermite((16, 8))
 
 PROBLEMS = (
     Problem(

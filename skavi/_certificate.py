@@ -26,7 +26,7 @@ def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) ->
     here = problem.objective, problem.function, problem.rows.n_total
     finer = [rule for rule in noise.refined() if affordable(rule, *here)] or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
-    solved = _left_by(solver, problem, outcome, allowed)
+    solved = _left_by(solver, problem, outcome, tol * problem.total_weight)
 
     def biases(rules):
         bounds = (problem.with_noise(rule) for rule in rules)
@@ -43,14 +43,17 @@ def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) ->
 
 
 def _left_by(solver, problem, outcome, tol):
-    """Return what the solver left over, in nats: by the Hessian also where it watched gains alone.
+    """Return what the solver left over, in nats: by the Hessian where it did not look at that.
 
-    Minibatches are for data of which a few hundred passes are too many: there its word counts.
+    Adam watches gains alone, and Gauss-Newton steps of a network are damped and leave out its own
+    curvature. Minibatches are for data that a few hundred passes are too many for.
     """
+    table_or_linear = problem.function.tabular or problem.function.linear
+    damped = isinstance(solver, Newton) and not table_or_linear
     whole = getattr(solver, "batch_size", None) in (None, problem.rows.n_total)
-    if solver.needs_deterministic_noise or not whole:
-        return outcome.suboptimality
-    return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+    if damped or (not solver.needs_deterministic_noise and whole):
+        return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+    return outcome.suboptimality
 
 
 def _remaining(problem, solver, state, tol):
