@@ -22,7 +22,7 @@ from skavi._failure import named_singularity
 from skavi._fingerprint import described_fit
 from skavi._group import ALONE, shared_by_ranks
 from skavi._html import DOC_LINK_TEMPLATE
-from skavi._joint import check_joint, group_of
+from skavi._joint import check_agreement, check_joint, group_of
 from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
@@ -313,6 +313,7 @@ class VariationalInference(
         journal.begin(generator, lambda: _fit.density_at_start(objective, rows))
         with reporter.outlasting_interrupts():
             fitted = _fit.fit_problem(plan, rows, start, reporter)
+            check_agreement(group, fitted.problem, fitted.outcome.state)
             elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
         if reporter.interrupted:
             fitted = reporter.latest.fitted()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skavi._concurrency import in_turn
-from skavi._group import squeezed, total
+from skavi._group import over_ranks, squeezed, total
 from skavi._inference_function import InferenceFunction, Parameters
 
 __all__ = [
@@ -54,6 +54,7 @@ class Table(InferenceFunction):
     tabular = True
     context = (0, 0)
 
+    @over_ranks
     def fit_inputs(self, inputs, weights):
         return Table()
 
@@ -63,6 +64,7 @@ class Table(InferenceFunction):
     def n_parameters(self, n_features, n_outputs):
         return 0  # it has none of its own: factors belong to rows
 
+    @over_ranks
     def start(self, features, targets, weights, generator):
         return {"values": targets.clone()}
 
@@ -83,6 +85,7 @@ class _LinearInParameters(InferenceFunction):
     def n_parameters(self, n_features, n_outputs):
         return n_features * n_outputs
 
+    @over_ranks
     def start(self, features, targets, weights, generator):
         return {"coefficients": _regress(features, targets, weights)}
 
@@ -246,6 +249,7 @@ class MLP(InferenceFunction):
                 delta = (delta @ parameters[f"weight_{layer}"].mT) * slopes[layer - 1].unsqueeze(1)
         return torch.cat([found[name] for name in parameters], 2)
 
+    @over_ranks
     def start(self, features, targets, weights, generator):
         ones = features.new_ones(len(features), 1)
         linear = _regress(torch.cat([ones, features], 1), targets, weights)
@@ -344,6 +348,7 @@ class TorchFunction(InferenceFunction):
     def n_parameters(self, n_features, n_outputs):
         return sum(value.numel() for value in self.module.parameters())
 
+    @over_ranks
     def start(self, features, targets, weights, generator):
         parameters = {
             name: value.detach().to(features).clone()

@@ -227,12 +227,30 @@ class UnmarkedStart(LinearModel):
         return {"theta": X.mean()}
 
 
+class UnmarkedFunction(Polynomial):
+    """Starts from its own rows alone."""
+
+    def start(self, features, targets, weights, generator):
+        """Return zeros."""
+        return {"coefficients": torch.zeros(features.shape[1], targets.shape[1])}
+
+
+class UnmarkedSolver(Newton):
+    """Does who knows what."""
+
+    def begin(self, problem, state, tol):
+        """Return a run."""
+        return super().begin(problem, state, tol)
+
+
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
         (FactorizedVI(LocalLevel()), "LocalLevel couples them"),
         (FactorizedVI(TopicModel(2)), "TopicModel reads sparse ones"),
         (FactorizedVI(UnmarkedStart()), "UnmarkedStart.initial_globals may add up rows"),
+        (AmortizedVI(LinearModel(), UnmarkedFunction()), "UnmarkedFunction.start may add up"),
+        (FactorizedVI(LinearModel(), solver=UnmarkedSolver()), "UnmarkedSolver.begin may add up"),
         (AmortizedVI(LinearModel(), MLP(context=(1, 0))), r"reads \(1, 0\) rows before and after"),
         (FactorizedVI(LinearModel()).set_callbacks(ElboMonitor()), "callbacks.*ElboMonitor"),
     ],

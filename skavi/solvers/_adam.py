@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from skavi._group import over_ranks
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 
@@ -71,6 +72,7 @@ class Adam(Solver):
                 f"{type(model).__name__} gives one log joint for all rows: use batch_size=None."
             )
 
+    @over_ranks
     def begin(self, problem, state, tol):
         return _Ascent(self, problem, state, tol)
 

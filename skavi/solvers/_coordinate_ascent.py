@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from skavi._group import over_ranks
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
@@ -60,6 +61,7 @@ class CoordinateAscent(Solver):
                 "solver=LBFGS()."
             )
 
+    @over_ranks
     def begin(self, problem, state, tol):
         return _Ascent(problem, state, tol, self.memory)
 

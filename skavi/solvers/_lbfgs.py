@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from skavi._group import over_ranks
 from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._loss import Loss, newton_step
 
@@ -46,6 +47,7 @@ class LBFGS(Solver):
     def check(self):
         self._require_integer("memory", 1)
 
+    @over_ranks
     def begin(self, problem, state, tol):
         return _Descent(problem, state, tol, self.memory)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from skavi._group import over_ranks
 from skavi.solvers._arrow import Arrow
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 from skavi.solvers._chain import Chain
@@ -67,6 +68,7 @@ class Newton(Solver):
                 f"{problem.objective.space.size}: use solver=LBFGS()."
             )
 
+    @over_ranks
     def begin(self, problem, state, tol):
         return _Ascent(problem, state, tol)
 
