@@ -12,7 +12,7 @@ networks of up to 2,000 parameters      any of the above            Newton (Gaus
 larger ones, coupled rows               any of the above            LBFGS
 many globals                            any of the above            LBFGS
 functions with over 20,000 globals      ClosedForm                  Adam, minibatches, falling
-regressed functions where tol is coarse  ClosedForm                  the same
+regressed functions at a coarse tol     ClosedForm                  the same
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
 """

@@ -114,9 +114,11 @@ class VariationalInference(
         Notes
         -----
         Memory, in numbers of 8 bytes: closed forms hold a few copies of X and of the rows'
-        parameters; LBFGS beside them ``2 * memory`` copies of all that it moves; Newton and LBFGS
-        under a deterministic rule several hundred numbers for each row, node and latent; Adam only
-        those of a batch, and three copies of all rows' parameters.
+        parameters; LBFGS beside them ``2 * memory`` copies of all that it moves and, under a rule
+        of nodes, tens of numbers for each row, node and latent; Newton works through the rows in
+        pieces of up to about 1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in
+        search of other basins) numbers a row; Adam only those of a batch, and three copies of all
+        rows' parameters.
         """
         check_fork()
         require_memory_of_fit(self, X)
