@@ -1,5 +1,10 @@
 """Solvers: they reach one optimum, say how far off they are, and batches are unbiased."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -323,3 +328,33 @@ def test_single_precision_goes_with_priors_that_have_no_closed_form():
     with pytest.warns(ConvergenceWarning):
         single = FactorizedVI(model, **arguments).fit(X.astype(np.float32))
     assert single.elbo_ == pytest.approx(FactorizedVI(model).fit(X).elbo_, rel=0.02)
+
+
+_FIRST_FITS = """
+import sys, warnings
+import numpy as np
+from skavi import AmortizedVI, FactorizedVI
+from skavi.inference_functions import MLP
+from skavi.models import BayesianDecoder, NonlinearModel, SawTimeSeries
+from skavi.noise import MonteCarlo
+from skavi.solvers import LBFGS, Adam
+warnings.simplefilter("ignore")
+x = np.random.default_rng(0).normal(size=(40, 1))
+for vi in (
+    AmortizedVI(SawTimeSeries(), MLP((4,), context=(1, 0))),
+    AmortizedVI(NonlinearModel(), MLP((4,)), solver=LBFGS()),
+    FactorizedVI(NonlinearModel()),
+    FactorizedVI(BayesianDecoder(1, (4,)), noise=MonteCarlo(), solver=Adam(batch_size=10)),
+):
+    vi.set_params(max_iter=30, random_state=0).fit(x).transform(x)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+def test_first_fits_do_not_wait_for_torchs_compiler():
+    """Importing it, or the algebra it needs, takes longer than many a fit: a second or more."""
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", _FIRST_FITS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

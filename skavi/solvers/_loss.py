@@ -65,8 +65,10 @@ class Loss:
             (gradient,) = torch.autograd.grad(value, position, create_graph=True)
 
         def times(vector):
+            with torch.enable_grad():
+                along = gradient @ vector  # torch imports sympy where a vector is passed to grad
             (product,) = torch.autograd.grad(
-                gradient, position, vector, retain_graph=True, materialize_grads=True
+                along, position, retain_graph=True, materialize_grads=True
             )
             return self._added_up(product)
 
