@@ -37,7 +37,7 @@ class Settings:
     n_samples: int = 10_000
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     sizes: tuple[int, ...] = (1000, 10_000, 100_000)
-    max_iter: int = 800
+    max_iter: int = 200
     few_iter: int = 4
     n_race_samples: int = 10_000
     n_draws: int = 100
@@ -49,7 +49,7 @@ class Settings:
 
 
 QUICK = replace(
-    Settings(), widths=(2, 4, 32), sizes=(1000, 10_000), max_iter=300, n_race_samples=500
+    Settings(), widths=(2, 4, 32), sizes=(1000, 10_000), max_iter=60, n_race_samples=500
 )
 
 
