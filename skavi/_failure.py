@@ -29,9 +29,8 @@ def what_broke(problem, state: State) -> str:
     factors = objective.local_factors(raw)
     if not bool(torch.isfinite(state.globals_).all()):
         return f"q(theta) of {_globals_that_broke(objective, state.globals_)} is not finite"
-    for name, values in (("inference function", raw), ("entropy", factors.entropy())):
-        if not bool(torch.isfinite(values).all()):
-            return f"the {name} is not finite {_rows(values)}"
+    if not bool(torch.isfinite(raw).all()):
+        return f"the inference function is not finite {_rows(raw)}"
     if not bool(torch.isfinite(objective.global_term(state.globals_)).all()):
         return "the prior of the globals is not finite"
     terms = problem.row_terms(raw, state.globals_)

@@ -452,7 +452,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         with torch.no_grad():
             raw = self._raw_locals(rows)
             factors = objective.local_factors(raw)
-        spread = factors.sd.reciprocal()
+        spread = factors.sd + factors.sd.reciprocal()
         if not bool(torch.isfinite(raw.sum() + spread.sum())):
             _require_finite(raw + spread.sum(-1, keepdim=True), "posterior")
         return factors

@@ -5,16 +5,20 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtri, roots_hermitenorm
 from scipy.stats import qmc
 
 SOBOL_MAX_DIMENSION = 21201
+_LAST_BY_NUMPY = 150  # nodes; its weights overflow beyond 370 or so
 
 
 @lru_cache(maxsize=256)
 def hermite_rule(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rule that integrates polynomials of degree 2 n_nodes - 1 against N(0, 1)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
+    if n_nodes <= _LAST_BY_NUMPY:
+        nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
+    else:
+        nodes, weights = roots_hermitenorm(n_nodes)
     return nodes, weights / weights.sum()
 
 

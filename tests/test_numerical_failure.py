@@ -130,13 +130,9 @@ def test_the_term_and_the_rows_are_named(where):
     assert what_broke(problem, state) == f"the {where} is not finite for 1 rows (rows 1)"
 
 
-def test_entropies_and_globals_are_named():
+def test_globals_that_broke_are_named():
     problem = problem_of(RandomEffects(), SCHOOLS)
     raw, globals_ = torch.zeros(3, 2).double(), torch.zeros(4).double()
-    narrow = raw.clone()
-    narrow[2, 1] = -1e4  # exp underflows: an sd of zero
-    found = what_broke(problem, State({"values": narrow}, globals_))
-    assert found == "the entropy is not finite for 1 rows (rows 2)"
     lost = globals_.clone()
     lost[1] = torch.nan
     assert what_broke(problem, State({"values": raw}, lost)) == "q(theta) of 'tau' is not finite"
@@ -194,6 +190,15 @@ def test_predictions_do_not_overflow_on_the_way_to_a_finite_number():
     vi = FactorizedVI(RandomEffects(), random_state=0).fit(SCHOOLS.numpy())
     vi.model_.standard_errors_ = np.full(4, 1e308)
     np.testing.assert_array_equal(vi.inverse_transform([[0.0]])[:, 1], 1e308)
+
+
+def test_sds_beyond_the_range_of_numbers_are_refused():
+    """A line whose log sd rises, or falls, by one a unit of x is at -+1e12 at a row of 1e12."""
+    vi = AmortizedVI(LinearModel(), Polynomial(1)).fit(COLUMN)
+    for slope in (1.0, -1.0):
+        vi._parameters["coefficients"][1, 1] = slope
+        with pytest.raises(FloatingPointError, match=r"posterior of 1 rows \(first at row 1\)"):
+            vi.transform([[1.0], [1e12]])
 
 
 def test_predictions_that_are_no_numbers_are_refused():

@@ -1,5 +1,6 @@
 """The rows of a table that belong to this process."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +77,11 @@ def require_sizes(sizes: list[int], n_ranks: int, n_rows: int) -> None:
         )
 
 
+def _leave():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _joined_group():
     """Return rank and size of the process group, started first if the launcher asks for one."""
     distributed = torch.distributed
@@ -85,6 +91,7 @@ def _joined_group():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         distributed.init_process_group()
+        atexit.register(_leave)  # else threads of the group may outlive it, and abort the process
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()

@@ -125,10 +125,10 @@ def newton_step(gradient, times, tol, dot=torch.matmul):
     for _ in range(_MAX_PRODUCTS if size else 0):
         product = times(direction)
         curvature = float(dot(direction, product))
-        if not curvature > 0:
+        length = size / curvature if curvature > 0 else 0.0
+        if not length > 0:  # or so short that rounding makes it nothing
             return step if gained else residual, gained + left, False
         kept.add(residual, size)
-        length = size / curvature
         step, residual = step + length * direction, kept.rid(residual - length * product)
         gained += 0.5 * length * size
         size, before = float(dot(residual, residual)), size
