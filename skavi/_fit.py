@@ -450,7 +450,7 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
         return float(problem.elbo(state)), 0.0
     objective, X = problem.objective, problem.rows.X
     most = max(_MOST_DRAWS, 2 * getattr(problem.noise, "n_draws", 1))
-    n_cells = int(problem.rows.group.sum(torch.tensor(X.numel())))
+    n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
     most = max(4, min(most, _CHUNK_BUDGET // n_cells))
     n_draws = min(_FEWEST_DRAWS, most)
     while True:

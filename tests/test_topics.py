@@ -523,3 +523,13 @@ def test_memory_grows_with_the_stored_cells():
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 1.5
+
+
+def test_documents_without_a_single_word_are_fitted():
+    """Nothing is stored, and nothing learned: q(topics) is the prior."""
+    X = scipy.sparse.csr_matrix((3, 4))
+    vi = AmortizedVI(TopicModel(2), max_iter=3, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        vi.fit(X)
+    assert np.isfinite(vi.transform(X)).all() and np.isfinite(vi.elbo_)
