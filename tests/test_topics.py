@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from scipy.integrate import quad
 from scipy.special import gammaln, log_softmax, logsumexp, softmax
 from scipy.stats import multinomial, norm
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
