@@ -215,14 +215,14 @@ def verdicts(results):
         memory = exponent(rows, [o["peak_mb"] for o in good])
         at = {o["rows"]: o["iterations"] for o in good}
         more = at[max(at)] - at.get(FROM, at[max(at)]) if at else None
-        kept = slope <= WANTED + WITHIN
+        kept = abs(slope - WANTED) <= WITHIN
         if case.iterates and more is not None:
             kept = kept and more <= MORE_ITERATIONS
         largest = max(rows, default=None)
         lines.append([case.name, largest, slope, climbing, each, memory, more, kept])
     columns = ["case", "largest", "exponent", "of climbing", "of one iteration", "of memory"]
     columns.append("more iterations")
-    title = f"Cost as a power of the rows, from {FROM:,} (wanted: up to {WANTED} + {WITHIN})"
+    title = f"Cost as a power of the rows, from {FROM:,} (wanted: {WANTED} +- {WITHIN})"
     return Table(title, [*columns, "kept"], lines)
 
 
