@@ -527,6 +527,11 @@ def test_memory_grows_with_the_stored_cells():
     assert float(run.stdout) < 1.5
 
 
+def test_counts_beyond_the_range_of_numbers_are_refused():
+    with pytest.raises(ValueError, match="add up to more than a torch.float64 number can hold"):
+        AmortizedVI(TopicModel(1)).fit(np.full((2, 2), 1e308))
+
+
 def test_documents_without_a_single_word_are_fitted():
     """Nothing is stored, and nothing learned: q(topics) is the prior."""
     X = scipy.sparse.csr_matrix((3, 4))

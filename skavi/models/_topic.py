@@ -1,6 +1,7 @@
 """Topic model: documents as mixtures of topics, both logistic normal."""
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -149,6 +150,11 @@ class TopicModel(LogisticNormal):
     def adapted(self, X, weights):
         X = SparseRows.of(X)
         frequency = X.over_columns(weights[X.row] * X.values) + _PSEUDOCOUNT
+        if not math.isfinite(float(frequency.sum())):
+            raise ValueError(
+                "The counts of X, times the weights of its rows, add up to more than a "
+                f"{frequency.dtype} number can hold: TopicModel needs smaller ones."
+            )
         params = self.get_params()
         if self.topic_loc is None:
             params["topic_loc"] = (frequency / frequency.sum()).log().cpu().numpy()
