@@ -368,7 +368,7 @@ class VariationalInference(
 
     @contextmanager
     def _unchanged_on_error(self):
-        before = dict(self.__dict__)
+        before, grad_mode = dict(self.__dict__), torch.is_grad_enabled()
         try:
             yield
         except BaseException:
@@ -377,6 +377,8 @@ class VariationalInference(
             self.__dict__.clear()
             self.__dict__.update(before | kept)
             raise
+        finally:  # Ctrl-C at the end of a `with torch.no_grad()` leaves it without leaving it
+            torch.set_grad_enabled(grad_mode)
 
     @contextmanager
     def _progress_bar(self):

@@ -42,7 +42,7 @@ MATRIX = {
     "amortized, Adam": (AmortizedVI(ONE, MLP((4,)), solver=Adam(batch_size=11_000)), TABLE),
 }
 OVER_THREADS = {"amortized, Adam": 1e-3}
-pytestmark = [pytest.mark.nightly, pytest.mark.changes_globals]
+pytestmark = [pytest.mark.slow, pytest.mark.changes_globals]
 
 
 def results(name, threads=1):
