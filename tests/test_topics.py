@@ -158,8 +158,9 @@ def test_replicated_documents_are_multinomial():
 
 def test_no_words_are_replicated_for_an_empty_document():
     theta, z = {"topics": torch.zeros(2, 3).double()}, torch.zeros(2, 2).double()
-    assert not TopicModel(2).replicate(theta, z, torch.zeros(2, 3).double()).any()
-    assert TopicModel(2).replicate(theta, z[:0], torch.zeros(0, 3).double()).shape == (0, 3)
+    with torch.random.fork_rng():
+        assert not TopicModel(2).replicate(theta, z, torch.zeros(2, 3).double()).any()
+        assert TopicModel(2).replicate(theta, z[:0], torch.zeros(0, 3).double()).shape == (0, 3)
 
 
 def test_arviz_gets_predictions_and_likelihoods(fitted):
@@ -530,6 +531,21 @@ def test_memory_grows_with_the_stored_cells():
 def test_counts_beyond_the_range_of_numbers_are_refused():
     with pytest.raises(ValueError, match=r"add up to more than a torch\.float64 number"):
         AmortizedVI(TopicModel(1)).fit(np.full((2, 2), 1e308))
+
+
+def test_documents_of_any_length_are_drawn_in_the_memory_of_their_counts():
+    """Half of 1e12 words, give or take a million; 1e300 words come in proportion."""
+    halves = torch.full((2, 2), 0.5).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        counts = TopicModel(1).replicate(
+            {"topics": torch.zeros(1, 2).double()},
+            torch.zeros(2, 1).double(),
+            torch.tensor([[1e12, 0.0], [1e300, 0.0]], dtype=torch.float64),
+        )
+    totals = torch.tensor([[1e12], [1e300]], dtype=torch.float64)
+    assert ((counts / totals - halves).abs() < 5e-6).all()
+    assert torch.allclose(counts.sum(-1, keepdim=True), totals, rtol=1e-15)
 
 
 def test_documents_without_a_single_word_are_fitted():

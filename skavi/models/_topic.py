@@ -12,6 +12,7 @@ from skavi._sparse import SparseRows
 from skavi.models._topic_updates import LogisticNormal, log_mixture, tilted
 
 _PSEUDOCOUNT = 0.5
+_LONGEST = 2.0**53
 _UNKNOWN_LENGTH = 100.0
 _POWERS = (1.5, 3.0)  # of a first and a second look
 _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its log is read
@@ -268,11 +269,15 @@ def _sharpened(p: Tensor, power: float) -> Tensor:
 
 
 def _drawn(probabilities: Tensor, lengths: Tensor) -> Tensor:
-    """Draw counts of words (n_rows, n_features), `lengths` of them a row, rounded."""
-    lengths, counts = lengths.round(), torch.zeros_like(probabilities)
-    longest = int(lengths.amax()) if len(lengths) else 0
-    if longest:
-        words = probabilities.multinomial(longest, replacement=True)
-        there = torch.arange(longest, device=words.device) < lengths.unsqueeze(-1)
-        counts.scatter_add_(1, words, there.to(counts.dtype))
-    return counts
+    """Draw counts of words (n_rows, n_features), `lengths` of them a row, rounded.
+
+    However long a document, in the memory of the counts; a length of more than 2^53, to which
+    numbers are exact, is drawn as that many and scaled up.
+    """
+    rng = np.random.default_rng(int(torch.randint(2**62, ())))
+    p = probabilities.detach().to("cpu", torch.float64).numpy()
+    totals = lengths.detach().to("cpu", torch.float64).round().numpy()
+    drawn = np.minimum(totals, _LONGEST)
+    counts = rng.multinomial(drawn.astype(np.int64), p / p.sum(-1, keepdims=True))
+    scale = np.divide(totals, drawn, out=np.ones_like(drawn), where=drawn > 0)
+    return torch.as_tensor(counts * scale[:, None]).to(probabilities)
