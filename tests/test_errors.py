@@ -18,6 +18,7 @@ from skavi.models import (
     LinearModel,
     MarkovModel,
     RandomEffects,
+    SawTimeSeries,
 )
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
@@ -205,6 +206,23 @@ class Chain(MarkovModel):
 
     def likelihood(self, z, theta):
         return Poisson(z.exp())
+
+
+@pytest.mark.parametrize("name", ["a", "initial"])
+def test_a_saw_needs_finite_numbers(name):
+    with pytest.raises(ValueError, match=rf"SawTimeSeries\({name}=nan\).* finite"):
+        FactorizedVI(SawTimeSeries(**{name: float("nan")})).fit([[0.0], [1.0], [3.0]])
+
+
+@pytest.mark.parametrize("solver", [None, LBFGS()])
+def test_scales_of_one_number_may_be_lists(solver):
+    """The same model: only sums may be taken in another order."""
+    X = [[0.2, -0.5, -0.4], [-2.4, 1.8, 1.1], [-0.3, 0.8, 0.3]]
+    number, listed = (
+        FactorizedVI(FactorAnalysis(1, mean_scale=s, noise_scale=s), solver=solver).fit(X)
+        for s in (1.0, [1.0])
+    )
+    assert number.elbo_ == pytest.approx(listed.elbo_, rel=1e-12)
 
 
 def test_faults_of_a_chain():

@@ -147,7 +147,7 @@ default="normal"
         if not self.cell.has_variance:
             return None
         scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
-        scale = zeros + scale if self.noise == "diagonal" else scale
+        scale = zeros + scale if self.noise == "diagonal" else scale.reshape(())
         return InverseGamma(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
 
     def _require_adapted(self):

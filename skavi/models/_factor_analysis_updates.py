@@ -82,10 +82,11 @@ class LinearNormal(CellwiseModel):
         residual = total(weights @ centred**2) - 2 * (solution * cross).sum(-1)
         residual = (residual + (second * moments).sum((-2, -1))).clamp_min(0)
         count = cells.over_rows(weights, torch.ones_like(weights)).expand(n_features)
+        least = torch.as_tensor(self.noise_scale).to(X)
         if self.noise == "isotropic":
-            residual, count = residual.sum(), count.sum()
+            residual, count, least = residual.sum(), count.sum(), least.reshape(())
         shape = count / 2 + self.noise_shape
-        scale = residual / 2 + torch.as_tensor(self.noise_scale).to(X)
+        scale = residual / 2 + least
         # Normal q(log v) for the density v^-shape exp(-scale / v): variance 1 / shape, and
         # E[1/v] = shape / scale fixes the mean.
         log_mean = (scale / shape).log() + 0.5 / shape

@@ -109,6 +109,11 @@ class SawTimeSeries(TimeSeriesModel):
         self.a = a
         self.initial = initial
 
+    def check(self):
+        super().check()
+        self._require_finite("a")
+        self._require_finite("initial")
+
     def n_latents(self, n_features):
         return 1
 
