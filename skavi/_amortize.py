@@ -111,7 +111,7 @@ def _pulled(problem, targets, states, share, n_iter):
     steps = objective.family.steps(objective.local_factors(targets))
     problem = replace(problem, pull=Pull(share, targets, steps))
     n_iter *= 1 if isinstance(solver, Newton) else _PATIENCE
-    return [solver.solve(problem, s, _TOL, n_iter, _go_on).state.copied() for s in states]
+    return [solver.solve(problem, s, _TOL, n_iter).state.copied() for s in states]
 
 
 def _solver(problem, targets):
@@ -127,7 +127,3 @@ def _affordable(problem, targets):
     """Count the starts that may be tried."""
     size = _n_parameters(problem, targets)
     return max(2, int(_BUDGET / (targets.numel() * size**2 + size**3)))
-
-
-def _go_on(_):
-    return False

@@ -27,6 +27,7 @@ from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import Adam, CoordinateAscent, Newton, Outcome, Run, Solver, State
+from skavi.solvers._base import unwatched
 
 _REFERENCE_ROWS = 2000
 _LOCAL_ITERATIONS = 200
@@ -309,7 +310,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
     quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
     try:
-        fitted = _solved(quiet, few, _restricted(here, few, rows, objective), _no_progress)
+        fitted = _solved(quiet, few, _restricted(here, few, rows, objective), unwatched)
         there = fitted.outcome.state
         if not cheap or fitted.problem.rows.X is not rows.X:
             problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
@@ -339,10 +340,6 @@ def _restricted(state, few, rows, objective):
     if few is rows:
         return state
     return State({"values": start_locals(objective, state.globals_, few.X)}, state.globals_)
-
-
-def _no_progress(*_):
-    return False
 
 
 def _refine_noise(problem, state, tol, climb):
@@ -423,12 +420,12 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     if not objective.model.rowwise:
         solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
         limit = limit if isinstance(solver, Newton) else _COUPLED_ITERATIONS
-    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit, _no_progress)
+    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit)
     raw = outcome.state.parameters["values"]
     moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
     if moved is not None:
         state = State({"values": moved}, globals_)
-        outcome = solver.solve(problem, state, tol, limit, _no_progress)
+        outcome = solver.solve(problem, state, tol, limit)
     return outcome.state.parameters["values"], outcome.converged
 
 

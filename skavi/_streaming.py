@@ -88,7 +88,7 @@ def went_on(estimator, rows: Rows, generator, single: bool) -> _fit.Fitted:
     problem = replace(problem, single=single)
     solver = _solver(estimator, problem, state)
     solver.check_problem(problem)
-    outcome = solver.solve(problem, state, estimator.tol, estimator.max_iter, _go_on)
+    outcome = solver.solve(problem, state, estimator.tol, estimator.max_iter)
     if outcome.broken is not None or not math.isfinite(outcome.curve[-1]):
         raise FloatingPointError(
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
@@ -152,7 +152,3 @@ def _schur(problem, raw, globals_):
     pulled = vectors.mT @ C
     schur = -H_globals - torch.einsum("npq,np,npr->qr", pulled, inverse, pulled)
     return schur / steps / steps.unsqueeze(-1)
-
-
-def _go_on(_):
-    return False

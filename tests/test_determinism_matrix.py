@@ -1,8 +1,7 @@
 """Every solver under both estimators: one result over runs, processes, jobs and, nearly, threads.
 
 Bit-equal at one number of threads. Sums over rows are split between threads, and so round
-differently: to 1e-9 of the largest number of each kind. A network that starts where its gradients
-are rounding errors goes wherever Adam, which takes whole steps, sends it by their signs.
+differently: to 1e-9 of the largest number of each kind. Of a network by Adam that is not so.
 """
 
 import os
@@ -41,7 +40,6 @@ MATRIX = {
     "amortized, LBFGS": (AmortizedVI(ONE, MLP((4,)), solver=LBFGS()), TABLE),
     "amortized, Adam": (AmortizedVI(ONE, MLP((4,)), solver=Adam(batch_size=11_000)), TABLE),
 }
-OVER_THREADS = {"amortized, Adam": 1e-3}
 pytestmark = [pytest.mark.slow, pytest.mark.changes_globals]
 
 
@@ -91,13 +89,19 @@ def assert_bit_equal(some, others):
 
 
 @pytest.mark.parametrize("name", MATRIX)
-def test_runs_and_processes_agree_to_the_bit_and_threads_to_1e_9(name, here, elsewhere):
+def test_runs_and_processes_agree_to_the_bit(name, here, elsewhere):
     assert_bit_equal(results(name, 2), here[name][1])
     for others, ours in zip(elsewhere[name], here[name], strict=True):
         assert_bit_equal(others, ours)
-    tolerance = OVER_THREADS.get(name, 1e-9)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_threads_agree_to_1e_9(name, here, request):
+    if name == "amortized, Adam":  # falls short of what is promised, 2.5e-5; on one core it may not
+        short = "steps of one size from gradients that are rounding errors"
+        request.applymarker(pytest.mark.xfail(reason=short, strict=False))
     for one, two in zip(*here[name], strict=True):
-        np.testing.assert_allclose(two, one, rtol=0, atol=tolerance * np.abs(one).max())
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-9 * np.abs(one).max())
 
 
 def test_jobs_agree_to_the_bit(here):

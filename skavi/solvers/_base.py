@@ -199,6 +199,11 @@ Progress = Callable[[Run], bool]
 """Called with the run after each iteration; True stops it."""
 
 
+def unwatched(_):
+    """Take no notice of an iteration, and do not stop."""
+    return False
+
+
 class Solver(Component):
     """Climb a problem's ELBO from a state.
 
@@ -225,7 +230,7 @@ class Solver(Component):
             Suboptimality to reach, in nats a row.
         """
 
-    def solve(self, problem, state, tol, max_iter, progress) -> Outcome:
+    def solve(self, problem, state, tol, max_iter, progress=unwatched) -> Outcome:
         """Return the `Outcome` of at most `max_iter` iterations from `state`."""
         return self.joined(problem, state, tol).climb(max_iter, progress)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skavi._group import over_ranks
 from skavi.solvers._arrow import Arrow
-from skavi.solvers._base import Memory, Outcome, Run, Solver, State
+from skavi.solvers._base import Memory, Outcome, Run, Solver, State, unwatched
 from skavi.solvers._chain import Chain
 from skavi.solvers._dense import Coupled, Dense, GaussNewton
 
@@ -72,7 +72,7 @@ class Newton(Solver):
     def begin(self, problem, state, tol):
         return _Ascent(problem, state, tol)
 
-    def solve(self, problem, state, tol, max_iter, progress):
+    def solve(self, problem, state, tol, max_iter, progress=unwatched):
         rowwise = problem.objective.model.rowwise
         if problem.frozen_globals and problem.function.tabular and rowwise:
             return _solve_rows(problem, state, tol, max_iter)
