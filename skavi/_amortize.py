@@ -1,9 +1,10 @@
 """Where an inference function starts: near factors that rows have of their own.
 
 A network's ELBO has many poor local optima: where two basins of a row meet, the function has to
-jump, and a gradient never tells it so. Regression on the rows' own factors does, and with a robust
-loss a few rows that it cannot follow do not spoil the others. So several random networks climb a
-mixture of both, on a subset of rows with q(theta) given, and the best goes on.
+jump, and a gradient never tells it so. Regression on the rows' own factors does, guided by where
+they jump, and with a robust loss a few rows that it cannot follow do not spoil the others. So
+several networks climb a mixture of both, on a subset of rows with q(theta) given, and the best
+goes on.
 """
 
 import math
@@ -20,9 +21,12 @@ from skavi.solvers import Adam, Newton, State
 _SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
 _ITERATIONS = (15, 7)  # of Gauss-Newton; others need more
 _PATIENCE = 5
-_KEPT = 3  # starts that go on after the first stage
+_KEPT, _LAST = 3, 2  # starts that go on after the first stage, and after the second
 _CLOSE = 0.01  # nats a row below the rows' own factors: nothing to be won by all this
 _ROWS = 1000
+_EXAMPLES = 2000  # rows between which guided units may turn
+_MOST_GUIDED, _KEPT_GUIDED = 200, 4
+_GUIDED_BUDGET = 3e8  # rows times parameters
 _BUDGET = 3e10  # operations of one Gauss-Newton step from every start
 _TOL = 1e-4
 
@@ -30,46 +34,68 @@ _TOL = 1e-4
 def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
     """Return parameters that bring the function near `targets`, raw factors of all rows.
 
-    One regression does for functions that have one; of several random ones, the best is brought
-    nearer where it falls short of the targets' own ELBO.
+    One regression does for functions that have one, and where it reaches the targets' own ELBO; of
+    several random ones, and of guided ones, the best are brought nearer.
     """
-    function, weights = problem.function, problem.rows.weights
-    reading = problem.features, targets, weights, problem.generator
-    states = [
-        State(problem.rows.ask(function.start, *reading), globals_)
-        for _ in range(1 if isinstance(_solver(problem, targets), Adam) else function.n_starts)
-    ]
-    if len(states) == 1:
+    function, rows = problem.function, problem.rows
+
+    def random_start():
+        reading = problem.features, targets, rows.weights, problem.generator
+        return State(rows.ask(function.start, *reading), globals_)
+
+    states = [random_start()]
+    if function.n_starts == 1 or isinstance(_solver(problem, targets), Adam):
         return states[0]
     with torch.no_grad():
-        elbos = _elbos(problem, states)
-        best = int(elbos.argmax())
-        short = float(problem.elbo_of(targets, globals_)) - float(elbos[best])
+        enough = float(problem.elbo_of(targets, globals_)) - _CLOSE * problem.total_weight
+    states, reached = _ranked(problem, states)
+    if reached >= enough:
+        return states[0]
+    states += [random_start() for _ in range(function.n_starts - 1)]
     model = problem.objective.model
-    if short <= _CLOSE * problem.total_weight:
-        return states[best]
-    if not model.rowwise or model.one_log_joint:
-        return states[best]  # a subset of rows would be another model
-    few, near = _few(problem, targets)
+    alone = not model.rowwise or model.one_log_joint  # some of its rows would be another model
+    if function.guided and not alone:
+        states += [State(guided, globals_) for guided in _guided(problem, targets)]
+    states, reached = _ranked(problem, states)
+    if reached >= enough or alone:
+        return states[0]
+    few, near = _few(problem, targets, _ROWS)
     first, second = zip(_SHARES, _ITERATIONS, strict=True)
-    states = _ranked(few, _pulled(few, near, states[: _affordable(few, near)], *first))
-    states = _pulled(few, near, states[:_KEPT], *second)
+    nearer = _pulled(few, near, states[: _affordable(few, near)], *first)
+    nearer = _pulled(few, near, _ranked(few, nearer)[0][:_KEPT], *second)
     everyone = replace(problem, frozen_globals=True)
-    return _pulled(everyone, targets, _ranked(everyone, states)[:1], *second)[0]
+    last, _ = _ranked(everyone, [*nearer, states[0]])
+    return _ranked(everyone, _pulled(everyone, targets, last[:_LAST], *second))[0][0]
+
+
+def _guided(problem, targets):
+    """Return the parameters of the regressions, of many guided ones, that come nearest."""
+    function = problem.function
+    few, near = _few(problem, targets, _EXAMPLES)
+    features, weights, family = few.features, few.rows.weights, problem.objective.family
+    steps = family.steps(problem.objective.local_factors(near))
+    n_numbers = len(features) * _n_parameters(problem, targets)
+    found = []
+    for _ in range(min(_MOST_GUIDED, int(_GUIDED_BUDGET / n_numbers))):
+        reading = features, near, steps, weights, problem.generator
+        parameters = function.guided_start(*reading)
+        left = (function.evaluate(parameters, features) - near) / steps
+        distance = float(weights @ left.square().sum(1))
+        if math.isfinite(distance):
+            found.append((distance, parameters))
+    found.sort(key=lambda pair: pair[0])
+    return [parameters for _, parameters in found[:_KEPT_GUIDED]]
 
 
 def _ranked(problem, states):
+    """Sort states by their ELBO; return the best one's as well."""
     with torch.no_grad():
-        order = _elbos(problem, states).argsort(descending=True)
-    return [states[i] for i in order]
+        elbos = torch.stack([problem.elbo(state) for state in states])
+    elbos = torch.nan_to_num(elbos, nan=-math.inf)
+    return [states[i] for i in elbos.argsort(descending=True)], float(elbos.max())
 
 
-def _elbos(problem, states):
-    elbos = torch.stack([problem.elbo(state) for state in states])
-    return torch.nan_to_num(elbos, nan=-math.inf)
-
-
-def _few(problem, targets):
+def _few(problem, targets, most):
     """Restrict the problem, with q(theta) given, to rows that stand for all of them.
 
     Half of the choice follows the rows' squared distance from their mean, so that no far corner is
@@ -77,12 +103,12 @@ def _few(problem, targets):
     """
     rows, n = problem.rows, problem.rows.n_total
     problem = replace(problem, frozen_globals=True)
-    if n <= _ROWS:
+    if n <= most:
         return _taken(problem, targets, torch.arange(n, device=targets.device))
     if problem.objective.model.ordered:
-        index = torch.arange(_ROWS, device=targets.device)
+        index = torch.arange(most, device=targets.device)
         few, near = _taken(problem, targets, index)
-        weights = few.rows.weights * n / _ROWS
+        weights = few.rows.weights * n / most
     else:
         group = rows.group
         share = rows.weights / group.sum(rows.weights.sum())
@@ -90,10 +116,10 @@ def _few(problem, targets):
         distance = share * ((problem.features - centre) ** 2).sum(-1)
         spread = group.sum(distance.sum()).clamp_min(1e-300)
         chance = group.gather(0.5 * share + 0.5 * distance / spread)
-        at = (torch.arange(_ROWS).to(chance) + 0.5) / _ROWS * chance.sum()
+        at = (torch.arange(most).to(chance) + 0.5) / most * chance.sum()
         index = torch.searchsorted(chance.cumsum(0), at).clamp_max(n - 1)
         few, near = _taken(problem, targets, index)
-        weights = few.rows.weights / (_ROWS * chance[index])
+        weights = few.rows.weights / (most * chance[index])
     return replace(few, rows=Rows(few.rows.X, weights)), near
 
 

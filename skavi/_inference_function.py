@@ -36,6 +36,8 @@ class InferenceFunction(Component):
     regressed: bool = True
     #: How many random starts to choose from; 1 where a start is not random.
     n_starts: int = 1
+    #: Whether there is a `guided_start` as well.
+    guided: bool = False
     context: tuple[int, int] | None
     #: Moments of the training inputs, once fitted.
     input_mean_: np.ndarray | None = None
@@ -111,6 +113,27 @@ class InferenceFunction(Component):
         self, features: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
     ) -> Parameters:
         """Return parameters that come close to the `targets`, shape (n_rows, n_outputs)."""
+
+    def guided_start(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        steps: Tensor,
+        weights: Tensor,
+        generator: torch.Generator,
+    ) -> Parameters:
+        """Return parameters that come close to targets which change abruptly from row to row.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n_rows, n_inputs)
+            Of rows in one process.
+        targets, steps : Tensor of shape (n_rows, n_outputs)
+            What to come close to, and the natural step in each number.
+        weights : Tensor of shape (n_rows,)
+        generator : torch.Generator
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def evaluate(self, parameters: Parameters, features: Tensor) -> Tensor:

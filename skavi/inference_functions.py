@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from skavi._concurrency import in_turn
 from skavi._group import over_ranks, squeezed, total
 from skavi._inference_function import InferenceFunction, Parameters
+from skavi._units import turning_units
 
 __all__ = [
     "MLP",
@@ -28,16 +29,18 @@ __all__ = [
     "TorchFunction",
 ]
 
-# act(a) - act(-a) = gain * a: through such pairs a network can carry a linear map exactly.
+# act(a) - act(-a) = gain * a: through such pairs a network can carry a linear map exactly. Then
+# between which two a it turns.
 _ACTIVATIONS = {
-    "relu": (F.relu, 1.0),
-    "leaky_relu": (lambda a: F.leaky_relu(a, 0.2), 1.2),
-    "gelu": (F.gelu, 1.0),
-    "silu": (F.silu, 1.0),
-    "softplus": (F.softplus, 1.0),
-    "tanh": (torch.tanh, None),
+    "relu": (F.relu, 1.0, (0.0, 1.0)),
+    "leaky_relu": (lambda a: F.leaky_relu(a, 0.2), 1.2, (0.0, 1.0)),
+    "gelu": (F.gelu, 1.0, (0.0, 3.0)),
+    "silu": (F.silu, 1.0, (0.0, 6.0)),
+    "softplus": (F.softplus, 1.0, (0.0, 6.0)),
+    "tanh": (torch.tanh, None, (-1.0, 1.0)),
 }
 _RIDGE = 1e-3
+_LEAST_RIDGE = 1e-12  # only against singular systems: jumps need large weights
 
 
 class Table(InferenceFunction):
@@ -176,7 +179,8 @@ class MLP(InferenceFunction):
     -----
     A fit starts from regression on factors: pairs of units (a, -a) carry the least-squares linear
     map through the network, the other units are random (He et al. 2015) and their outgoing weights
-    are regressed on what the linear map leaves over. Of eight such starts the best is kept.
+    are regressed on what the linear map leaves over. Where that falls short of the factors' own
+    ELBO, units that turn between rows of unlike factors are tried as well (Bolager et al. 2023).
 
     Examples
     --------
@@ -185,7 +189,8 @@ class MLP(InferenceFunction):
     'relu'
     """
 
-    n_starts = 8
+    n_starts = 4
+    guided = True
 
     def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -220,7 +225,7 @@ class MLP(InferenceFunction):
         return torch.addmm(parameters[f"bias_{last}"], hidden, parameters[f"weight_{last}"])
 
     def _hidden(self, parameters, features):
-        activate, _ = _ACTIVATIONS[self.activation]
+        activate, _, _ = _ACTIVATIONS[self.activation]
         for layer in range(len(self._sizes())):
             weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
             features = activate(torch.addmm(bias, features, weight))
@@ -228,7 +233,7 @@ class MLP(InferenceFunction):
 
     def jacobian(self, parameters, features):
         """Return the same by back-propagation: a row's slopes in a layer are an outer product."""
-        activate, _ = _ACTIVATIONS[self.activation]
+        activate, _, _ = _ACTIVATIONS[self.activation]
         inputs, slopes = [features], list[Tensor]()
         for layer in range(len(self._sizes())):
             weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
@@ -251,57 +256,78 @@ class MLP(InferenceFunction):
 
     @over_ranks
     def start(self, features, targets, weights, generator):
+        def random(hidden, width):
+            n_in = hidden.shape[1]
+            weight = math.sqrt(2 / n_in) * _randn(n_in, width, generator)
+            return weight.to(hidden), _randn(1, width, generator).to(hidden)[0]
+
+        return self._regressed(features, targets, weights, random, _RIDGE)
+
+    def guided_start(self, features, targets, steps, weights, generator):
+        _, _, span = _ACTIVATIONS[self.activation]
+        scaled = targets / steps.mean(0)
+
+        def turning(hidden, width):
+            return turning_units(hidden, scaled, weights, width, span, generator)
+
+        weights = weights * (steps**-2).mean(1)
+        return self._regressed(features, targets, weights, turning, _LEAST_RIDGE)
+
+    def _regressed(self, features, targets, weights, spare, ridge):
+        """Carry the linear map of least squares; regress what it leaves on `spare` units."""
         ones = features.new_ones(len(features), 1)
         linear = _regress(torch.cat([ones, features], 1), targets, weights)
         directions, carried = self._carried(linear[1:])
-        parameters = self._random_layers(features, directions, generator)
-        hidden = self._hidden(parameters, features)
+        parameters, hidden = self._layers(features, directions, spare)
         last, n_carried = len(self._sizes()), 2 * directions.shape[1]
         weight = features.new_zeros(hidden.shape[1], targets.shape[1])
         weight[: n_carried // 2] = carried
         weight[n_carried // 2 : n_carried] = -carried
         rest = targets - linear[0] - hidden @ weight
-        spare, bias = self._regress_spare(hidden[:, n_carried:], rest, weights)
-        weight[n_carried:] = spare
+        weight[n_carried:], bias = _regress_spare(hidden[:, n_carried:], rest, weights, ridge)
         return parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
 
     def _carried(self, slope):
         """Split a linear map (inputs, outputs) into directions read and what they contribute."""
-        _, gain = _ACTIVATIONS[self.activation]
+        _, gain, _ = _ACTIVATIONS[self.activation]
         left, scale, right = torch.linalg.svd(slope, full_matrices=False)
         rank = int((scale > 1e-12 * scale.amax().clamp_min(1e-300)).sum())
         kept = 0 if gain is None else min(rank, min(self._sizes()) // 2)
         return left[:, :kept], scale[:kept, None] * right[:kept] / (gain or 1.0)
 
-    def _random_layers(self, features, directions, generator):
-        """Hidden layers whose first units carry +-directions and whose others are random."""
-        _, gain = _ACTIVATIONS[self.activation]
-        n_in, n_carried = features.shape[1], 2 * directions.shape[1]
+    def _layers(self, features, directions, spare):
+        """Return hidden layers whose first units carry +-directions, and what the last puts out.
+
+        `spare` makes the weights and biases of so many units that read what is given.
+        """
+        activate, gain, _ = _ACTIVATIONS[self.activation]
+        n_carried, hidden = 2 * directions.shape[1], features
         parameters: Parameters = {}
         carry = torch.cat([directions, -directions], 1)
+        half = torch.eye(n_carried // 2).to(directions) / (gain or 1.0)
         for layer, width in enumerate(self._sizes()):
-            spread = math.sqrt(2 / n_in)
-            weight = spread * _randn(n_in, width, generator).to(directions)
-            bias = _randn(1, width, generator).to(directions)[0]
+            weight, bias = spare(hidden, width)
             weight[:, :n_carried] = 0
             weight[: len(carry), :n_carried] = carry
             bias[:n_carried] = 0
             parameters |= {f"weight_{layer}": weight, f"bias_{layer}": bias}
-            half = torch.eye(n_carried // 2).to(directions) / (gain or 1.0)
+            hidden = activate(torch.addmm(bias, hidden, weight))
             carry = torch.cat([torch.cat([half, -half], 1), torch.cat([-half, half], 1)])
-            n_in = width
-        return parameters
+        return parameters, hidden
 
-    def _regress_spare(self, hidden, rest, weights):
-        """Ridge regression of `rest` on random hidden units and a bias."""
-        design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
-        weighted = weights.unsqueeze(-1) * design
-        sums = design.mT @ weighted, weighted.mT @ rest, weights.sum()
-        gram, cross, weight = (total(part) for part in sums)
-        gram, cross = gram / weight, cross / weight
-        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        solution = torch.linalg.solve(gram + ridge, cross)
-        return solution[:-1], solution[-1]
+
+def _regress_spare(hidden, rest, weights, ridge):
+    """Ridge regression of `rest` on hidden units, each in units of its own size, and a bias."""
+    design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
+    weighted = weights.unsqueeze(-1) * design
+    sums = design.mT @ weighted, weighted.mT @ rest, weights.sum()
+    gram, cross, weight = (total(part) for part in sums)
+    size = (gram.diagonal() / weight).sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    gram, cross = gram / (weight * size * size[:, None]), cross / (weight * size[:, None])
+    gram.diagonal().add_(ridge)
+    solution = torch.linalg.solve_ex(gram, cross).result / size[:, None]
+    return solution[:-1], solution[-1]
 
 
 def _randn(rows, columns, generator):

@@ -49,7 +49,7 @@ def test_rows_of_the_start_stand_for_all_rows():
     largest |x| is among the chosen, whose chance grows with the squared distance.
     """
     problem, targets, _, _ = _nonlinear_problem(3000, width=4)
-    few, near = _few(problem, targets)
+    few, near = _few(problem, targets, 1000)
     x, every = few.rows.X[:, 0], problem.rows.X[:, 0]
     assert len(few.rows) == len(near) == 1000
     assert few.frozen_globals

@@ -1,0 +1,95 @@
+"""Hidden units that turn between two rows whose targets differ.
+
+Where two basins of a factor meet, the function must jump between neighbouring rows; random units
+seldom turn just there. These do: rows are drawn in pairs, by how much their targets differ, and some
+pairs are narrowed down to the two neighbouring rows between which the change is. A unit is at one
+end of its span at one row of a pair and at the other end at the other, and a second one runs back.
+"""
+
+import torch
+from torch import Tensor
+
+_CANDIDATES = 1000  # pairs to choose from
+_HALVINGS = 40
+_BETWEEN = 0.9  # of half the pair's distance: a row nearer to the middle lies between
+_COINCIDE = 1e-12
+
+
+def turning_units(
+    rows: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    count: int,
+    span: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return weights and biases of units that read rows and turn where targets change.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_rows, n_inputs)
+    targets : Tensor of shape (n_rows, n_outputs)
+        In comparable units.
+    weights : Tensor of shape (n_rows,)
+        A row's chance to be drawn.
+    count : int
+        Of units.
+    span : (float, float)
+        A unit's input at the one row and at the other.
+    generator : torch.Generator
+
+    Returns
+    -------
+    (Tensor of shape (n_inputs, count), Tensor of shape (count,))
+
+    Notes
+    -----
+    Source: Bolager et al. (2023), "Sampling weights of deep neural networks", definition 1, where
+    all pairs are drawn by slope and none is narrowed down.
+    """
+    first, second = (_drawn(weights, _CANDIDATES, generator) for _ in range(2))
+    distance = (rows[first] - rows[second]).norm(dim=1)
+    change = (targets[first] - targets[second]).norm(dim=1)
+    change = torch.where(distance > _COINCIDE * distance.amax(), change, 0.0)
+    n_pairs = (count + 1) // 2
+    n_narrow = (n_pairs + 1) // 2
+    narrow = _drawn(change, n_narrow, generator)
+    steep = _drawn(change / distance.clamp_min(1e-300), n_pairs - n_narrow, generator)
+    narrowed = _narrowed(rows, targets, first[narrow], second[narrow])
+    low, high = (
+        torch.cat([near, wide[steep]]) for near, wide in zip(narrowed, (first, second), strict=True)
+    )
+    along = rows[high] - rows[low]
+    along = along / along.square().sum(1, keepdim=True).clamp_min(1e-300)
+    slope = (span[1] - span[0]) * torch.cat([along, -along])[:count]
+    begin = torch.cat([rows[low], rows[high]])[:count]
+    return slope.mT.contiguous(), span[0] - (slope * begin).sum(1)
+
+
+def _drawn(chance, count, generator):
+    """Draw indices, with replacement, by chances that need not add up to one."""
+    chance = torch.nan_to_num(chance, nan=0.0, posinf=0.0)
+    chance = chance / chance.amax().clamp_min(1e-300) + 1e-12  # all alike where there is none
+    sums = chance.cumsum(0)
+    at = torch.rand(count, generator=generator, dtype=torch.float64).to(sums) * sums[-1]
+    return torch.searchsorted(sums, at).clamp_max(len(chance) - 1)
+
+
+def _narrowed(rows, targets, low, high):
+    """Replace one row of each pair by one between them, while there is one, to keep the change."""
+    for _ in range(_HALVINGS):
+        middle, half = 0.5 * (rows[low] + rows[high]), 0.5 * (rows[low] - rows[high]).norm(dim=1)
+        distance = torch.cdist(
+            middle,
+            rows,
+            compute_mode="donot_use_mm_for_euclid_dist",  # which rounds close rows off
+        )
+        nearest, between = distance.min(1)
+        found = nearest < _BETWEEN * half
+        if not found.any():
+            break
+        before = (targets[low] - targets[between]).norm(dim=1)
+        after = (targets[between] - targets[high]).norm(dim=1)
+        high = torch.where(found & (before >= after), between, high)
+        low = torch.where(found & (before < after), between, low)
+    return low, high
