@@ -18,12 +18,12 @@ from skavi._choice import (
     evaluation_noise,
 )
 from skavi._failure import what_broke
+from skavi._inputs import inputs_of
 from skavi._journal import Journal
 from skavi._problem import Problem
-from skavi._rows import Rows, cells_a_row, windows
-from skavi.families import DiagonalFactors, Family, NormalFactors
+from skavi._rows import Rows, cells_a_row
+from skavi.families import DiagonalFactors, NormalFactors
 from skavi.inference_functions import InferenceFunction, Table
-from skavi.models import LatentVariableModel
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import Adam, CoordinateAscent, Newton, Outcome, Run, Solver, State
@@ -43,25 +43,6 @@ _CHUNK_BUDGET = 4_000_000
 _WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the final ELBO
 _ROWS_BUDGET = 150_000
 _ROUGH = 1e-4
-
-
-def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
-    """Return the objective of a model for data like X."""
-    n_latents = model.n_latents(X.shape[1])
-    objective = Objective(model, model.global_space(X), family, global_family, n_latents)
-    return objective
-
-
-def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return what a function reads of each row: the model's summary, or a window of them."""
-    context = function.context if function.context is not None else model.context
-    return windows(model.summary(X), context or (0, 0), model.padding)
-
-
-def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return the windows, and which cells are there if any was missing at the function's fit."""
-    inputs = windows_of(model, function, X)
-    return function.with_mask(inputs) if model.allows_missing else inputs
 
 
 def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:

@@ -17,6 +17,7 @@ from skavi._choice import evaluation_noise
 from skavi._concurrency import check_fork, seeded
 from skavi._draws import arviz_tree
 from skavi._failure import named_singularity
+from skavi._inputs import inputs_of, windows_of
 from skavi._memory import require_memory, require_memory_of_rows
 from skavi._predictive import cell_moments, importance_bound
 from skavi._problem import Problem
@@ -28,6 +29,7 @@ from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise
+from skavi.objective import bind
 from skavi.posterior import GlobalPosterior, LatentPosterior
 
 _PIECE = 131_072
@@ -433,7 +435,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
             ) from None
 
     def _objective(self, X):
-        return _fit.bind(self.model_, self.family_, self.global_family_, X)
+        return bind(self.model_, self.family_, self.global_family_, X)
 
     def _globals(self, like):
         return torch.as_tensor(self._raw_globals).to(like)
@@ -468,7 +470,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
                 return self._solved_locals(rows)
         raw = self._evaluated_locals(rows)
         if self.model_.allows_missing and Cells.of(rows.X).observed is not None:
-            unreadable = function.unreadable(_fit.windows_of(self.model_, function, rows.X))
+            unreadable = function.unreadable(windows_of(self.model_, function, rows.X))
             if bool(unreadable.any()):
                 raw[unreadable] = self._solved_locals(rows[unreadable])
         return raw
@@ -476,7 +478,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _evaluated_locals(self, rows):
         function = self.inference_function_
         parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
-        inputs = _fit.inputs_of(self.model_, function, rows.X)
+        inputs = inputs_of(self.model_, function, rows.X)
         with torch.no_grad():
             return evaluated(
                 lambda part: function.evaluate(parameters, function.features(part)), inputs

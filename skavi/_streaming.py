@@ -22,6 +22,7 @@ from torch import Tensor
 from skavi import _fit
 from skavi._choice import default_solver
 from skavi._globals import GlobalSpace
+from skavi._inputs import inputs_of
 from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.families import LOG_2PI, NormalFactors
@@ -105,7 +106,7 @@ def _problem(estimator, rows, generator):
     if stiffness is not None:
         stiffness = torch.as_tensor(stiffness).to(rows.weights)
     objective = replace(objective, space=Remembered(objective.space, before, stiffness))
-    features = function.features(_fit.inputs_of(objective.model, function, rows.X))
+    features = function.features(inputs_of(objective.model, function, rows.X))
     problem = Problem(objective, function, rows, features, estimator.noise_, generator)
     if function.tabular:
         return problem, State({"values": estimator._raw_locals(rows)}, globals_)

@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from skavi import _fit
 from skavi._rows import Rows
-from skavi.objective import Objective
+from skavi.objective import Objective, bind
 
 
 def validated_objective(model, family, global_family, rows: Rows, generator) -> Objective:
@@ -36,7 +36,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"sample_weight needs a term a row, but {type(model).__name__} gives one log joint for "
             "all rows: subclass HierarchicalModel, or leave sample_weight out."
         )
-    objective = _fit.bind(model, family, global_family, rows.X)
+    objective = bind(model, family, global_family, rows.X)
     globals_ = _fit.start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
     few = rows[:3]

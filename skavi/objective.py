@@ -141,3 +141,9 @@ class Objective:
         """Add the rows' terms, by weight, and the globals'."""
         rows = weights @ terms if terms.dim() else terms
         return rows + self.global_term(raw_globals)
+
+
+def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
+    """Return the objective of a model for data like X."""
+    n_latents = model.n_latents(X.shape[1])
+    return Objective(model, model.global_space(X), family, global_family, n_latents)

@@ -42,6 +42,7 @@ LAYERS = {
     "skavi.models": 1,
     "skavi.noise": 1,
     "skavi.solvers": 1,
+    "skavi._inputs": 2,
     "skavi._marginals": 2,
     "skavi.objective": 2,
     "skavi.posterior": 2,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from skavi import AmortizedVI, FactorizedVI, _fit
+from skavi._inputs import inputs_of
 from skavi._problem import Problem, _drawn_rows
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, LinearModel
@@ -43,7 +44,7 @@ def _bound(vi, X):
     rows = vi._rows(X)
     generator = torch.Generator().manual_seed(0)
     function = vi.inference_function_
-    features = function.features(_fit.inputs_of(vi.model_, function, rows.X))
+    features = function.features(inputs_of(vi.model_, function, rows.X))
     problem = Problem(vi._objective(rows.X), function, rows, features, vi.noise_, generator)
     parameters = {name: torch.as_tensor(value) for name, value in vi._parameters.items()}
     state = State(parameters or {"values": vi._raw_locals(rows)}, vi._globals(rows.X))
