@@ -5,73 +5,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from skavi._amortize import best_start
 from skavi._basins import other_basins
 from skavi._certificate import NOISE_TOLERANCE, certified
-from skavi._choice import (
-    affordable,
-    default_function,
-    default_noise,
-    default_solver,
-    evaluation_noise,
-)
+from skavi._choice import affordable, default_function, default_noise, default_solver
 from skavi._failure import what_broke
 from skavi._inputs import inputs_of
 from skavi._journal import Journal
+from skavi._local_problems import local_problem, solve_rows
 from skavi._problem import Problem
-from skavi._rows import Rows, cells_a_row
-from skavi.families import DiagonalFactors, NormalFactors
+from skavi._rows import Rows
+from skavi._start import start_globals, start_locals
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.noise import Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import Adam, CoordinateAscent, Newton, Outcome, Run, Solver, State
+from skavi.solvers import Adam, CoordinateAscent, Outcome, Run, Solver, State
 from skavi.solvers._base import unwatched
 
 _REFERENCE_ROWS = 2000
-_LOCAL_ITERATIONS = 200
-_COUPLED_ITERATIONS = 10_000
 _REFERENCE_ITERATIONS = 200
 _MAX_BASIN_ROUNDS = 5
 _MAX_REFINEMENTS = 6
-_START_SD = 0.1
-_SE_TARGET = 1e-4
-_FEWEST_EVALUATIONS, _MAX_EVALUATIONS = 8, 64
-_FEWEST_DRAWS, _MOST_DRAWS = 16, 128
-_CHUNK_BUDGET = 4_000_000
-_WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the final ELBO
-_ROWS_BUDGET = 150_000
 _ROUGH = 1e-4
-
-
-def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
-    """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
-    space = objective.space
-    centre, spread = space.start(generator)
-    centre, spread = centre.to(rows.weights), spread.to(rows.weights)
-    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
-    if given is not None:
-        centre = space.unconstrain(given).to(rows.weights)
-    else:
-        # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
-        for where in space.slices.values():
-            size = where.stop - where.start
-            if size > 1:
-                noise = torch.randn(size, generator=generator, dtype=torch.float64)
-                centre[where] += 0.1 * spread[where] * noise.to(centre)
-    return objective.global_family.raw(DiagonalFactors(centre, _START_SD * spread))
-
-
-def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
-    """Return raw local parameters at the closed-form optimum, or at the model's own start."""
-    model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
-    mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
-    mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
-    start: NormalFactors = DiagonalFactors(mean, sd)
-    if model.has_coordinate_updates(family, objective.global_family):
-        start = model.local_optimum(factor, X, family, start)
-    return family.raw(start)
 
 
 @dataclass(frozen=True)
@@ -294,7 +250,7 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
         fitted = _solved(quiet, few, _restricted(here, few, rows, objective), unwatched)
         there = fitted.outcome.state
         if not cheap or fitted.problem.rows.X is not rows.X:
-            problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
+            problem = local_problem(fitted.problem, rows)
             globals_ = there.globals_
             raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
             there = State({"values": raw}, globals_)
@@ -358,119 +314,3 @@ def _leave_basins(problem, state, tol, climb):
         values = raw if moved is None else moved
         state = climb(problem, State({"values": values}, state.globals_), max(tol, _ROUGH))
     return state
-
-
-def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:
-    """Return the factorized problem of some rows with q(theta) frozen and unit weights."""
-    ones = replace(rows, weights=torch.ones_like(rows.weights))
-    return replace(
-        problem,
-        function=Table(),
-        rows=ones,
-        features=rows.X,
-        noise=noise,
-        frozen_globals=True,
-        _kept=[],
-    )
-
-
-def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | None = None):
-    """Solve every row's local problem with q(theta) frozen; in closed form where there is one.
-
-    Parameters
-    ----------
-    problem : Problem
-    globals_ : Tensor
-    tol : float
-        Nats a row.
-    start : Tensor of shape (n_rows, P), default=None
-        Raw parameters to climb from; a closed form does not climb.
-
-    Returns
-    -------
-    raw : Tensor of shape (n_rows, P)
-    converged : bool
-    """
-    objective, X = problem.objective, problem.rows.X
-    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
-        factor = objective.global_factor(globals_)
-        best = objective.model.local_optimum(factor, X, objective.family)
-        return objective.family.raw(best), True
-    raw = start_locals(objective, globals_, X) if start is None else start
-    solver, limit = Newton(), _LOCAL_ITERATIONS
-    if not objective.model.rowwise:
-        solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
-        limit = limit if isinstance(solver, Newton) else _COUPLED_ITERATIONS
-    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit)
-    raw = outcome.state.parameters["values"]
-    moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
-    if moved is not None:
-        state = State({"values": moved}, globals_)
-        outcome = solver.solve(problem, state, tol, limit)
-    return outcome.state.parameters["values"], outcome.converged
-
-
-def density_at_start(objective: Objective, rows: Rows) -> float:
-    """Return the model's log density at a point that needs no random state, to tell it by."""
-    globals_ = start_globals(objective, rows, torch.Generator().manual_seed(0))
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
-    z = objective.local_factors(start_locals(objective, globals_, rows.X)).mean
-    with torch.no_grad():
-        return float(objective.model.log_terms(theta, z, rows.X).sum())
-
-
-def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
-    """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative.
-
-    Randomised quasi-Monte Carlo of few draws at first, in parts that fit memory.
-    """
-    if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
-        return float(problem.elbo(state)), 0.0
-    objective, X = problem.objective, problem.rows.X
-    most = max(_MOST_DRAWS, 2 * getattr(problem.noise, "n_draws", 1))
-    n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
-    most = max(4, min(most, _CHUNK_BUDGET // n_cells))
-    n_draws = min(_FEWEST_DRAWS, most)
-    while True:
-        rule = evaluation_noise(objective, len(X), n_draws)
-        n_draws = rule.n_draws  # more in many dimensions
-        last = n_draws >= most
-        affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
-        limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
-        mean, se = _evaluated(problem, state, n_draws, limit)
-        if last or se < _SE_TARGET * max(abs(mean), 1.0):
-            return mean, se
-        n_draws = min(4 * n_draws, most)
-
-
-def _evaluated(problem, state, n_draws, limit):
-    """Return the mean of at most `limit` evaluations of the ELBO, and its standard error."""
-    objective, X, values = problem.objective, problem.rows.X, []
-    size = max(1, _CHUNK_BUDGET // (n_draws * cells_a_row(X)))
-    mean, se = math.nan, math.inf
-    for seed in range(limit):
-        rule = evaluation_noise(objective, len(X), n_draws, 10_000 + seed)
-        with torch.no_grad():
-            values.append(float(problem.with_noise(rule).elbo_in_parts(state, size)))
-        if len(values) < _FEWEST_EVALUATIONS:
-            continue
-        mean = sum(values) / len(values)
-        spread = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
-        se = math.sqrt(spread / len(values))
-        if se < _SE_TARGET * max(abs(mean), 1.0):
-            break
-    return mean, se
-
-
-def antithetic(n_draws: int, dimension: int) -> Tensor:
-    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
-    return torch.cat([noise, -noise])
-
-
-def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:
-    """Return how many rows to solve at once: Newton's blocks then hold about 100 MB."""
-    nodes = noise.nodes(objective.n_drawn_globals, objective.n_latents, 1, None)
-    n_nodes = 1 if nodes is None else len(nodes.weights)
-    return max(1, _ROWS_BUDGET // (n_nodes * max(objective.n_latents, n_features)))

@@ -18,7 +18,8 @@ from skavi import _fit
 from skavi._choice import default_model
 from skavi._compat import Interval, StrOptions, clone_parametrized, fit_context
 from skavi._concurrency import check_fork
-from skavi._failure import named_singularity
+from skavi._failure import named_singularity, what_broke
+from skavi._final_elbo import final_elbo
 from skavi._fingerprint import described_fit
 from skavi._group import ALONE, shared_by_ranks
 from skavi._html import DOC_LINK_TEMPLATE
@@ -28,6 +29,7 @@ from skavi._memory import require_memory_of_fit
 from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
+from skavi._start import density_at_start
 from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._validation import validated_objective
 from skavi._version import SavedVersionWarning, __version__
@@ -146,9 +148,7 @@ class VariationalInference(
                 reporter.journal.close()
             restored = self.__dict__.pop("_iterate", None)
             if restored is not None:
-                self.elbo_, self.elbo_se_ = _fit.final_elbo(
-                    restored.problem, restored.outcome.state
-                )
+                self.elbo_, self.elbo_se_ = final_elbo(restored.problem, restored.outcome.state)
         if reporter.interrupted:
             warnings.warn(
                 f"{type(self).__name__} was interrupted and keeps its last complete iterate: "
@@ -260,7 +260,7 @@ class VariationalInference(
         self.model_.check_data(rows.X)
         seed = int(private_state(self.random_state).randint(2**31 - 1))
         fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
-        elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
         if not math.isfinite(elbo):
             raise FloatingPointError(
                 f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
@@ -312,18 +312,18 @@ class VariationalInference(
             single=X.dtype == np.float32 and isinstance(rows.X, torch.Tensor),
         )
         start = self._start(objective, rows)
-        journal.begin(generator, lambda: _fit.density_at_start(objective, rows))
+        journal.begin(generator, lambda: density_at_start(objective, rows))
         with reporter.outlasting_interrupts():
             fitted = _fit.fit_problem(plan, rows, start, reporter)
             check_agreement(group, fitted.problem, fitted.outcome.state)
-            elbo, se = _fit.final_elbo(fitted.problem, fitted.outcome.state)
+            elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
         if reporter.interrupted:
             fitted = reporter.latest.fitted()
             elbo, se = _quick_elbo(fitted)
         if not math.isfinite(elbo):
             raise FloatingPointError(
                 f"The ELBO of {type(self).__name__} is {elbo} after {len(fitted.outcome.curve)} "
-                f"iterations: {_fit.what_broke(fitted.problem, fitted.outcome.state)}. Check the "
+                f"iterations: {what_broke(fitted.problem, fitted.outcome.state)}. Check the "
                 "scale of X and of the priors."
             )
         reporter.failure = fitted.failure
@@ -448,7 +448,7 @@ class VariationalInference(
 def _quick_elbo(fitted):
     """Evaluate the ELBO of an interrupted fit; interrupted again, take the solver's word."""
     try:
-        return _fit.final_elbo(fitted.problem, fitted.outcome.state)
+        return final_elbo(fitted.problem, fitted.outcome.state)
     except KeyboardInterrupt:
         return fitted.outcome.curve[-1], math.nan
 

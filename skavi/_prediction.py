@@ -10,14 +10,15 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
 
-from skavi import _fit
 from skavi._blocks import evaluated
 from skavi._choice import evaluation_noise
 from skavi._concurrency import check_fork, seeded
 from skavi._draws import arviz_tree
 from skavi._failure import named_singularity
 from skavi._inputs import inputs_of, windows_of
+from skavi._local_problems import chunk_size, solve_rows
 from skavi._memory import require_memory, require_memory_of_rows
 from skavi._predictive import cell_moments, importance_bound
 from skavi._problem import Problem
@@ -383,7 +384,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
     def _theta_draws(self, n_draws):
         objective = self._objective(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
         factor = objective.global_factor(torch.as_tensor(self._raw_globals))
-        noise = _fit.antithetic(n_draws, objective.space.size)
+        noise = _antithetic(n_draws, objective.space.size)
         return [objective.space.constrain(u) for u in factor.draw(noise)]
 
     # --- the fitted problem, rebuilt from numpy -------------------------------------------------
@@ -494,7 +495,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         for where in self._chunks(rows):
             part = rows[where]
             ones = Rows(part.X, torch.ones_like(part.weights))
-            raw, fine = _fit.solve_rows(self._frozen_problem(ones), globals_, min(self.tol, 1e-9))
+            raw, fine = solve_rows(self._frozen_problem(ones), globals_, min(self.tol, 1e-9))
             solved.append(raw)
             converged &= fine
         if not converged:
@@ -510,7 +511,7 @@ class Prediction(TransformerMixin):  # set_output reaches what a TransformerMixi
         size = len(rows)
         if self.model_.rowwise and not self.model_.ordered:
             noise = self._frozen_problem(rows).noise
-            size = _fit.chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
+            size = chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
         return [slice(first, first + size) for first in range(0, len(rows), size)]
 
 
@@ -525,3 +526,10 @@ def _require_finite(values, what):
             f"The {what} {where} is not finite: their values are too far from those of the fit, or "
             "not possible under the model."
         )
+
+
+def _antithetic(n_draws: int, dimension: int) -> Tensor:
+    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
+    return torch.cat([noise, -noise])

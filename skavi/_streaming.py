@@ -19,10 +19,11 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from skavi import _fit
 from skavi._choice import default_solver
+from skavi._fit import Fitted, subset
 from skavi._globals import GlobalSpace
 from skavi._inputs import inputs_of
+from skavi._local_problems import solve_rows
 from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.families import LOG_2PI, NormalFactors
@@ -83,7 +84,7 @@ def check_streamed(estimator) -> None:
         )
 
 
-def went_on(estimator, rows: Rows, generator, single: bool) -> _fit.Fitted:
+def went_on(estimator, rows: Rows, generator, single: bool) -> Fitted:
     """Fit new rows from where an estimator stands; `single`: they came in single precision."""
     problem, state = _problem(estimator, rows, generator)
     problem = replace(problem, single=single)
@@ -95,7 +96,7 @@ def went_on(estimator, rows: Rows, generator, single: bool) -> _fit.Fitted:
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
             f"{len(outcome.curve) + 1}; the estimator is as it was before. Check the scale of X."
         )
-    return _fit.Fitted(problem, solver, outcome)
+    return Fitted(problem, solver, outcome)
 
 
 def _problem(estimator, rows, generator):
@@ -133,9 +134,9 @@ def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray |
     size, globals_ = objective.space.size, estimator._globals(rows.weights)
     if not 0 < globals_.numel() <= _MOST_UNKNOWNS:
         return None
-    few = _fit.subset(objective.model, rows[rows.weights > 0])
+    few = subset(objective.model, rows[rows.weights > 0])
     alone = estimator._frozen_problem(Rows(few.X, torch.ones_like(few.weights)))
-    raw, _ = _fit.solve_rows(alone, globals_, estimator.tol)
+    raw, _ = solve_rows(alone, globals_, estimator.tol)
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)
     schur = _schur(weighted, raw, globals_)
     means, others = slice(None, size), slice(size, None)
