@@ -51,7 +51,7 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     converged : bool
     """
     objective, X = problem.objective, problem.rows.X
-    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
+    if objective.has_coordinate_updates:
         factor = objective.global_factor(globals_)
         best = objective.model.local_optimum(factor, X, objective.family)
         return objective.family.raw(best), True

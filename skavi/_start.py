@@ -34,7 +34,7 @@ def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
     mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
     mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
     start: NormalFactors = DiagonalFactors(mean, sd)
-    if model.has_coordinate_updates(family, objective.global_family):
+    if objective.has_coordinate_updates:
         start = model.local_optimum(factor, X, family, start)
     return family.raw(start)
 

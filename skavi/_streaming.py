@@ -20,7 +20,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from skavi._choice import default_solver
-from skavi._fit import Fitted, subset
+from skavi._climb import Fitted
 from skavi._globals import GlobalSpace
 from skavi._inputs import inputs_of
 from skavi._local_problems import solve_rows
@@ -134,7 +134,7 @@ def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray |
     size, globals_ = objective.space.size, estimator._globals(rows.weights)
     if not 0 < globals_.numel() <= _MOST_UNKNOWNS:
         return None
-    few = subset(objective.model, rows[rows.weights > 0])
+    few = rows[rows.weights > 0].representatives(objective.model.ordered)
     alone = estimator._frozen_problem(Rows(few.X, torch.ones_like(few.weights)))
     raw, _ = solve_rows(alone, globals_, estimator.tol)
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)

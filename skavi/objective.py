@@ -63,6 +63,11 @@ class Objective:
         kept = [n for n in self.space.slices if n not in self.model.integrated_globals]
         return max((self.space.slices[name].stop for name in kept), default=0)
 
+    @property
+    def has_coordinate_updates(self) -> bool:
+        """Whether the model knows the best factors of these families in closed form."""
+        return self.model.has_coordinate_updates(self.family, self.global_family)
+
     def noise_blocks(self, n_rows: int) -> int:
         """Count the rows that meet in one term of the log joint: their noise is independent.
 
