@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skavi import _fit
 from skavi._choice import default_model
@@ -21,16 +21,18 @@ from skavi._concurrency import check_fork
 from skavi._failure import named_singularity, what_broke
 from skavi._final_elbo import final_elbo
 from skavi._fingerprint import described_fit
+from skavi._generation import Generation
 from skavi._group import ALONE, shared_by_ranks
 from skavi._html import DOC_LINK_TEMPLATE
 from skavi._joint import check_agreement, check_joint, group_of
 from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
-from skavi._prediction import Prediction
 from skavi._random import private_state
 from skavi._reporting import Reporter, fitted_attributes
+from skavi._row_inference import RowInference
 from skavi._start import density_at_start
 from skavi._streaming import check_streamed, stiffness_after, went_on
+from skavi._user_data import validated_table
 from skavi._validation import validated_objective
 from skavi._version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
@@ -43,7 +45,8 @@ _CHUNK = 65_536
 
 
 class VariationalInference(
-    Prediction,
+    RowInference,
+    Generation,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
@@ -126,15 +129,8 @@ class VariationalInference(
         require_memory_of_fit(self, X)
         shared = shared_by_ranks(X)
         with self._unchanged_on_error(), self._progress_bar():
-            sparse = "csr" if self._accepts_sparse() else False
-            with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
-                X = validate_data(
-                    self,
-                    X,
-                    dtype=[np.float64, np.float32],
-                    accept_sparse=sparse,
-                    ensure_all_finite="allow-nan" if self._allows_missing() else True,
-                )
+            sparse, missing = self._accepts_sparse(), self._allows_missing()
+            X = validated_table(self, X, sparse, missing, reset=True)
             # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
