@@ -22,6 +22,7 @@ from torch import Tensor
 from skavi._choice import default_solver
 from skavi._climb import Fitted
 from skavi._globals import GlobalSpace
+from skavi._group import shared_by_ranks
 from skavi._inputs import inputs_of
 from skavi._local_problems import solve_rows
 from skavi._problem import Problem
@@ -61,8 +62,11 @@ class Remembered(GlobalSpace):
         return -spread - 0.5 * departure @ self.stiffness @ departure
 
 
-def check_streamed(estimator) -> None:
-    """Refuse, before any work, a fit that cannot go on without the rows that it has seen."""
+def check_streamed(estimator, X) -> None:
+    """Refuse, before any work, a fit that cannot go on without the rows that it has seen.
+
+    X is what the user passed: one rank's part of a table is refused, too.
+    """
     model = estimator.model if estimator.model is not None else FactorAnalysis()
     name = type(model).__name__
     if not model.rowwise or model.ordered:
@@ -81,6 +85,10 @@ def check_streamed(estimator) -> None:
         raise ValueError(
             f"solver={estimator.solver} knows the model's own prior only, but in partial_fit "
             "earlier rows take its place: leave solver at None, or use LBFGS()."
+        )
+    if shared_by_ranks(X):
+        raise ValueError(
+            "partial_fit takes rows in one process, but X is this rank's part of a table: use fit."
         )
 
 

@@ -44,6 +44,11 @@ def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
     return Rows(held, torch.tensor(weights).to(device))
 
 
+def came_in_single(X, rows: Rows) -> bool:
+    """Say whether rows are those of a dense table in single precision: stochastic steps may be."""
+    return X.dtype == np.float32 and isinstance(rows.X, torch.Tensor)
+
+
 def device_named(device: str | torch.device) -> torch.device:
     """Return a device that can be used, "auto" being the GPU where there is one."""
     if device == "auto":
