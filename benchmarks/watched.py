@@ -6,7 +6,7 @@ can be seen from inside only. A benchmark that judged the solver by `posterior` 
 
 from contextlib import contextmanager
 
-from skavi import _fit
+from skavi import _fitting
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def watched(observe=None):
 
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
-    original, fits, depth = _fit.fit_problem, [], 0
+    original, fits, depth = _fitting.fit_problem, [], 0
 
     def fit_problem(plan, rows, start, progress):
         nonlocal depth
@@ -29,11 +29,11 @@ def watched(observe=None):
             fits.append(fitted)
         return fitted
 
-    _fit.fit_problem = fit_problem
+    _fitting.fit_problem = fit_problem
     try:
         yield fits
     finally:
-        _fit.fit_problem = original
+        _fitting.fit_problem = original
 
 
 def _both(observe, progress):

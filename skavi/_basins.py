@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from skavi._climb import ROUGH
 from skavi._rows import Rows, cells_a_row
 from skavi.families import DiagonalFactors
 from skavi.solvers import Newton, State
@@ -26,7 +27,20 @@ _LOCAL_ITERATIONS = 50
 _MOST_ROWS = 20_000
 _NUMBERS = 1_000_000  # of the ELBOs that are screened at once: they should stay in the cache
 _CELLS = 200_000  # of X, at all points that are looked at in one evaluation
-_ROUGH = 1e-4
+_MAX_ROUNDS = 5
+
+
+def leave_basins(problem, state, tol, climb):
+    """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
+    for _ in range(_MAX_ROUNDS):
+        frozen = replace(problem, frozen_globals=True)
+        raw = state.parameters["values"]
+        moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
+        if not problem.rows.group.any(moved is not None):
+            break
+        values = raw if moved is None else moved
+        state = climb(problem, State({"values": values}, state.globals_), max(tol, ROUGH))
+    return state
 
 
 def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor | None:
@@ -48,12 +62,12 @@ def _moved(problem, raw, globals_, tol, frame):
     unit = replace(problem, rows=Rows(rows.X, torch.ones_like(rows.weights)))
     several = unit.restricted(owner)
     state = State({"values": objective.family.raw(starts)}, globals_)
-    solved = Newton().solve(several, state, max(tol, _ROUGH), _LOCAL_ITERATIONS, lambda *_: False)
+    solved = Newton().solve(several, state, max(tol, ROUGH), _LOCAL_ITERATIONS, lambda *_: False)
     found = solved.state.parameters["values"]
     new = several.row_terms(found, globals_)
     old = problem.row_terms(raw, globals_)
     best = old.clone().scatter_reduce(0, owner, new, "amax")
-    margin = 10 * max(tol, _ROUGH)
+    margin = 10 * max(tol, ROUGH)
     wins = (new >= best[owner]) & (new > (old + margin)[owner])
     if not bool(wins.any()):
         return None

@@ -102,8 +102,7 @@ def default_solver(objective: Objective, function, noise, n_rows: int, n_paramet
     if not noise.deterministic:
         big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
         return Adam(batch_size=_BATCH if big else None)
-    families = objective.family, objective.global_family
-    if function.tabular and objective.model.has_coordinate_updates(*families):
+    if function.tabular and objective.has_coordinate_updates:
         many = objective.space.size > _MAX_MIXED_GLOBALS
         return CoordinateAscent(memory=0) if many else CoordinateAscent()
     n_global = objective.global_family.n_parameters(objective.space.size)

@@ -119,7 +119,7 @@ def check_draws(n_draws, fewest):
 
 
 def arviz_tree(estimator, X, index, n_draws, random_state):
-    """Return draws of a fit on validated rows X as ArviZ's DataTree; see `Prediction.to_arviz`."""
+    """Return draws of a fit on validated rows as ArviZ's DataTree: `RowInference.to_arviz`."""
     check_draws(n_draws, 1)
     fitted, state = FittedPosterior.of(estimator, X), private_state(random_state)
     taken = {"x", "z"} & set(fitted.objective.space.slices)

@@ -11,8 +11,6 @@ from skavi.closability import AmortizationWarning, ideal_context
 from skavi.inference_functions import InferenceFunction, Table, TorchFunction
 from skavi.models import LatentVariableModel
 
-_CHUNK = 65_536
-
 
 class FactorizedVI(VariationalInference):
     """Factorized (mean-field) variational inference: a free factor q(z_n) for every row.

@@ -81,3 +81,16 @@ def _term_that_broke(problem, factors, globals_):
         if not bool(torch.isfinite(values).all()):
             return name
     return "log joint, away from the factors' centres,"
+
+
+def require_finite(values: torch.Tensor, what: str) -> None:
+    """Raise before a number that is none leaves `transform` or `score`."""
+    if bool(torch.isfinite(values.sum())):
+        return
+    bad = (~torch.isfinite(values.reshape(len(values) if values.dim() else 1, -1)).all(1)).nonzero()
+    if len(bad):
+        where = f"of {len(bad)} rows (first at row {int(bad[0])})" if values.dim() else "of X"
+        raise FloatingPointError(
+            f"The {what} {where} is not finite: their values are too far from those of the fit, or "
+            "not possible under the model."
+        )

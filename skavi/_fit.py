@@ -1,96 +1,29 @@
-"""A fit, step by step: bind the problem, start, solve, refine the noise, look into other basins."""
+"""A fit, step by step: start, bind the problem, solve, refine the noise, look into other basins."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from skavi._amortize import best_start
-from skavi._basins import other_basins
-from skavi._certificate import NOISE_TOLERANCE, certified
-from skavi._choice import (
-    affordable,
-    default_function,
-    default_noise,
-    default_solver,
-    evaluation_noise,
-)
-from skavi._failure import what_broke
+from skavi._basins import leave_basins
+from skavi._certificate import certified
+from skavi._choice import affordable, default_function, default_noise, default_solver
+from skavi._climb import ROUGH, Climb, Fitted, Iterate
+from skavi._inputs import inputs_of
 from skavi._journal import Journal
+from skavi._local_problems import local_problem, solve_rows
 from skavi._problem import Problem
-from skavi._rows import Rows, cells_a_row, windows
-from skavi.families import DiagonalFactors, Family, NormalFactors
+from skavi._refinement import refine_noise
+from skavi._rows import Rows
+from skavi._start import start_globals, start_locals
 from skavi.inference_functions import InferenceFunction, Table
-from skavi.models import LatentVariableModel
-from skavi.noise import Noise, QuasiMonteCarlo
+from skavi.noise import Noise
 from skavi.objective import Objective
-from skavi.solvers import Adam, CoordinateAscent, Newton, Outcome, Run, Solver, State
+from skavi.solvers import Adam, CoordinateAscent, Solver, State
 from skavi.solvers._base import unwatched
 
-_REFERENCE_ROWS = 2000
-_LOCAL_ITERATIONS = 200
-_COUPLED_ITERATIONS = 10_000
 _REFERENCE_ITERATIONS = 200
-_MAX_BASIN_ROUNDS = 5
-_MAX_REFINEMENTS = 6
-_START_SD = 0.1
-_SE_TARGET = 1e-4
-_FEWEST_EVALUATIONS, _MAX_EVALUATIONS = 8, 64
-_FEWEST_DRAWS, _MOST_DRAWS = 16, 128
-_CHUNK_BUDGET = 4_000_000
-_WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the final ELBO
-_ROWS_BUDGET = 150_000
-_ROUGH = 1e-4
-
-
-def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
-    """Return the objective of a model for data like X."""
-    n_latents = model.n_latents(X.shape[1])
-    objective = Objective(model, model.global_space(X), family, global_family, n_latents)
-    return objective
-
-
-def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return what a function reads of each row: the model's summary, or a window of them."""
-    context = function.context if function.context is not None else model.context
-    return windows(model.summary(X), context or (0, 0), model.padding)
-
-
-def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return the windows, and which cells are there if any was missing at the function's fit."""
-    inputs = windows_of(model, function, X)
-    return function.with_mask(inputs) if model.allows_missing else inputs
-
-
-def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
-    """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
-    space = objective.space
-    centre, spread = space.start(generator)
-    centre, spread = centre.to(rows.weights), spread.to(rows.weights)
-    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
-    if given is not None:
-        centre = space.unconstrain(given).to(rows.weights)
-    else:
-        # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
-        for where in space.slices.values():
-            size = where.stop - where.start
-            if size > 1:
-                noise = torch.randn(size, generator=generator, dtype=torch.float64)
-                centre[where] += 0.1 * spread[where] * noise.to(centre)
-    return objective.global_family.raw(DiagonalFactors(centre, _START_SD * spread))
-
-
-def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
-    """Return raw local parameters at the closed-form optimum, or at the model's own start."""
-    model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
-    mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
-    mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
-    start: NormalFactors = DiagonalFactors(mean, sd)
-    if model.has_coordinate_updates(family, objective.global_family):
-        start = model.local_optimum(factor, X, family, start)
-    return family.raw(start)
 
 
 @dataclass(frozen=True)
@@ -125,55 +58,6 @@ class Plan:
     single: bool = False
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A solved problem, and how it was solved."""
-
-    problem: Problem
-    solver: Solver
-    outcome: Outcome
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Iterate:
-    """Where a fit stands: in a run, after other ones.
-
-    Attributes
-    ----------
-    problem : Problem
-    solver : Solver
-    run : Run
-        Its memory goes on changing; always to a whole iterate.
-    before : list of float
-        ELBOs of the runs before.
-    stage : int
-        From 1; rises when the noise rule is refined.
-    """
-
-    problem: Problem
-    solver: Solver
-    run: Run
-    before: list[float]
-    stage: int
-
-    @property
-    def elbo(self) -> float:
-        """ELBO in nats, as the solver sees it."""
-        return self.run.memory.elbo
-
-    @property
-    def n_iter(self) -> int:
-        """Iterations of the fit so far."""
-        return len(self.before) + self.run.memory.n_iter
-
-    def fitted(self) -> Fitted:
-        """Return a copy of everything, as if the fit had stopped here."""
-        curve = self.before + self.run.curve[: self.run.memory.n_iter]
-        outcome = Outcome(self.run.state().copied(), curve, False, math.nan, math.nan)
-        return Fitted(self.problem, self.solver, outcome)
-
-
 def fit_problem(
     plan: Plan, rows: Rows, start: State | None, progress: Callable[[Iterate], bool]
 ) -> Fitted:
@@ -189,104 +73,24 @@ def fit_problem(
 
 
 def _solved(plan, rows, start, progress):
-    objective, generator = plan.objective, plan.generator
-    noise = plan.noise or default_noise(objective, plan.function, rows.n_total)
+    noise = plan.noise or default_noise(plan.objective, plan.function, rows.n_total)
     _check_solver(plan, noise, rows)
     if start is None:
         start, noise = _reference(plan, noise, rows)
-    targets, globals_ = start.parameters["values"], start.globals_
-    function = plan.function or default_function(targets.shape[1], objective.model)
-    if not function.tabular:
-        reading = objective.model.reading(objective.global_factor(globals_))
-        objective = replace(objective, model=reading)
-    inputs = rows.ask(inputs_of, objective.model, function, rows.X)
-    function = rows.ask(function.fit_inputs, inputs, rows.weights)
-    features = function.features(inputs)
-    n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
-    solver = plan.solver or default_solver(objective, function, noise, rows.n_total, n_parameters)
-    if function.tabular and isinstance(solver, CoordinateAscent):
-        X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
-        rows = rows if X is rows.X else Rows(X, weights)  # all ranks' rows, on every rank
-        features, targets = X, start_locals(objective, globals_, X)
-    problem = Problem(objective, function, rows, features, noise, generator, single=plan.single)
-    if plan.solver is None and isinstance(solver, Adam) and _has_updates(objective):
-        # q(theta) stays at the factorized optimum: the function alone is left to fit.
-        problem = replace(problem, frozen_globals=True)
-    journal = plan.journal
-    state = journal.once(lambda: best_start(problem, targets, globals_).copied())
-    climb = _Climb(solver, plan.max_iter, progress, journal)
-    rough = plan.noise is None and bool(noise.refined())
-    state = climb(problem, state, max(plan.tol, _ROUGH) if rough else plan.tol)
-    if rough:
-        problem, state = _refine_noise(problem, state, plan.tol, climb)
-    if function.tabular and noise.deterministic and not isinstance(solver, CoordinateAscent):
-        state = _leave_basins(problem, state, plan.tol, climb)
-    if rough:
-        climb(problem, state, plan.tol)
-    assert climb.outcome is not None
-    return Fitted(problem, solver, climb.outcome, climb.failure)
+    problem, solver, targets = _bound(plan, noise, rows, start)
+    state = plan.journal.once(lambda: best_start(problem, targets, start.globals_).copied())
+    return _climbed(plan, problem, solver, state, progress)
 
 
 def _check_solver(plan, noise, rows):
     """Refuse a solver that cannot solve the problem, before any work."""
+    if plan.solver is None:
+        return
     objective = plan.objective
     n_parameters = objective.family.n_parameters(objective.n_latents)
     function = plan.function or default_function(n_parameters, objective.model)
-    if plan.solver is not None:
-        problem = Problem(objective, function, rows, rows.X, noise, plan.generator)
-        plan.solver.check_problem(problem)
-
-
-class _Climb:
-    """Run the solver again and again on one count of iterations and one curve."""
-
-    def __init__(self, solver, max_iter, progress, journal):
-        self.solver, self.left, self.progress = solver, max_iter, progress
-        self.journal = journal
-        self.outcome: Outcome | None = None
-        self.noise, self.stage = None, 0
-        self.stopped, self.failure = False, ""
-
-    def __call__(self, problem, state, tol):
-        if self.outcome is not None and (self.left <= 0 or self.stopped):
-            reached = self.outcome.suboptimality <= tol * problem.total_weight
-            self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
-            return state
-
-        before = self.outcome.curve if self.outcome else []
-        if problem.noise is not self.noise:
-            self.noise, self.stage = problem.noise, self.stage + 1
-
-        def report(run):
-            iterate = Iterate(problem, self.solver, run, before, self.stage)
-            self.stopped = self.progress(iterate)
-            return self.stopped
-
-        new = self.journal.climb(lambda: self.solver.joined(problem, state, tol), self.left, report)
-        if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
-            self._note_failure(problem, new, len(before))
-        self.left -= len(new.curve)
-        self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
-        return self.outcome.state
-
-    def _note_failure(self, problem, outcome, n_before):
-        """Say what is not finite; without a finite iterate to keep there is no fit."""
-        there = outcome.state if outcome.broken is None else outcome.broken
-        with torch.no_grad():
-            cause = what_broke(problem, there)
-        self.failure = f"iteration {n_before + len(outcome.curve) + 1}: {cause}"
-        finite = [elbo for elbo in outcome.curve if math.isfinite(elbo)]
-        if not finite and not n_before:
-            raise FloatingPointError(
-                f"{type(self.solver).__name__} met numbers that are not finite, and could not get "
-                f"round them, in {self.failure}. Check the scale of X and of the priors, the "
-                "model's densities for overflow, and the learning rate of a solver that has one."
-            )
-        self.stopped = True
-
-
-def _has_updates(objective):
-    return objective.model.has_coordinate_updates(objective.family, objective.global_family)
+    problem = Problem(objective, function, rows, rows.X, noise, plan.generator)
+    plan.solver.check_problem(problem)
 
 
 def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
@@ -296,200 +100,79 @@ def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
     cheap (q(theta) on a subset of rows when there are many), under the noise rule that this fit
     was refined to: a network would exploit the errors of a coarse one.
     """
-    objective = plan.objective
+    objective, model = plan.objective, plan.objective.model
     globals_ = start_globals(objective, rows, plan.generator)
-    here = State({"values": start_locals(objective, globals_, rows.X)}, globals_)
-    if plan.function is not None and plan.function.tabular:
-        return here, noise
-    table = Table()
-    solver = default_solver(objective, table, noise, rows.n_total, 0)
-    if not noise.deterministic or (objective.model.one_log_joint and not objective.model.rowwise):
-        return here, noise
-    cheap = isinstance(solver, CoordinateAscent)
-    few = rows if cheap else subset(objective.model, rows)
-    most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
-    quiet = replace(plan, function=table, solver=None, noise=plan.noise, max_iter=most)
+    own = State({"values": start_locals(objective, globals_, rows.X)}, globals_)
+    factorized = plan.function is not None and plan.function.tabular
+    if factorized or not noise.deterministic or (model.one_log_joint and not model.rowwise):
+        return own, noise
     try:
-        fitted = _solved(quiet, few, _restricted(here, few, rows, objective), unwatched)
-        there = fitted.outcome.state
-        if not cheap or fitted.problem.rows.X is not rows.X:
-            problem = _local_problem(fitted.problem, rows, fitted.problem.noise)
-            globals_ = there.globals_
-            raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
-            there = State({"values": raw}, globals_)
+        there, refined = _factorized_first(plan, noise, rows, own)
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.group.size > 1:  # the other processes may have got there
             raise
-        return here, noise  # it was to be a better start, no more
-    refined = fitted.problem.noise
+        return own, noise  # it was to be a better start, no more
     return there, refined if affordable(refined, objective, plan.function, rows.n_total) else noise
 
 
-def subset(model, rows: Rows) -> Rows:
-    """Return at most 2,000 rows that stand for all, with weights that add up to theirs."""
-    if rows.n_total <= _REFERENCE_ROWS:
-        return rows
-    if model.ordered:
-        return rows[:_REFERENCE_ROWS]
-    last = rows.n_total - 1
-    few = rows.take(torch.linspace(0, last, _REFERENCE_ROWS).round().long().to(rows.X.device))
-    return Rows(few.X, few.weights * rows.total_weight / max(float(few.weights.sum()), 1e-300))
+def _factorized_first(plan, noise, rows, start):
+    """Return where a factorized fit ends, for all rows, and the noise rule it was refined to.
+
+    Other solvers than coordinate ascent find q(theta) on a few rows; all are then solved for it.
+    """
+    objective, table = plan.objective, Table()
+    solver = default_solver(objective, table, noise, rows.n_total, 0)
+    cheap = isinstance(solver, CoordinateAscent)
+    few = rows if cheap else rows.representatives(objective.model.ordered)
+    most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
+    if few is not rows:
+        start = State({"values": start_locals(objective, start.globals_, few.X)}, start.globals_)
+    quiet = replace(plan, function=table, solver=None, max_iter=most)
+    fitted = _solved(quiet, few, start, unwatched)
+    there = fitted.outcome.state
+    if not cheap or fitted.problem.rows.X is not rows.X:
+        problem, globals_ = local_problem(fitted.problem, rows), there.globals_
+        raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
+        there = State({"values": raw}, globals_)
+    return there, fitted.problem.noise
 
 
-def _restricted(state, few, rows, objective):
-    if few is rows:
-        return state
-    return State({"values": start_locals(objective, state.globals_, few.X)}, state.globals_)
-
-
-def _refine_noise(problem, state, tol, climb):
-    """Double the nodes of an automatic rule until the ELBO stands still."""
-    for _ in range(_MAX_REFINEMENTS):
-        old = float(problem.elbo(state))
-        finer_rule, worst = None, _resolution(problem, tol, old)
-        for finer in problem.noise.refined():
-            if not affordable(finer, problem.objective, problem.function, problem.rows.n_total):
-                continue
-            change = abs(float(problem.with_noise(finer).elbo(state)) - old)
-            if not change <= worst:
-                finer_rule, worst = finer, change
-        if finer_rule is None:
-            break
-        problem = problem.with_noise(finer_rule)
-        state = climb(problem, state, max(tol, _ROUGH))
-    return problem, state
-
-
-def _resolution(problem, tol, elbo):
-    """How far two rules may differ: 1e-7 relative for quadrature, `NOISE_TOLERANCE` for draws."""
-    exact = tol * problem.total_weight + 1e-7 * abs(elbo)
-    return max(exact, NOISE_TOLERANCE) if isinstance(problem.noise, QuasiMonteCarlo) else exact
-
-
-def _leave_basins(problem, state, tol, climb):
-    """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
-    for _ in range(_MAX_BASIN_ROUNDS):
-        frozen = replace(problem, frozen_globals=True)
-        raw = state.parameters["values"]
-        moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
-        if not problem.rows.group.any(moved is not None):
-            break
-        values = raw if moved is None else moved
-        state = climb(problem, State({"values": values}, state.globals_), max(tol, _ROUGH))
-    return state
-
-
-def _local_problem(problem: Problem, rows: Rows, noise: Noise) -> Problem:
-    """Return the factorized problem of some rows with q(theta) frozen and unit weights."""
-    ones = replace(rows, weights=torch.ones_like(rows.weights))
-    return replace(
-        problem,
-        function=Table(),
-        rows=ones,
-        features=rows.X,
-        noise=noise,
-        frozen_globals=True,
-        _kept=[],
+def _bound(plan, noise, rows, start):
+    """Return the problem of all components, its solver, and raw factors to bring it near."""
+    objective, targets = plan.objective, start.parameters["values"]
+    function = plan.function or default_function(targets.shape[1], objective.model)
+    if not function.tabular:
+        reading = objective.model.reading(objective.global_factor(start.globals_))
+        objective = replace(objective, model=reading)
+    inputs = rows.ask(inputs_of, objective.model, function, rows.X)
+    function = rows.ask(function.fit_inputs, inputs, rows.weights)
+    features = function.features(inputs)
+    n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
+    solver = plan.solver or default_solver(objective, function, noise, rows.n_total, n_parameters)
+    if function.tabular and isinstance(solver, CoordinateAscent):
+        X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
+        rows = rows if X is rows.X else Rows(X, weights)  # all ranks' rows, on every rank
+        features, targets = X, start_locals(objective, start.globals_, X)
+    problem = Problem(
+        objective, function, rows, features, noise, plan.generator, single=plan.single
     )
+    if plan.solver is None and isinstance(solver, Adam) and objective.has_coordinate_updates:
+        # q(theta) stays at the factorized optimum: the function alone is left to fit.
+        problem = replace(problem, frozen_globals=True)
+    return problem, solver, targets
 
 
-def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | None = None):
-    """Solve every row's local problem with q(theta) frozen; in closed form where there is one.
-
-    Parameters
-    ----------
-    problem : Problem
-    globals_ : Tensor
-    tol : float
-        Nats a row.
-    start : Tensor of shape (n_rows, P), default=None
-        Raw parameters to climb from; a closed form does not climb.
-
-    Returns
-    -------
-    raw : Tensor of shape (n_rows, P)
-    converged : bool
-    """
-    objective, X = problem.objective, problem.rows.X
-    if objective.model.has_coordinate_updates(objective.family, objective.global_family):
-        factor = objective.global_factor(globals_)
-        best = objective.model.local_optimum(factor, X, objective.family)
-        return objective.family.raw(best), True
-    raw = start_locals(objective, globals_, X) if start is None else start
-    solver, limit = Newton(), _LOCAL_ITERATIONS
-    if not objective.model.rowwise:
-        solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
-        limit = limit if isinstance(solver, Newton) else _COUPLED_ITERATIONS
-    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit)
-    raw = outcome.state.parameters["values"]
-    moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
-    if moved is not None:
-        state = State({"values": moved}, globals_)
-        outcome = solver.solve(problem, state, tol, limit)
-    return outcome.state.parameters["values"], outcome.converged
-
-
-def density_at_start(objective: Objective, rows: Rows) -> float:
-    """Return the model's log density at a point that needs no random state, to tell it by."""
-    globals_ = start_globals(objective, rows, torch.Generator().manual_seed(0))
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
-    z = objective.local_factors(start_locals(objective, globals_, rows.X)).mean
-    with torch.no_grad():
-        return float(objective.model.log_terms(theta, z, rows.X).sum())
-
-
-def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
-    """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative.
-
-    Randomised quasi-Monte Carlo of few draws at first, in parts that fit memory.
-    """
-    if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
-        return float(problem.elbo(state)), 0.0
-    objective, X = problem.objective, problem.rows.X
-    most = max(_MOST_DRAWS, 2 * getattr(problem.noise, "n_draws", 1))
-    n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
-    most = max(4, min(most, _CHUNK_BUDGET // n_cells))
-    n_draws = min(_FEWEST_DRAWS, most)
-    while True:
-        rule = evaluation_noise(objective, len(X), n_draws)
-        n_draws = rule.n_draws  # more in many dimensions
-        last = n_draws >= most
-        affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
-        limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
-        mean, se = _evaluated(problem, state, n_draws, limit)
-        if last or se < _SE_TARGET * max(abs(mean), 1.0):
-            return mean, se
-        n_draws = min(4 * n_draws, most)
-
-
-def _evaluated(problem, state, n_draws, limit):
-    """Return the mean of at most `limit` evaluations of the ELBO, and its standard error."""
-    objective, X, values = problem.objective, problem.rows.X, []
-    size = max(1, _CHUNK_BUDGET // (n_draws * cells_a_row(X)))
-    mean, se = math.nan, math.inf
-    for seed in range(limit):
-        rule = evaluation_noise(objective, len(X), n_draws, 10_000 + seed)
-        with torch.no_grad():
-            values.append(float(problem.with_noise(rule).elbo_in_parts(state, size)))
-        if len(values) < _FEWEST_EVALUATIONS:
-            continue
-        mean = sum(values) / len(values)
-        spread = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
-        se = math.sqrt(spread / len(values))
-        if se < _SE_TARGET * max(abs(mean), 1.0):
-            break
-    return mean, se
-
-
-def antithetic(n_draws: int, dimension: int) -> Tensor:
-    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
-    return torch.cat([noise, -noise])
-
-
-def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:
-    """Return how many rows to solve at once: Newton's blocks then hold about 100 MB."""
-    nodes = noise.nodes(objective.n_drawn_globals, objective.n_latents, 1, None)
-    n_nodes = 1 if nodes is None else len(nodes.weights)
-    return max(1, _ROWS_BUDGET // (n_nodes * max(objective.n_latents, n_features)))
+def _climbed(plan, problem, solver, state, progress):
+    """Climb on one count of iterations; a noise rule that was chosen here is refined on the way."""
+    climb = Climb(solver, plan.max_iter, progress, plan.journal)
+    coarse = plan.noise is None and bool(problem.noise.refined())
+    state = climb(problem, state, max(plan.tol, ROUGH) if coarse else plan.tol)
+    if coarse:
+        problem, state = refine_noise(problem, state, plan.tol, climb)
+    sweeps = isinstance(solver, CoordinateAscent)
+    if problem.function.tabular and problem.noise.deterministic and not sweeps:
+        state = leave_basins(problem, state, plan.tol, climb)
+    if coarse:
+        climb(problem, state, plan.tol)
+    assert climb.outcome is not None
+    return Fitted(problem, solver, climb.outcome, climb.failure)

@@ -1,41 +1,14 @@
-"""What a fit leaves on its estimator, and what callbacks are told on the way."""
+"""What callbacks and the user are told of a fit: on the way, and at its end."""
 
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
+from sklearn.callback import ProgressBar
+from sklearn.exceptions import ConvergenceWarning
 
+from skavi._fitted_state import fitted_attributes
 from skavi._journal import Journal
-from skavi.posterior import GlobalPosterior
-
-
-def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
-    """Return every fitted attribute, as numpy arrays and plain numbers."""
-    problem, outcome = fitted.problem, fitted.outcome
-    objective, state = problem.objective, outcome.state
-    raw_globals = state.globals_.detach().cpu().numpy().copy()
-    values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
-    return {
-        "model_": objective.model,
-        "family_": objective.family,
-        "global_family_": objective.global_family,
-        "inference_function_": problem.function,
-        "noise_": problem.noise,
-        "solver_": fitted.solver,
-        "elbo_": elbo,
-        "elbo_se_": se,
-        "elbo_curve_": np.array(outcome.curve),
-        "n_iter_": len(outcome.curve),
-        "converged_": bool(outcome.converged),
-        "stopped_early_": stopped_early and not outcome.converged,
-        "suboptimality_": float(outcome.suboptimality),
-        "gradient_norm_": float(outcome.gradient_norm),
-        "global_posterior_": GlobalPosterior(
-            objective.model, objective.global_family, raw_globals, n_features
-        ),
-        "_raw_globals": raw_globals,
-        "_stiffness": None,
-        "_parameters": {} if problem.function.tabular else values,
-    }
 
 
 class Reporter:
@@ -109,3 +82,53 @@ def _one_of_many(task):
         if not task.sequential_subtasks:
             return True
     return False
+
+
+@contextmanager
+def progress_bar(estimator):
+    """Show scikit-learn's progress bar while the body runs, if verbose asks for it."""
+    present = list(getattr(estimator, "_skl_callbacks", []))
+    nested = hasattr(estimator, "_parent_callback_ctx")
+    wanted = estimator.verbose and not nested
+    if not wanted or any(isinstance(c, ProgressBar) for c in present):
+        yield
+        return
+    try:
+        bar = ProgressBar()
+    except ImportError as error:
+        raise ImportError(
+            f"verbose={estimator.verbose} shows a progress bar, which needs rich: "
+            'pip install "skavi[progress]", or set verbose=0.'
+        ) from error
+    estimator.set_callbacks(*present, bar)
+    try:
+        yield
+    finally:
+        estimator.set_callbacks(*present)
+
+
+def warn_of_end(estimator, reporter: Reporter) -> None:
+    """Warn who called `fit` if it was interrupted, met what is not finite, or did not converge."""
+    name, n_iter = type(estimator).__name__, estimator.n_iter_
+    if reporter.interrupted:
+        message = (
+            f"{name} was interrupted and keeps its last complete iterate: n_iter_={n_iter}, "
+            f"converged_={estimator.converged_}. With warm_start=True, fit goes on from there."
+        )
+    elif reporter.failure:
+        message = (
+            f"{name} keeps its last finite iterate, of n_iter_={n_iter}: numbers were not finite "
+            f"in {reporter.failure}. Check the scale of X and of the priors, or choose another "
+            "solver."
+        )
+    elif not estimator.converged_ and not estimator.stopped_early_:
+        message = (
+            f"{name} did not converge in n_iter_={n_iter} iterations: estimated to be "
+            f"{estimator.suboptimality_:.2e} nats below the optimum, gradient norm "
+            f"{estimator.gradient_norm_:.1e} nats a row. Raise max_iter (now "
+            f"{estimator.max_iter}), loosen tol, or choose another solver or a finer noise (now "
+            f"{estimator.noise_})."
+        )
+    else:
+        return
+    warnings.warn(message, ConvergenceWarning, stacklevel=5)  # past fit and its two decorators

@@ -11,6 +11,7 @@ from skavi._group import ALONE, Group, anywhere, joined, total
 from skavi._sparse import SparseRows
 
 _CHUNK = 8_192
+_REPRESENTATIVES = 2000
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,19 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at a rising index into those of all ranks, on every rank."""
         return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
+
+    def representatives(self, ordered: bool) -> "Rows":
+        """Return at most 2,000 rows that stand for all, with weights that add up to theirs.
+
+        The first ones, with their own weights, where rows are in order.
+        """
+        n, most = self.n_total, _REPRESENTATIVES
+        if n <= most:
+            return self
+        if ordered:
+            return self[:most]
+        few = self.take(torch.linspace(0, n - 1, most).round().long().to(self.X.device))
+        return Rows(few.X, few.weights * self.total_weight / max(float(few.weights.sum()), 1e-300))
 
     def ask(self, method: Callable, *arguments) -> Any:
         """Call a method that adds up rows; its totals are then those of all ranks."""

@@ -19,9 +19,12 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from skavi import _fit
 from skavi._choice import default_solver
+from skavi._climb import Fitted
 from skavi._globals import GlobalSpace
+from skavi._group import shared_by_ranks
+from skavi._inputs import inputs_of
+from skavi._local_problems import solve_rows
 from skavi._problem import Problem
 from skavi._rows import Rows
 from skavi.families import LOG_2PI, NormalFactors
@@ -59,8 +62,11 @@ class Remembered(GlobalSpace):
         return -spread - 0.5 * departure @ self.stiffness @ departure
 
 
-def check_streamed(estimator) -> None:
-    """Refuse, before any work, a fit that cannot go on without the rows that it has seen."""
+def check_streamed(estimator, X) -> None:
+    """Refuse, before any work, a fit that cannot go on without the rows that it has seen.
+
+    X is what the user passed: one rank's part of a table is refused, too.
+    """
     model = estimator.model if estimator.model is not None else FactorAnalysis()
     name = type(model).__name__
     if not model.rowwise or model.ordered:
@@ -80,9 +86,13 @@ def check_streamed(estimator) -> None:
             f"solver={estimator.solver} knows the model's own prior only, but in partial_fit "
             "earlier rows take its place: leave solver at None, or use LBFGS()."
         )
+    if shared_by_ranks(X):
+        raise ValueError(
+            "partial_fit takes rows in one process, but X is this rank's part of a table: use fit."
+        )
 
 
-def went_on(estimator, rows: Rows, generator, single: bool) -> _fit.Fitted:
+def went_on(estimator, rows: Rows, generator, single: bool) -> Fitted:
     """Fit new rows from where an estimator stands; `single`: they came in single precision."""
     problem, state = _problem(estimator, rows, generator)
     problem = replace(problem, single=single)
@@ -94,7 +104,7 @@ def went_on(estimator, rows: Rows, generator, single: bool) -> _fit.Fitted:
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
             f"{len(outcome.curve) + 1}; the estimator is as it was before. Check the scale of X."
         )
-    return _fit.Fitted(problem, solver, outcome)
+    return Fitted(problem, solver, outcome)
 
 
 def _problem(estimator, rows, generator):
@@ -105,7 +115,7 @@ def _problem(estimator, rows, generator):
     if stiffness is not None:
         stiffness = torch.as_tensor(stiffness).to(rows.weights)
     objective = replace(objective, space=Remembered(objective.space, before, stiffness))
-    features = function.features(_fit.inputs_of(objective.model, function, rows.X))
+    features = function.features(inputs_of(objective.model, function, rows.X))
     problem = Problem(objective, function, rows, features, estimator.noise_, generator)
     if function.tabular:
         return problem, State({"values": estimator._raw_locals(rows)}, globals_)
@@ -132,9 +142,9 @@ def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray |
     size, globals_ = objective.space.size, estimator._globals(rows.weights)
     if not 0 < globals_.numel() <= _MOST_UNKNOWNS:
         return None
-    few = _fit.subset(objective.model, rows[rows.weights > 0])
+    few = rows[rows.weights > 0].representatives(objective.model.ordered)
     alone = estimator._frozen_problem(Rows(few.X, torch.ones_like(few.weights)))
-    raw, _ = _fit.solve_rows(alone, globals_, estimator.tol)
+    raw, _ = solve_rows(alone, globals_, estimator.tol)
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)
     schur = _schur(weighted, raw, globals_)
     means, others = slice(None, size), slice(size, None)

@@ -6,9 +6,9 @@ from numbers import Integral
 import torch
 from torch.distributions import Distribution
 
-from skavi import _fit
 from skavi._rows import Rows
-from skavi.objective import Objective
+from skavi._start import start_globals, start_locals
+from skavi.objective import Objective, bind
 
 
 def validated_objective(model, family, global_family, rows: Rows, generator) -> Objective:
@@ -36,13 +36,13 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"sample_weight needs a term a row, but {type(model).__name__} gives one log joint for "
             "all rows: subclass HierarchicalModel, or leave sample_weight out."
         )
-    objective = _fit.bind(model, family, global_family, rows.X)
-    globals_ = _fit.start_globals(objective, rows, generator)
+    objective = bind(model, family, global_family, rows.X)
+    globals_ = start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)
     few = rows[:3]
     zeros = few.weights.new_zeros(len(few), int(n_latents))
     _check_declared(model, _check_parameters(model, model.declared, theta, zeros, few.X))
-    raw = _fit.start_locals(objective, globals_, rows.X)
+    raw = start_locals(objective, globals_, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)

@@ -63,6 +63,11 @@ class Objective:
         kept = [n for n in self.space.slices if n not in self.model.integrated_globals]
         return max((self.space.slices[name].stop for name in kept), default=0)
 
+    @property
+    def has_coordinate_updates(self) -> bool:
+        """Whether the model knows the best factors of these families in closed form."""
+        return self.model.has_coordinate_updates(self.family, self.global_family)
+
     def noise_blocks(self, n_rows: int) -> int:
         """Count the rows that meet in one term of the log joint: their noise is independent.
 
@@ -141,3 +146,9 @@ class Objective:
         """Add the rows' terms, by weight, and the globals'."""
         rows = weights @ terms if terms.dim() else terms
         return rows + self.global_term(raw_globals)
+
+
+def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
+    """Return the objective of a model for data like X."""
+    n_latents = model.n_latents(X.shape[1])
+    return Objective(model, model.global_space(X), family, global_family, n_latents)

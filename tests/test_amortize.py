@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from closed_forms import paper_nonlinear_data
-from skavi import AmortizedVI, FactorizedVI, _fit
+from skavi import AmortizedVI, FactorizedVI
 from skavi._amortize import _few, best_start
 from skavi._problem import Problem
 from skavi._rows import Rows
@@ -12,13 +12,15 @@ from skavi.families import DiagonalNormal
 from skavi.inference_functions import MLP, Constant
 from skavi.models import LinearModel, NonlinearModel
 from skavi.noise import GaussHermite
+from skavi.objective import bind
+from skavi.solvers import State
 
 
 def _nonlinear_problem(n_rows, width):
     x = torch.tensor(paper_nonlinear_data()[0][:n_rows]).reshape(-1, 1)
     factorized = FactorizedVI(NonlinearModel()).fit(x.numpy())
     rows = Rows(x, torch.ones(n_rows, dtype=x.dtype))
-    objective = _fit.bind(NonlinearModel(), DiagonalNormal(), DiagonalNormal(), x)
+    objective = bind(NonlinearModel(), DiagonalNormal(), DiagonalNormal(), x)
     function = MLP((width, width)).fit_inputs(x, rows.weights)
     generator = torch.Generator().manual_seed(0)
     features, noise = function.features(x), GaussHermite((24, 3))
@@ -36,7 +38,7 @@ def test_a_network_starts_near_the_rows_own_optima():
     start = problem.function.start(
         problem.features, targets, problem.rows.weights, torch.Generator().manual_seed(0)
     )
-    regressed = float(problem.elbo(_fit.State(start, globals_)))
+    regressed = float(problem.elbo(State(start, globals_)))
     started = float(problem.elbo(best_start(problem, targets, globals_)))
     assert started > optimum - 0.02 * abs(optimum)
     assert regressed < optimum - 0.5 * abs(optimum)

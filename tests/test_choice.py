@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from skavi import _choice, _fit
+from skavi import _choice
 from skavi.families import DiagonalNormal
 from skavi.inference_functions import MLP, Table
 from skavi.models import (
@@ -19,6 +19,7 @@ from skavi.models import (
     TopicModel,
 )
 from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.objective import bind
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
 
 
@@ -27,7 +28,7 @@ def chosen(model, n_rows, n_features, function=None, n_parameters=0):
     X = torch.arange(1.0, 1 + 8 * n_features).double().reshape(8, n_features)
     model = model.adapted(X, torch.ones(8).double())
     family, global_family = DiagonalNormal(), clone(model.global_family(None))
-    objective = _fit.bind(model, family, global_family, X)
+    objective = bind(model, family, global_family, X)
     function = function or Table()
     noise = _choice.default_noise(objective, function, n_rows)
     return noise, _choice.default_solver(objective, function, noise, n_rows, n_parameters)

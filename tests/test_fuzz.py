@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 
 import skavi.models
 import skavi.noise
-from skavi import AmortizedVI, FactorizedVI, _basins, _fit
+from skavi import AmortizedVI, FactorizedVI, _basins, _final_elbo, _local_problems
 from skavi.closability import AmortizationWarning
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
@@ -334,10 +334,10 @@ def fuzz(n_examples, chance):
 @pytest.fixture
 def hasty(monkeypatch):
     """Let what goes on inside a fit and a transform end sooner, as max_iter does a fit."""
-    monkeypatch.setattr(_fit, "_LOCAL_ITERATIONS", 20)
-    monkeypatch.setattr(_fit, "_COUPLED_ITERATIONS", 20)
-    monkeypatch.setattr(_fit, "_MAX_EVALUATIONS", 9)
-    monkeypatch.setattr(_fit, "_MOST_DRAWS", 32)
+    monkeypatch.setattr(_local_problems, "_LOCAL_ITERATIONS", 20)
+    monkeypatch.setattr(_local_problems, "_COUPLED_ITERATIONS", 20)
+    monkeypatch.setattr(_final_elbo, "_MAX_EVALUATIONS", 9)
+    monkeypatch.setattr(_final_elbo, "_MOST_DRAWS", 32)
     monkeypatch.setattr(_basins, "_LOCAL_ITERATIONS", 10)
     monkeypatch.setattr(skavi.noise, "MAX_NODES", 300)
 

@@ -15,11 +15,11 @@ from closed_forms import (
     random_effects_meanfield_noncentred,
 )
 from skavi import AmortizedVI, FactorizedVI
-from skavi._fit import bind
 from skavi.distributions import Flat, defaults_of, innermost, log_prob
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import Polynomial
 from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
+from skavi.objective import bind
 from skavi.solvers import LBFGS, CoordinateAscent
 
 EIGHT_SCHOOLS = np.array(

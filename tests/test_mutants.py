@@ -20,7 +20,7 @@ import test_noise as noise
 import test_objective as objective
 import test_persistence as persistence
 import test_solvers as solvers
-from skavi import _fit, _prediction
+from skavi import _fitted_problem, _row_inference
 from skavi import noise as noise_rules
 from skavi._fitting import VariationalInference
 from skavi._globals import GlobalSpace
@@ -144,7 +144,7 @@ MUTANTS = {
         lambda rule: lambda counts: (rule(counts)[0] / np.sqrt(2), rule(counts)[1]),
         noise.test_gauss_hermite_is_exact_for_products_over_dimensions,
     ),
-    "rows that leak into each other": ((_fit, "solve_rows"), leaking, check_subsets),
+    "rows that leak into each other": ((_fitted_problem, "solve_rows"), leaking, check_subsets),
     "a copy of an earlier fit": (
         (VariationalInference, "__getstate__"),
         remembered,
@@ -156,7 +156,7 @@ MUTANTS = {
         lambda: solvers.test_a_solver_that_runs_out_of_iterations_says_so(solvers.LBFGS()),
     ),
     "weights of importance added up, not averaged": (
-        (_prediction, "importance_bound"),
+        (_row_inference, "importance_bound"),
         lambda bound: lambda *given: bound(*given) + np.log(given[-1]),
         likelihoods.test_the_importance_weighted_bound_closes_in_on_the_evidence,
     ),

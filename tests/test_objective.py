@@ -9,10 +9,10 @@ from scipy import stats
 from torch.distributions import Dirichlet, Multinomial, Normal
 
 from closed_forms import factor_analysis_elbo_rows, linear_evidence
-from skavi._fit import bind
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.models import FactorAnalysis, HierarchicalModel, LatentVariableModel, LinearModel
 from skavi.noise import FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.objective import bind
 
 N_ROWS, N_FEATURES, N_COMPONENTS = 6, 3, 2
 DIAGONAL = DiagonalNormal()

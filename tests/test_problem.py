@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skavi import AmortizedVI, FactorizedVI, _fit
+from skavi import AmortizedVI, FactorizedVI, _final_elbo
+from skavi._inputs import inputs_of
 from skavi._problem import Problem, _drawn_rows
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, LinearModel
@@ -43,7 +44,7 @@ def _bound(vi, X):
     rows = vi._rows(X)
     generator = torch.Generator().manual_seed(0)
     function = vi.inference_function_
-    features = function.features(_fit.inputs_of(vi.model_, function, rows.X))
+    features = function.features(inputs_of(vi.model_, function, rows.X))
     problem = Problem(vi._objective(rows.X), function, rows, features, vi.noise_, generator)
     parameters = {name: torch.as_tensor(value) for name, value in vi._parameters.items()}
     state = State(parameters or {"values": vi._raw_locals(rows)}, vi._globals(rows.X))
@@ -63,7 +64,7 @@ def test_the_final_elbo_of_a_stochastic_fit_is_within_its_error(monkeypatch, bud
     """Beside the closed form of the same q, whether all rows fit one part or not."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 1)) @ np.ones((1, 4)) + 0.5 * rng.normal(size=(120, 4))
-    monkeypatch.setattr(_fit, "_CHUNK_BUDGET", budget)
+    monkeypatch.setattr(_final_elbo, "_CHUNK_BUDGET", budget)
     vi = AmortizedVI(
         FactorAnalysis(1), MLP((8,)), noise=MonteCarlo(), solver=Adam(schedule=_short), max_iter=300
     )
@@ -71,7 +72,7 @@ def test_the_final_elbo_of_a_stochastic_fit_is_within_its_error(monkeypatch, bud
         vi.set_params(random_state=0).fit(X)
     problem, state = _bound(vi, X)
     exact = float(problem.with_noise(ClosedForm()).elbo(state))
-    elbo, error = _fit.final_elbo(problem, state)
+    elbo, error = _final_elbo.final_elbo(problem, state)
     assert 0 < error < 1e-3 * abs(exact)
     assert abs(elbo - exact) < 5 * error
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skavi._fit import bind
 from skavi.families import DiagonalFactors, DiagonalNormal
+from skavi.objective import bind
 
 from .task import Factors, Run
 

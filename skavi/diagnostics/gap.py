@@ -9,10 +9,10 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skavi import _fit
 from skavi._choice import evaluation_noise
 from skavi._estimators import AmortizedVI, FactorizedVI
 from skavi._html import html_table
+from skavi._local_problems import solve_rows
 from skavi._problem import Problem
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
@@ -129,7 +129,7 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
         factorized = [factorized]
     X = amortized._validated(X)
     start = _Point.of(amortized, X)
-    solved, _ = _fit.solve_rows(start.problem, start.globals_, amortized.tol, start=start.raw)
+    solved, _ = solve_rows(start.problem, start.globals_, amortized.tol, start=start.raw)
     high = [*(_Point.of(fit, X) for fit in factorized), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compared(start, high)
     total = elbo_factorized - elbo_amortized

@@ -1,0 +1,55 @@
+"""What a fit leaves on its estimator: every attribute, or after an error what was there before."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from skavi.posterior import GlobalPosterior
+
+
+def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
+    """Return every fitted attribute, as numpy arrays and plain numbers."""
+    problem, outcome = fitted.problem, fitted.outcome
+    objective, state = problem.objective, outcome.state
+    raw_globals = state.globals_.detach().cpu().numpy().copy()
+    values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
+    return {
+        "model_": objective.model,
+        "family_": objective.family,
+        "global_family_": objective.global_family,
+        "inference_function_": problem.function,
+        "noise_": problem.noise,
+        "solver_": fitted.solver,
+        "elbo_": elbo,
+        "elbo_se_": se,
+        "elbo_curve_": np.array(outcome.curve),
+        "n_iter_": len(outcome.curve),
+        "converged_": bool(outcome.converged),
+        "stopped_early_": stopped_early and not outcome.converged,
+        "suboptimality_": float(outcome.suboptimality),
+        "gradient_norm_": float(outcome.gradient_norm),
+        "global_posterior_": GlobalPosterior(
+            objective.model, objective.global_family, raw_globals, n_features
+        ),
+        "_raw_globals": raw_globals,
+        "_stiffness": None,
+        "_parameters": {} if problem.function.tabular else values,
+    }
+
+
+@contextmanager
+def unchanged_on_error(estimator):
+    """Put an estimator's attributes back, should the body raise."""
+    before, grad_mode = dict(estimator.__dict__), torch.is_grad_enabled()
+    try:
+        yield
+    except BaseException:
+        # scikit-learn still has to tear its callbacks down.
+        own = estimator.__dict__
+        kept = {k: v for k, v in own.items() if k.startswith(("_skl_", "_callback_"))}
+        own.clear()
+        own.update(before | kept)
+        raise
+    finally:  # Ctrl-C at the end of a `with torch.no_grad()` leaves it without leaving it
+        torch.set_grad_enabled(grad_mode)
