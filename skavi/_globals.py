@@ -152,7 +152,8 @@ class GlobalSpace:
     def start(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Centre and spread of the prior on the unconstrained scale, shapes (size,).
 
-        Medians and half-widths of prior draws; a flat prior starts at 0 with spread 1.
+        Medians and half-widths of prior draws; a flat prior starts at 0 with spread 1, and one so
+        wide that all its draws lie at the end of the range of numbers has spread 1 too.
         """
         centre, spread = torch.zeros(self.size), torch.ones(self.size)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -169,4 +170,4 @@ class GlobalSpace:
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
                 centre[self.slices[name]] = quartiles[1].to(centre)
                 spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
-        return centre, spread
+        return centre, torch.where(spread > 0, spread, 1.0)

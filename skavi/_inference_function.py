@@ -60,6 +60,13 @@ class InferenceFunction(Component):
         fitted = type(self)(**self.get_params(deep=False))
         cells = Cells.of(inputs)
         mean, variance = cells.mean_and_variance(weights)
+        large = (~torch.isfinite(mean)).nonzero()
+        if len(large):
+            raise FloatingPointError(
+                f"{type(self).__name__} cannot standardise what it reads: the sum over all rows of "
+                f"{len(large)} inputs (first input {int(large[0, 0])}) is more than a number can "
+                "hold. Check the scale of X."
+            )
         sd = variance.sqrt()
         constant = sd <= 1e-12 * largest(cells.values.abs().amax(0))
         fitted.input_mean_ = mean.cpu().numpy()

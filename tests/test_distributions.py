@@ -201,6 +201,13 @@ def test_start_is_the_prior_s_median_and_spread():
     assert 1.4 < spread[0] < 2.8
 
 
+def test_a_prior_whose_draws_all_coincide_has_a_spread():
+    """Gamma draws of so small a shape fall below the smallest number: no draw differs."""
+    space = GlobalSpace({"variance": InverseGamma(double(1e-8), double(1000.0))})
+    _, spread = space.start(torch.Generator().manual_seed(0))
+    assert spread.tolist() == [1.0]
+
+
 def test_no_globals_at_all():
     space = GlobalSpace({})
     assert (space.size, space.constrain(torch.zeros(0)), len(space.unconstrain({}))) == (0, {}, 0)

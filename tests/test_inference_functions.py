@@ -131,6 +131,13 @@ def test_inputs_are_standardised_by_weighted_moments(inputs):
     torch.testing.assert_close(second, torch.ones(3).double(), rtol=1e-9, atol=0)
 
 
+def test_inputs_too_large_to_add_up_are_refused():
+    inputs = torch.tensor([[0.0, 1e308], [1.0, 1e308]], dtype=torch.float64)
+    message = r"MLP cannot standardise .* the sum over all rows of 1 inputs \(first input 1\)"
+    with pytest.raises(FloatingPointError, match=message):
+        MLP().fit_inputs(inputs, torch.ones(2, dtype=torch.float64))
+
+
 def test_new_rows_are_standardised_as_the_training_rows(inputs, weights):
     fitted = Polynomial(1).fit_inputs(inputs, weights)
     expected = (inputs[:3] - inputs.mean(0)) / inputs.std(0, correction=0)

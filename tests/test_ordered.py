@@ -268,6 +268,16 @@ def test_series_of_any_length(model, n):
                 assert np.isfinite(rows).all()
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "y", "needs"),
+    [("bernoulli", 2.0, "values from 0 to 1"), ("poisson", -1.0, "counts >= 0")],
+)
+def test_gaussian_processes_refuse_what_their_likelihood_cannot_give(likelihood, y, needs):
+    message = rf"row 1, column 1\), but GaussianProcess\(likelihood='{likelihood}'\) needs {needs}"
+    with pytest.raises(ValueError, match=message):
+        FactorizedVI(GaussianProcess(likelihood=likelihood)).fit([[-3.0, 1.0], [0.5, y]])
+
+
 @pytest.mark.parametrize("likelihood", ["normal", "bernoulli", "poisson"])
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_gaussian_processes_of_any_length(likelihood, n):

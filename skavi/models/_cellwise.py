@@ -54,17 +54,8 @@ class CellwiseModel(HierarchicalModel):
             self._require("exposure", self.cell.counts, need)
 
     def check_data(self, X):
-        values = Cells.of(X).values
-        for bad, what in self.cell.invalid(values):
-            where = bad.nonzero()
-            if len(where):
-                row, column = where[0].tolist()
-                raise ValueError(
-                    f"{self.cell.refusal}: X has {len(where)} {what} (first at row {row}, column "
-                    f"{column}), but "
-                    f"{type(self).__name__}(likelihood={self.likelihood!r}) needs "
-                    f"{self.cell.needs}."
-                )
+        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
+        self.cell.require_valid(Cells.of(X).values, asked_by)
 
     def _require_cells(self, cells, weights):
         counts = cells.over_rows(weights, torch.ones_like(weights))

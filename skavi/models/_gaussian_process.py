@@ -5,6 +5,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, Poisson
 
 from skavi.distributions import defaults_of, log_prob
 from skavi.models._base import LatentVariableModel
+from skavi.models._likelihoods import LIKELIHOODS
 
 _JITTER = 1e-8
 
@@ -57,6 +58,8 @@ class GaussianProcess(LatentVariableModel):
             raise ValueError(
                 f"X has {X.shape[1]} features, but GaussianProcess needs 2: time and value."
             )
+        asked_by = f"GaussianProcess(likelihood={self.likelihood!r})"
+        LIKELIHOODS[self.likelihood].require_valid(X[:, 1:], asked_by, first_column=1)
 
     def n_latents(self, n_features):
         return 1

@@ -96,6 +96,17 @@ class Likelihood(ABC):
         """Return (cells, what they are) for every way in which a cell may be no observation."""
         return []
 
+    def require_valid(self, x: Tensor, asked_by: str, first_column: int = 0) -> None:
+        """Refuse columns of X, from `first_column` on, with cells that are no observations."""
+        for bad, what in self.invalid(x):
+            where = bad.nonzero()
+            if len(where):
+                row, column = where[0].tolist()
+                raise ValueError(
+                    f"{self.refusal}: X has {len(where)} {what} (first at row {row}, column "
+                    f"{first_column + column}), but {asked_by} needs {self.needs}."
+                )
+
     def log_rows(self, cells: Cells, eta: Tensor, theta: Globals) -> Tensor:
         """Return the log density of every row's observed cells, shape (n_rows,)."""
         x = cells.values

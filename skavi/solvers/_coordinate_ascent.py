@@ -171,11 +171,16 @@ class _Sweeps:
 
 
 def _anderson(pairs, lengths):
-    """Mix the last sweeps so that their linearised residual is least; None without a history."""
+    """Mix the last sweeps so that their linearised residual is least.
+
+    None without a history, or with one that is not finite: LAPACK would refuse it.
+    """
     if len(pairs) < 2:
         return None
     residuals = torch.stack([(after - before) / lengths for before, after in pairs])
     differences = (residuals[1:] - residuals[:-1]).mT
+    if not bool(torch.isfinite(differences).all()):
+        return None
     newest = residuals[-1].unsqueeze(-1)
     coefficients = torch.linalg.lstsq(differences, newest, rcond=_RCOND, driver="gelsd")
     after = torch.stack([after for _, after in pairs])
