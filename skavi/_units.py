@@ -1,9 +1,10 @@
 """Hidden units that turn between two rows whose targets differ.
 
 Where two basins of a factor meet, the function must jump between neighbouring rows; random units
-seldom turn just there. These do: rows are drawn in pairs, by how much their targets differ, and some
-pairs are narrowed down to the two neighbouring rows between which the change is. A unit is at one
-end of its span at one row of a pair and at the other end at the other, and a second one runs back.
+seldom turn just there. These do: rows are drawn in pairs, by how much their targets differ, and
+some pairs are narrowed down to the two neighbouring rows between which the change is. A unit is at
+one end of its span at one row of a pair and at the other end at the other, and a second one runs
+back.
 """
 
 import torch
