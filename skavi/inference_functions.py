@@ -189,7 +189,7 @@ class MLP(InferenceFunction):
     'relu'
     """
 
-    n_starts = 4
+    n_starts = 8
     guided = True
 
     def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
