@@ -127,6 +127,9 @@ class _Ascent(Run):
         if not problem.frozen_globals:
             values.append(state.globals_)
             self.lengths.append(global_lengths)
+        # Slopes are compared with Adam's epsilon: in natural steps as they are, others a row.
+        natural = 1.0 if problem.function.tabular else problem.total_weight
+        self.scales = [natural] * len(self.names) + [1.0]
         self.rate = solver.learning_rate or (0.05 if problem.function.tabular else 0.003)
         self.undo: tuple | None = None
         values = [value.clone() for value in values]
@@ -164,7 +167,9 @@ class _Ascent(Run):
             return self._retreat(memory)
         if self.lazy:
             self.undo = memory.n_iter, rows, leaves[0].detach()
-        values = self._moved(memory, rows, natural, memory.rate * multiplier)
+        # A slope that is all rounding is no direction, and differs with the number of threads.
+        scaled = [g / scale for g, scale in zip(natural, self.scales, strict=False)]
+        values = self._moved(memory, rows, scaled, memory.rate * multiplier)
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,

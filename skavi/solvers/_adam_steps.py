@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.optim.adam import adam
 
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-6  # nats: slopes below it are no direction to go, but mostly rounding
 _FUSED = {"cpu", "cuda"}
 
 
