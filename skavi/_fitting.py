@@ -29,7 +29,7 @@ from skavi._random import private_state
 from skavi._reporting import Reporter, progress_bar, warn_of_end
 from skavi._row_inference import RowInference
 from skavi._start import density_at_start
-from skavi._user_data import came_in_single, validated_table
+from skavi._user_data import came_in_single, device_named, validated_table
 from skavi._validation import validated_objective
 from skavi._version import SavedVersionWarning, __version__
 from skavi._warm_start import state_of
@@ -210,7 +210,7 @@ class VariationalInference(
         if checkpoint is None:
             return Journal()
         described = described_fit(self, X, sample_weight, self._source()) | versions()
-        seeded, device = self.random_state is not None, torch.device(self.device)
+        seeded, device = self.random_state is not None, device_named(self.device)
         return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
 
     # --- copies ---------------------------------------------------------------------------------
