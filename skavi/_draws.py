@@ -13,7 +13,7 @@ from torch import Tensor
 from skavi._arviz import data_tree, row_labels
 from skavi._concurrency import seeded
 from skavi._globals import Theta
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.distributions import defaults_of
 from skavi.families import NormalFactors
 from skavi.models import LatentVariableModel
@@ -128,7 +128,7 @@ def arviz_tree(estimator, X, index, n_draws, random_state):
             f"The model has a global named {taken.pop()!r}, but ArviZ's tree has the rows as x and "
             "the latents as z: rename the global."
         )
-    seed = int(state.randint(2**31 - 1))
+    seed = drawn_seed(state)
     with seeded(seed):
         groups = _groups(fitted, fitted.draws(n_draws, state))
     observed = X.toarray() if scipy.sparse.issparse(X) else X

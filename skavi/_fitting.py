@@ -25,7 +25,7 @@ from skavi._joint import check_agreement, check_joint, group_of
 from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
 from skavi._partial_fit import PartialFit
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi._reporting import Reporter, progress_bar, warn_of_end
 from skavi._row_inference import RowInference
 from skavi._start import density_at_start
@@ -173,7 +173,7 @@ class VariationalInference(
 
     def _plan(self, X, rows, journal):
         """Return what to fit: components cloned and checked, and the model tried on the rows."""
-        drawn = rows.group.first_rank(int(private_state(self.random_state).randint(2**31 - 1)))
+        drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _asked(rows, default_model)
         family = clone(self.family) if self.family is not None else DiagonalNormal()

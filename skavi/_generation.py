@@ -11,7 +11,7 @@ from skavi._concurrency import check_fork, seeded
 from skavi._fitted_problem import FittedProblem
 from skavi._memory import require_memory
 from skavi._predictive import cell_moments
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.distributions import defaults_of
 
 
@@ -126,7 +126,7 @@ class Generation(FittedProblem):
         space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
         u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
         theta = space.constrain(torch.as_tensor(u[0]))
-        seed = int(state.randint(2**31 - 1))
+        seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
         return X.numpy(), Z.numpy()

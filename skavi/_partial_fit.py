@@ -14,7 +14,7 @@ from skavi._final_elbo import final_elbo
 from skavi._fitted_problem import FittedProblem
 from skavi._fitted_state import fitted_attributes, unchanged_on_error
 from skavi._memory import require_memory_of_fit
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._user_data import came_in_single
 
@@ -107,7 +107,7 @@ class PartialFit(FittedProblem):
     def _go_on(self, rows, single):
         """Fit new rows from here; return what was maximised."""
         self.model_.check_data(rows.X)
-        seed = int(private_state(self.random_state).randint(2**31 - 1))
+        seed = drawn_seed(private_state(self.random_state))
         fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
         elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
         if not math.isfinite(elbo):
