@@ -1,7 +1,5 @@
 """The fitted problem, rebuilt from numpy: rows, objective, q(theta) and the rows' own factors."""
 
-import warnings
-
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +15,7 @@ from skavi._memory import require_memory_of_rows
 from skavi._problem import Problem
 from skavi._rows import Cells, Rows, cells_a_row, distinct
 from skavi._user_data import device_named, rows_of, validated_table
+from skavi._warning import warn
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
@@ -116,10 +115,9 @@ class FittedProblem:
             solved.append(raw)
             converged &= fine
         if not converged:
-            warnings.warn(
+            warn(
                 "Some rows' local problems did not converge: their posteriors are approximate.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         return torch.cat(solved)[index]
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -33,6 +32,7 @@ from skavi._user_data import came_in_single, device_named, validated_table
 from skavi._validation import validated_objective
 from skavi._version import SavedVersionWarning, __version__
 from skavi._warm_start import state_of
+from skavi._warning import warn
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.models import LatentVariableModel
@@ -223,7 +223,7 @@ class VariationalInference(
         saved_version = state.pop("_skavi_version", "of an unknown version")
         if saved_version != __version__:
             name = type(self).__name__
-            warnings.warn(SavedVersionWarning(None, name, saved_version), stacklevel=2)
+            warn(SavedVersionWarning(None, name, saved_version))
         super().__setstate__(state)
 
     def __sklearn_clone__(self):

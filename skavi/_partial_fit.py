@@ -1,7 +1,6 @@
 """`partial_fit`: the first call is `fit`, later ones go on from it with rows of their own."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from skavi._memory import require_memory_of_fit
 from skavi._random import drawn_seed, private_state
 from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._user_data import came_in_single
+from skavi._warning import warn
 
 
 class PartialFit(FittedProblem):
@@ -95,12 +95,11 @@ class PartialFit(FittedProblem):
                     objective = self._go_on(rows, came_in_single(X, rows))
             self._stiffness = stiffness_after(self, rows, objective)
         if not first and not self.converged_:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
                 f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
                 f"Raise max_iter (now {self.max_iter}) or loosen tol.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         return self
 

@@ -32,6 +32,7 @@ LAYERS = {
     "skavi._user_data": 0,
     "skavi._blocks": 1,
     "skavi._version": 0,
+    "skavi._warning": 0,
     "skavi.distributions": 0,
     "skavi._globals": 1,
     "skavi._journal": 1,
