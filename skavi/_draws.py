@@ -10,6 +10,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi._arviz import data_tree, row_labels
 from skavi._concurrency import seeded
 from skavi._globals import Theta
@@ -90,7 +91,7 @@ class FittedPosterior:
         """Draw standard normals for the rows and for the globals."""
         rows, globals_ = self.factors.mean, self.globals_.mean
         local = state.standard_normal(tuple(rows.shape))
-        return torch.as_tensor(local), torch.as_tensor(state.standard_normal(len(globals_)))
+        return aligned(local), aligned(state.standard_normal(len(globals_)))
 
     def at(self, local: Tensor, noise: Tensor) -> Draw:
         """Return the draw that belongs to standard normal noise."""

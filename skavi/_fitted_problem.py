@@ -5,6 +5,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._aligned import aligned
 from skavi._blocks import evaluated
 from skavi._choice import evaluation_noise
 from skavi._concurrency import check_fork
@@ -55,7 +56,10 @@ class FittedProblem:
         return bind(self.model_, self.family_, self.global_family_, X)
 
     def _globals(self, like):
-        return torch.as_tensor(self._raw_globals).to(like)
+        return aligned(self._raw_globals).to(like)
+
+    def _function_parameters(self, like):
+        return {name: aligned(value).to(like) for name, value in self._parameters.items()}
 
     def _frozen_problem(self, rows):
         objective, noise = self._objective(rows.X), self.noise_
@@ -94,7 +98,7 @@ class FittedProblem:
 
     def _evaluated_locals(self, rows):
         function = self.inference_function_
-        parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
+        parameters = self._function_parameters(rows.weights)
         inputs = inputs_of(self.model_, function, rows.X)
         with torch.no_grad():
             return evaluated(
