@@ -10,10 +10,11 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi._arviz import data_tree, row_labels
 from skavi._concurrency import seeded
 from skavi._globals import Theta
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.distributions import defaults_of
 from skavi.families import NormalFactors
 from skavi.models import LatentVariableModel
@@ -90,7 +91,7 @@ class FittedPosterior:
         """Draw standard normals for the rows and for the globals."""
         rows, globals_ = self.factors.mean, self.globals_.mean
         local = state.standard_normal(tuple(rows.shape))
-        return torch.as_tensor(local), torch.as_tensor(state.standard_normal(len(globals_)))
+        return aligned(local), aligned(state.standard_normal(len(globals_)))
 
     def at(self, local: Tensor, noise: Tensor) -> Draw:
         """Return the draw that belongs to standard normal noise."""
@@ -128,7 +129,7 @@ def arviz_tree(estimator, X, index, n_draws, random_state):
             f"The model has a global named {taken.pop()!r}, but ArviZ's tree has the rows as x and "
             "the latents as z: rename the global."
         )
-    seed = int(state.randint(2**31 - 1))
+    seed = drawn_seed(state)
     with seeded(seed):
         groups = _groups(fitted, fitted.draws(n_draws, state))
     observed = X.toarray() if scipy.sparse.issparse(X) else X

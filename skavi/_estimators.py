@@ -1,12 +1,10 @@
 """The two estimators: one algorithm, one object apart."""
 
-import sys
-import warnings
-
 import torch
 from sklearn.base import clone
 
 from skavi._fitting import VariationalInference
+from skavi._warning import warn
 from skavi.closability import AmortizationWarning, ideal_context
 from skavi.inference_functions import InferenceFunction, Table, TorchFunction
 from skavi.models import LatentVariableModel
@@ -221,12 +219,4 @@ family_, global_family_, n_features_in_
             )
         else:
             return
-        warnings.warn(message, AmortizationWarning, stacklevel=_users_level())
-
-
-def _users_level():
-    """Return the stacklevel, for the caller, of the first line outside skavi and scikit-learn."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in {"skavi", "sklearn"}:
-        frame, level = frame.f_back, level + 1
-    return level
+        warn(message, AmortizationWarning)

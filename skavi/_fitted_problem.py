@@ -1,12 +1,11 @@
 """The fitted problem, rebuilt from numpy: rows, objective, q(theta) and the rows' own factors."""
 
-import warnings
-
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._aligned import aligned
 from skavi._blocks import evaluated
 from skavi._choice import evaluation_noise
 from skavi._concurrency import check_fork
@@ -17,6 +16,7 @@ from skavi._memory import require_memory_of_rows
 from skavi._problem import Problem
 from skavi._rows import Cells, Rows, cells_a_row, distinct
 from skavi._user_data import device_named, rows_of, validated_table
+from skavi._warning import warn
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.models import LatentVariableModel
@@ -56,7 +56,10 @@ class FittedProblem:
         return bind(self.model_, self.family_, self.global_family_, X)
 
     def _globals(self, like):
-        return torch.as_tensor(self._raw_globals).to(like)
+        return aligned(self._raw_globals).to(like)
+
+    def _function_parameters(self, like):
+        return {name: aligned(value).to(like) for name, value in self._parameters.items()}
 
     def _frozen_problem(self, rows):
         objective, noise = self._objective(rows.X), self.noise_
@@ -95,7 +98,7 @@ class FittedProblem:
 
     def _evaluated_locals(self, rows):
         function = self.inference_function_
-        parameters = {n: torch.as_tensor(v).to(rows.weights) for n, v in self._parameters.items()}
+        parameters = self._function_parameters(rows.weights)
         inputs = inputs_of(self.model_, function, rows.X)
         with torch.no_grad():
             return evaluated(
@@ -116,10 +119,9 @@ class FittedProblem:
             solved.append(raw)
             converged &= fine
         if not converged:
-            warnings.warn(
+            warn(
                 "Some rows' local problems did not converge: their posteriors are approximate.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         return torch.cat(solved)[index]
 

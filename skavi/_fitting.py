@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -25,14 +24,15 @@ from skavi._joint import check_agreement, check_joint, group_of
 from skavi._journal import Journal, StoredJournal, versions
 from skavi._memory import require_memory_of_fit
 from skavi._partial_fit import PartialFit
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi._reporting import Reporter, progress_bar, warn_of_end
 from skavi._row_inference import RowInference
 from skavi._start import density_at_start
-from skavi._user_data import came_in_single, validated_table
+from skavi._user_data import came_in_single, device_named, validated_table
 from skavi._validation import validated_objective
 from skavi._version import SavedVersionWarning, __version__
 from skavi._warm_start import state_of
+from skavi._warning import warn
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.models import LatentVariableModel
@@ -173,7 +173,7 @@ class VariationalInference(
 
     def _plan(self, X, rows, journal):
         """Return what to fit: components cloned and checked, and the model tried on the rows."""
-        drawn = rows.group.first_rank(int(private_state(self.random_state).randint(2**31 - 1)))
+        drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _asked(rows, default_model)
         family = clone(self.family) if self.family is not None else DiagonalNormal()
@@ -210,7 +210,7 @@ class VariationalInference(
         if checkpoint is None:
             return Journal()
         described = described_fit(self, X, sample_weight, self._source()) | versions()
-        seeded, device = self.random_state is not None, torch.device(self.device)
+        seeded, device = self.random_state is not None, device_named(self.device)
         return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
 
     # --- copies ---------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class VariationalInference(
         saved_version = state.pop("_skavi_version", "of an unknown version")
         if saved_version != __version__:
             name = type(self).__name__
-            warnings.warn(SavedVersionWarning(None, name, saved_version), stacklevel=2)
+            warn(SavedVersionWarning(None, name, saved_version))
         super().__setstate__(state)
 
     def __sklearn_clone__(self):

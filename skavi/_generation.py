@@ -7,11 +7,12 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi._concurrency import check_fork, seeded
 from skavi._fitted_problem import FittedProblem
 from skavi._memory import require_memory
 from skavi._predictive import cell_moments
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.distributions import defaults_of
 
 
@@ -40,7 +41,7 @@ class Generation(FittedProblem):
         k = self.model_.n_latents(self.n_features_in_)
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
-        z = torch.as_tensor(np.array(Z[:, :k], dtype=np.float64))
+        z = aligned(Z[:, :k])
         total, draws = z.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(z):
@@ -126,14 +127,14 @@ class Generation(FittedProblem):
         space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
         u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
         theta = space.constrain(torch.as_tensor(u[0]))
-        seed = int(state.randint(2**31 - 1))
+        seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
         return X.numpy(), Z.numpy()
 
     def _theta_draws(self, n_draws):
         objective = self._objective(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
-        factor = objective.global_factor(torch.as_tensor(self._raw_globals))
+        factor = objective.global_factor(aligned(self._raw_globals))
         noise = _antithetic(n_draws, objective.space.size)
         return [objective.space.constrain(u) for u in factor.draw(noise)]
 

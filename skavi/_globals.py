@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, biject_to, constraints
 
+from skavi._aligned import aligned
 from skavi._concurrency import seeded
 from skavi._quadrature import hermite_rule, sobol_normal
 from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
@@ -22,7 +23,7 @@ N_PRIOR_DRAWS = 256
 
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
     nodes, weights = hermite_rule(N_PRIOR_NODES)
-    return torch.as_tensor(nodes).to(like), torch.as_tensor(weights).to(like)
+    return aligned(nodes).to(like), aligned(weights).to(like)
 
 
 def _is_real(support) -> bool:
@@ -144,7 +145,7 @@ class GlobalSpace:
                 density = torch.func.vmap(partial(self._log_prior, name))(values)
                 total = total + weights @ density.to(weights)
             else:
-                noise = torch.as_tensor(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
+                noise = aligned(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
                 draws = factor.draw(noise)[:, self.slices[name]].reshape(-1, *mean.shape)
                 total = total + torch.func.vmap(partial(self._log_prior, name))(draws).mean()
         return total

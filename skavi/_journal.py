@@ -9,7 +9,6 @@ is cheap, takes from the journal what is not, and goes on to the same result, to
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from skavi._storage import DamagedFileError, read_archive, remove, write_archive
 from skavi._trees import Decoder, Encoder
 from skavi._version import __version__
+from skavi._warning import warn
 from skavi.solvers import Outcome, Progress, Run
 
 _KIND = "skavi checkpoint 1"
@@ -176,10 +176,9 @@ class StoredJournal(Journal):
     def _warn(self, what):
         if not self.warned:
             self.warned = True
-            warnings.warn(
+            warn(
                 f"Checkpoint(path={str(self.path)!r}) {what}. The fit is not affected.",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
 

@@ -6,6 +6,7 @@ from scipy.special import ndtri
 from torch.distributions import IndependentTransform
 from torch.distributions.transforms import identity_transform
 
+from skavi._aligned import aligned
 from skavi._quadrature import hermite_rule, sobol_normal
 
 _N_NODES = 64
@@ -31,10 +32,10 @@ def moments(space, name, factor):
     if bijection is identity_transform:
         return mean.reshape(shape), sd.reshape(shape)
     if not space.prior[name].event_shape:
-        nodes, weights = (torch.as_tensor(a) for a in hermite_rule(_N_NODES))
+        nodes, weights = map(aligned, hermite_rule(_N_NODES))
         draws = mean + sd * nodes.unsqueeze(-1)
     else:
-        noise = torch.as_tensor(sobol_normal(_N_DRAWS, space.size, 0))
+        noise = aligned(sobol_normal(_N_DRAWS, space.size, 0))
         draws = factor.draw(noise)[:, where]
         weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype)
     values = bijection(draws.reshape(-1, *shape))
@@ -57,7 +58,7 @@ def quantiles(space, name, factor, q):
         rising = q if bijection.sign > 0 else 1 - q
         u = mean + sd * ndtri(rising)[..., None]
         return bijection(torch.as_tensor(u.reshape((*q.shape, *shape)))).numpy()
-    noise = torch.as_tensor(sobol_normal(_N_DRAWS, space.size, 0))
+    noise = aligned(sobol_normal(_N_DRAWS, space.size, 0))
     draws = space.bijections[name](factor.draw(noise)[:, where].reshape(-1, *shape))
     return np.quantile(draws.numpy(), q, axis=0)
 

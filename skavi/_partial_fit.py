@@ -1,7 +1,6 @@
 """`partial_fit`: the first call is `fit`, later ones go on from it with rows of their own."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ from skavi._final_elbo import final_elbo
 from skavi._fitted_problem import FittedProblem
 from skavi._fitted_state import fitted_attributes, unchanged_on_error
 from skavi._memory import require_memory_of_fit
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi._streaming import check_streamed, stiffness_after, went_on
 from skavi._user_data import came_in_single
+from skavi._warning import warn
 
 
 class PartialFit(FittedProblem):
@@ -95,19 +95,18 @@ class PartialFit(FittedProblem):
                     objective = self._go_on(rows, came_in_single(X, rows))
             self._stiffness = stiffness_after(self, rows, objective)
         if not first and not self.converged_:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
                 f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
                 f"Raise max_iter (now {self.max_iter}) or loosen tol.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         return self
 
     def _go_on(self, rows, single):
         """Fit new rows from here; return what was maximised."""
         self.model_.check_data(rows.X)
-        seed = int(private_state(self.random_state).randint(2**31 - 1))
+        seed = drawn_seed(private_state(self.random_state))
         fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
         elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
         if not math.isfinite(elbo):

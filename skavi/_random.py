@@ -11,3 +11,8 @@ def private_state(random_state: int | np.random.RandomState | None) -> np.random
     would change what the caller's own code draws next.
     """
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
+def drawn_seed(state: np.random.RandomState) -> int:
+    """Draw a seed, for a generator of torch or for another estimator."""
+    return int(state.randint(2**31 - 1))

@@ -1,6 +1,5 @@
 """What callbacks and the user are told of a fit: on the way, and at its end."""
 
-import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skavi._fitted_state import fitted_attributes
 from skavi._journal import Journal
+from skavi._warning import warn
 
 
 class Reporter:
@@ -131,4 +131,4 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
         )
     else:
         return
-    warnings.warn(message, ConvergenceWarning, stacklevel=5)  # past fit and its two decorators
+    warn(message, ConvergenceWarning)

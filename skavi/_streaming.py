@@ -19,6 +19,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi._choice import default_solver
 from skavi._climb import Fitted
 from skavi._globals import GlobalSpace
@@ -113,14 +114,13 @@ def _problem(estimator, rows, generator):
     globals_ = estimator._globals(rows.weights)
     before, stiffness = objective.global_factor(globals_), estimator._stiffness
     if stiffness is not None:
-        stiffness = torch.as_tensor(stiffness).to(rows.weights)
+        stiffness = aligned(stiffness).to(rows.weights)
     objective = replace(objective, space=Remembered(objective.space, before, stiffness))
     features = function.features(inputs_of(objective.model, function, rows.X))
     problem = Problem(objective, function, rows, features, estimator.noise_, generator)
     if function.tabular:
         return problem, State({"values": estimator._raw_locals(rows)}, globals_)
-    parameters = {n: torch.as_tensor(v).to(globals_) for n, v in estimator._parameters.items()}
-    return problem, State(parameters, globals_)
+    return problem, State(estimator._function_parameters(globals_), globals_)
 
 
 def _solver(estimator, problem, state):
@@ -148,7 +148,8 @@ def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray |
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)
     schur = _schur(weighted, raw, globals_)
     means, others = slice(None, size), slice(size, None)
-    answer = torch.linalg.lstsq(schur[others, others], schur[others, means]).solution
+    # Not lstsq: its default driver pivots by memory that torch leaves as it is.
+    answer = torch.linalg.pinv(schur[others, others], hermitian=True) @ schur[others, means]
     stiffness = schur[means, means] - schur[means, others] @ answer
     values, vectors = torch.linalg.eigh(0.5 * (stiffness + stiffness.mT))
     return ((vectors * values.clamp_min(0)) @ vectors.mT).cpu().numpy()

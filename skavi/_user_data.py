@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from skavi._aligned import aligned
 from skavi._rows import Rows
 from skavi._sparse import SparseRows
 
@@ -28,13 +29,10 @@ def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
 
 def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
     """Return the rows of a validated table on a device; without weights each counts once."""
-    # Into torch's own, aligned memory: sums over unaligned rows may round differently each run.
     if sparse:
         held: Any = SparseRows.from_scipy(X, device)
     else:
-        copied = torch.empty(X.shape, dtype=torch.float64)
-        copied.numpy()[...] = X
-        held = copied.to(device)
+        held = aligned(X).to(device)
     if sample_weight is None:
         weights = np.ones(X.shape[0])
     else:

@@ -1,6 +1,5 @@
 """A start from another estimator's fit, as `init` and `warm_start` ask for it."""
 
-import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._rows import Rows
@@ -29,7 +28,7 @@ def state_of(source, objective: Objective, rows: Rows) -> State:
             f"{objective.n_latents} latents, globals {dict(objective.space.shapes)}."
         )
     raw = source._raw_locals(rows)
-    globals_ = torch.as_tensor(source._raw_globals).to(rows.weights)
+    globals_ = source._globals(rows.weights)
     locals_ = objective.family.raw(theirs.local_factors(raw))
     globals_ = objective.global_family.raw(theirs.global_factor(globals_))
     return State({"values": locals_}, globals_)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skavi._html import html_table
 from skavi._probe import TOLERANCE, Probe, probe
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.models import LatentVariableModel
 
 _N_SHORT = 20
@@ -166,7 +166,7 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a LatentVariableModel, got {got}.")
     model.check()
-    seed = int(private_state(random_state).randint(2**31 - 1))
+    seed = drawn_seed(private_state(random_state))
     generator = torch.Generator().manual_seed(seed)
     long = probe(model, X, n_features, generator)
     verdict = _measured(long.first(_N_SHORT))

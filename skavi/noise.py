@@ -12,6 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi._component import Component
 from skavi._quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
 
@@ -236,7 +237,7 @@ class QuasiMonteCarlo(Noise):
                 f"QuasiMonteCarlo reaches {SOBOL_MAX_DIMENSION} dimensions, but this model has "
                 f"{n_globals} globals + {n_latents} latents: use noise=MonteCarlo()."
             )
-        noise = torch.as_tensor(sobol_normal(self.n_draws, dimension, self.seed))
+        noise = aligned(sobol_normal(self.n_draws, dimension, self.seed))
         weights = torch.full((len(noise),), 1 / len(noise), dtype=noise.dtype)
         return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], weights)
 
@@ -287,8 +288,8 @@ class GaussHermite(Noise):
                 "or noise=QuasiMonteCarlo()."
             )
         nodes, weights = product_rule((n_local,) * n_latents + (n_global,) * n_globals)
-        noise = torch.as_tensor(nodes)
-        return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], torch.as_tensor(weights))
+        noise = aligned(nodes)
+        return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], aligned(weights))
 
     def refined(self):
         n_local, n_global = self._counts()

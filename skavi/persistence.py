@@ -6,7 +6,6 @@ by its name alone and is handed in as an object. Pickle, and so joblib, runs wha
 contains: keep it for files that only you can have written.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from skavi._loading import HandedInError, rebuild
 from skavi._saving import ESTIMATORS, describe
 from skavi._storage import DamagedFileError, read_archive, write_archive
 from skavi._version import SavedVersionWarning, __version__
+from skavi._warning import warn
 
 __all__ = ["SavedVersionWarning", "load", "save"]
 
@@ -156,7 +156,7 @@ def load(
     saved_version = header["versions"]["skavi"]
     if saved_version != __version__:
         name = type(estimator).__name__
-        warnings.warn(SavedVersionWarning(path, name, saved_version), stacklevel=2)
+        warn(SavedVersionWarning(path, name, saved_version))
     return estimator
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
+from skavi._aligned import aligned
 from skavi._arviz import data_tree, row_labels
 from skavi._html import html_table
 from skavi._marginals import moments, quantiles
@@ -222,14 +223,14 @@ class GlobalPosterior:
         return {name: (m.numpy().copy(), sd.numpy().copy()) for name, (m, sd) in pairs.items()}
 
     def _space_and_factor(self):
-        raw = torch.as_tensor(self._raw, dtype=torch.float64)
+        raw = aligned(self._raw)
         space = self._model.global_space(raw.new_zeros(1, self._n_features))
         return space, self._family.factors(raw, space.size)
 
     def draw_unconstrained(self, noise: np.ndarray) -> np.ndarray:
         """Map standard normals, shape (n_draws, size), to draws of the unconstrained globals."""
         _, factor = self._space_and_factor()
-        return factor.draw(torch.as_tensor(noise)).numpy()
+        return factor.draw(aligned(noise)).numpy()
 
     def sample(self, n_draws, random_state=None):
         """Draw globals.
@@ -247,7 +248,7 @@ class GlobalPosterior:
         """
         space, _ = self._space_and_factor()
         request = f"GlobalPosterior.sample(n_draws={n_draws}) of {space.size} numbers"
-        require_memory(2 * int(n_draws) * space.size, request, "draw fewer at a time")
+        require_memory(3 * int(n_draws) * space.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, space.size))
         u = torch.as_tensor(self.draw_unconstrained(noise))
         with defaults_of(u):

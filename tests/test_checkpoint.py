@@ -115,6 +115,13 @@ def test_sigkill_at_any_moment_loses_nothing(path, n_kills, monkeypatch):
     raise AssertionError(f"only {kills} kills")
 
 
+def test_a_fit_on_whatever_device_there_is_goes_on(path):
+    vi = FactorizedVI(FactorAnalysis(1), device="auto", solver=LBFGS(), random_state=0)
+    break_off(vi, WIDE, path, at=2)
+    resumed = clone(vi).set_callbacks(Checkpoint(path)).fit(WIDE)
+    assert_bit_equal(numbers(resumed, WIDE), numbers(clone(vi).fit(WIDE), WIDE))
+
+
 def test_without_a_random_state_the_stored_one_is_taken_over(path):
     vi = FactorizedVI(LinearModel(), noise=MonteCarlo(2), solver=Adam(), max_iter=20)
     break_off(vi, COLUMN, path)

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "skavi"
 
 # A package stands for every module inside it, "skavi" for its __init__ alone.
 LAYERS = {
+    "skavi._aligned": 0,
     "skavi._arviz": 0,
     "skavi._compat": 0,
     "skavi._component": 0,
@@ -33,6 +34,7 @@ LAYERS = {
     "skavi._user_data": 0,
     "skavi._blocks": 1,
     "skavi._version": 0,
+    "skavi._warning": 0,
     "skavi.distributions": 0,
     "skavi._globals": 1,
     "skavi._journal": 1,

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._html import html_table
 from skavi._optional import require
-from skavi._random import private_state
+from skavi._random import drawn_seed, private_state
 from skavi.distributions import Flat, defaults_of, innermost
 from skavi.models import LatentVariableModel
 
@@ -250,11 +250,11 @@ def _simulated_fit(estimator, model, n_samples, n_features, state):
     like = torch.zeros(1, n_features, dtype=torch.float64)
     space = model.global_space(like)
     with torch.random.fork_rng(devices=[]), defaults_of(like):
-        torch.manual_seed(int(state.randint(2**31 - 1)))
+        torch.manual_seed(drawn_seed(state))
         theta = {name: distribution.sample() for name, distribution in space.prior.items()}
         X, Z = (t.numpy() for t in model.simulate(theta, n_samples, n_features))
     vi = clone(estimator).set_params(
-        model=clone(model), init=None, verbose=0, random_state=int(state.randint(2**31 - 1))
+        model=clone(model), init=None, verbose=0, random_state=drawn_seed(state)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead

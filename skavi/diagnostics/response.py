@@ -10,7 +10,6 @@ Rows meet only in the globals, so H is an arrow and a Schur complement gives eve
 linear in the number of rows; where rows are coupled H is dense.
 """
 
-import warnings
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 from skavi._html import html_table
 from skavi._marginals import moments
 from skavi._optional import require
+from skavi._warning import warn
 from skavi.diagnostics.gap import unfitted
 from skavi.solvers._arrow import Arrow
 from skavi.solvers._dense import Coupled
@@ -157,11 +157,10 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     response = _of_rows if problem.objective.model.rowwise else _of_coupled
     blocks, inverse, suboptimality = response(problem, raw, globals_)
     if suboptimality > _FAR:
-        warnings.warn(
+        warn(
             f"The ELBO is about {suboptimality:.1e} nats below its maximum, where linear response "
             "holds: fit with a smaller tol or a larger max_iter.",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return _result(problem.objective, raw, globals_, blocks, inverse, suboptimality)
 

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -14,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_array
 
 from skavi._fitting import VariationalInference
+from skavi._warning import warn
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
 
@@ -120,7 +120,7 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
             reports = workers.reports()
     raise_what_failed(reports, sizes)
     for message, category in reports[0].warnings:
-        warnings.warn(message, category, stacklevel=2)
+        warn(message, category)
     estimator.__dict__.update(reports[0].state)
     _check_feature_names(estimator, X, reset=True)
     return estimator

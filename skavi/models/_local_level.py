@@ -4,6 +4,7 @@ import torch
 from scipy.linalg import solveh_banded
 from torch.distributions import InverseGamma, Normal
 
+from skavi._aligned import aligned
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
 from skavi.models._ordered import MarkovModel
 
@@ -161,4 +162,4 @@ def _solve_tridiagonal(diagonal, off, right):
     if not len(off):
         return right / diagonal
     banded = torch.stack([torch.cat([off.new_zeros(1), off]), diagonal]).cpu().numpy()
-    return torch.as_tensor(solveh_banded(banded, right.cpu().numpy())).to(right)
+    return aligned(solveh_banded(banded, right.cpu().numpy())).to(right)

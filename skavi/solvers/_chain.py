@@ -7,6 +7,7 @@ import torch
 from scipy.linalg import cho_solve_banded, cholesky_banded
 from torch import Tensor
 
+from skavi._aligned import aligned
 from skavi.solvers._arrow import Step, gradient_of, positive
 from skavi.solvers._dense import Coupled
 
@@ -101,4 +102,4 @@ def _factor(band: Tensor) -> tuple[np.ndarray, bool]:
 
 
 def _solve(factor: tuple[np.ndarray, bool], right: Tensor) -> Tensor:
-    return torch.as_tensor(cho_solve_banded(factor, right.cpu().numpy())).to(right)
+    return aligned(cho_solve_banded(factor, right.cpu().numpy())).to(right)

@@ -1,0 +1,14 @@
+"""Warnings that point at the user's own line, however deep below it they come up."""
+
+import sys
+import warnings
+
+_BETWEEN = {"skavi", "sklearn", "joblib", "pickle"}  # who stands between the user and the cause
+
+
+def warn(message: str | Warning, category: type[Warning] | None = None) -> None:
+    """Issue a warning at the first line outside skavi and the libraries that call it."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
