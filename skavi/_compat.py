@@ -1,14 +1,16 @@
-"""The private names of scikit-learn that skavi uses, in one place."""
+"""The private names of scikit-learn and torch that skavi uses, in one place."""
 
 from sklearn.base import _clone_parametrized as clone_parametrized
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback._transport import can_reuse_listener, open_listener, send
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from torch._C import _are_functorch_transforms_active as are_transforms_active
 
 __all__ = [
     "HasMethods",
     "Interval",
     "StrOptions",
+    "are_transforms_active",
     "can_reuse_listener",
     "clone_parametrized",
     "fit_context",

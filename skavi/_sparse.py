@@ -6,6 +6,7 @@ Two products are all that a model of counts, or a network's first layer, needs o
 derivative, so gradients of every order stay sparse too.
 """
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+
+from skavi._compat import are_transforms_active
 
 
 @dataclass(frozen=True)
@@ -158,28 +161,29 @@ class SparseRows:
         return cells.new_zeros(self.n_features).index_add(0, self.columns, cells)
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return ``(left @ right.mT)`` at the stored cells, shape (n_cells,).
+        """Return ``(left @ right.mT)`` at the stored cells, shape (..., n_cells).
 
         Parameters
         ----------
-        left : Tensor of shape (n_rows, k)
-        right : Tensor of shape (n_features, k)
+        left : Tensor of shape (..., n_rows, k)
+        right : Tensor of shape (..., n_features, k)
+            Dimensions before the last two broadcast, here and in `product`.
         """
         return _applied(_Sampled, self, left, right)
 
     def product(self, cells: Tensor, right: Tensor) -> Tensor:
-        """Return this matrix, with `cells` for its values, times `right`: (n_rows, k).
+        """Return this matrix, with `cells` for its values, times `right`: (..., n_rows, k).
 
         Parameters
         ----------
-        cells : Tensor of shape (n_cells,)
-        right : Tensor of shape (n_features, k)
+        cells : Tensor of shape (..., n_cells)
+        right : Tensor of shape (..., n_features, k)
         """
         return _applied(_Product, self, cells, right)
 
     def transposed_product(self, cells: Tensor, left: Tensor) -> Tensor:
         """Return the transpose of this matrix, with `cells` for its values, times `left`."""
-        return self.transposed.product(cells[self.transposing], left)
+        return self.transposed.product(cells[..., self.transposing], left)
 
     def __matmul__(self, right: Tensor) -> Tensor:
         return self.product(self.values, right)
@@ -197,6 +201,17 @@ class SparseRows:
         order = self.transposing
         return SparseRows(starts, self.row[order], self.values[order], len(self))
 
+    def copies(self, n: int, apart: bool) -> "SparseRows":
+        """Return n copies, one below the other; `apart`: each in columns of its own."""
+        if n == 1:
+            return self
+        copy = torch.arange(n, device=self.device).unsqueeze(-1)
+        starts = (self.starts[:-1] + copy * self.numel()).reshape(-1)
+        starts = torch.cat([starts, starts.new_full((1,), n * self.numel())])
+        columns = self.columns + copy * (self.n_features if apart else 0)
+        width = self.n_features * (n if apart else 1)
+        return SparseRows(starts, columns.reshape(-1), self.values.repeat(n), width)
+
     def _matrix(self, cells: Tensor) -> Tensor:
         with warnings.catch_warnings():  # "in beta state", says torch once a process
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
@@ -206,15 +221,19 @@ class SparseRows:
 
 
 def _applied(function, *arguments):
-    """Apply a function; where no gradient is recorded, without what that costs (a millisecond)."""
-    return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
+    """Apply a function; where nothing is recorded or batched, without what that costs."""
+    plain = not torch.is_grad_enabled() and not are_transforms_active()
+    return (function.forward if plain else function.apply)(*arguments)
 
 
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(rows, left, right):
-        empty = rows._matrix(torch.zeros_like(rows.values))
-        return torch.sparse.sampled_addmm(empty, left, right.mT).values()
+        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        many, right = _side_by_side(rows, batch, right)
+        left = left.expand(*batch, *left.shape[-2:]).reshape(-1, left.shape[-1])
+        empty = many._matrix(torch.zeros_like(many.values))
+        return torch.sparse.sampled_addmm(empty, left, right.mT).values().reshape(*batch, -1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -223,27 +242,35 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        left, right = ctx.saved_tensors
+        (left, right), rows = ctx.saved_tensors, ctx.rows
         _, wants_left, wants_right = ctx.needs_input_grad
         return (
             None,
-            ctx.rows.product(gradient, right) if wants_left else None,
-            ctx.rows.transposed_product(gradient, left) if wants_right else None,
+            rows.product(gradient, right).sum_to_size(left.shape) if wants_left else None,
+            rows.transposed_product(gradient, left).sum_to_size(right.shape)
+            if wants_right
+            else None,
         )
+
+    @staticmethod
+    def vmap(info, in_dims, rows, left, right):
+        return _Sampled.apply(rows, *_batched((left, right), in_dims[1:], (2, 2))), 0
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(rows, cells, right):
-        starts, columns = rows.starts, rows.columns
-        return torch.nn.functional.embedding_bag(  # five times as fast as CSR times dense
-            columns,
+        batch = torch.broadcast_shapes(cells.shape[:-1], right.shape[:-2])
+        many, right = _side_by_side(rows, batch, right)
+        product = torch.nn.functional.embedding_bag(  # five times as fast as CSR times dense
+            many.columns,
             right.contiguous(),
-            starts,
+            many.starts,
             mode="sum",
-            per_sample_weights=cells,
+            per_sample_weights=cells.expand(*batch, cells.shape[-1]).reshape(-1),
             include_last_offset=True,
         )
+        return product.reshape(*batch, len(rows), right.shape[-1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -252,10 +279,37 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        cells, right = ctx.saved_tensors
+        (cells, right), rows = ctx.saved_tensors, ctx.rows
         _, wants_cells, wants_right = ctx.needs_input_grad
         return (
             None,
-            ctx.rows.sampled(gradient, right) if wants_cells else None,
-            ctx.rows.transposed_product(cells, gradient) if wants_right else None,
+            rows.sampled(gradient, right).sum_to_size(cells.shape) if wants_cells else None,
+            rows.transposed_product(cells, gradient).sum_to_size(right.shape)
+            if wants_right
+            else None,
         )
+
+    @staticmethod
+    def vmap(info, in_dims, rows, cells, right):
+        return _Product.apply(rows, *_batched((cells, right), in_dims[1:], (1, 2))), 0
+
+
+def _side_by_side(rows, batch, right):
+    """Return the matrix that does a batch in one product, and what is right of it as a matrix."""
+    shared = right.dim() == 2
+    right = right if shared else right.expand(*batch, *right.shape[-2:]).flatten(0, -2)
+    return rows.copies(math.prod(batch), apart=not shared), right
+
+
+def _batched(tensors, in_dims, own):
+    """Put the dimension that vmap adds first; all but the last `own` of a tensor broadcast."""
+    ranks = [t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True)]
+    most = max(rank - n for rank, n in zip(ranks, own, strict=True))
+    moved = []
+    for tensor, where, rank, n in zip(tensors, in_dims, ranks, own, strict=True):
+        if where is not None:
+            tensor = tensor.movedim(where, 0)
+            missing = most - (rank - n)
+            tensor = tensor.reshape(len(tensor), *[1] * missing, *tensor.shape[1:])
+        moved.append(tensor)
+    return moved

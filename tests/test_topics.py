@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -21,11 +22,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skavi import AmortizedVI, FactorizedVI, can_close_gap
 from skavi._rows import distinct
 from skavi._sparse import SparseRows
+from skavi._validation import _goes_through_vmap
 from skavi.diagnostics import held_out_perplexity
 from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import TopicModel
 from skavi.models._topic_updates import softmax_step
+from skavi.noise import QuasiMonteCarlo
 
 rng = np.random.default_rng(0)
 
@@ -87,6 +90,64 @@ def test_products_and_their_first_two_derivatives():
         with torch.random.fork_rng(devices=[]):
             assert torch.autograd.gradcheck(function, arguments)
             assert torch.autograd.gradgradcheck(function, arguments)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_products_go_through_vmap_without_a_loop(with_grad, capfd):
+    """Nested, with either side shared; beside dense products. torch tells of a loop on stderr."""
+    rows, _ = sparse_and_dense()
+    generator = torch.Generator().manual_seed(0)
+    shapes = (4, 3, 7, 2), (4, 3, 5, 2), (4, 3, rows.numel())
+    left, right, cells = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=with_grad)
+        for shape in shapes
+    )
+    filled = torch.zeros(4, 3, 7, 5, dtype=torch.float64)
+    filled[:, :, rows.row, rows.columns] = cells.detach()
+
+    def at_cells(table):
+        return table[..., rows.row, rows.columns]
+
+    vmap, expected = torch.func.vmap, left @ right.mT
+    with torch.set_grad_enabled(with_grad), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled, product = (vmap(vmap(f)) for f in (rows.sampled, rows.product))
+        outer = vmap(vmap(rows.sampled, (0, None)), (1, 0), 1)(left, right[0])
+        torch.testing.assert_close(sampled(left, right), at_cells(expected))
+        torch.testing.assert_close(product(cells, right), filled @ right)
+        torch.testing.assert_close(outer, at_cells(left @ right[0].mT))
+        few = vmap(rows.sampled, (None, 0))(left[0, 0], right[0])
+        torch.testing.assert_close(few, at_cells(left[0, 0] @ right[0].mT))
+        shared = vmap(rows.product, (0, None))(cells[0], right[0, 0])
+        torch.testing.assert_close(shared, filled[0] @ right[0, 0])
+    assert "performance drop" not in capfd.readouterr().err
+    if with_grad:
+        with torch.random.fork_rng(devices=[]):
+            for f, arguments in (
+                (vmap(rows.sampled), (left[0], right[0])),
+                (vmap(rows.sampled, (0, None)), (left[0], right[0, 0])),
+                (vmap(rows.product), (cells[0], right[0])),
+                (vmap(rows.product, (None, 0)), (cells[0, 0], right[0])),
+            ):
+                leaves = [a.detach().requires_grad_() for a in arguments]
+                assert torch.autograd.gradcheck(f, leaves)
+                assert torch.autograd.gradgradcheck(f, leaves)
+
+
+def test_draws_of_a_topic_model_are_evaluated_at_once(fitted):
+    """To rounding what a loop over the draws gives."""
+    rows = SparseRows.from_scipy(X[:20])
+    objective, globals_ = fitted._objective(rows), torch.as_tensor(fitted._raw_globals)
+    raw = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nodes = QuasiMonteCarlo(8).nodes(objective.n_drawn_globals, objective.n_latents, 20, None)
+    batched, looped = (
+        replace(objective, batched=b).expected_log_terms(
+            objective.local_factors(raw), objective.global_factor(globals_), rows, nodes
+        )
+        for b in (True, False)
+    )
+    torch.testing.assert_close(batched, looped, rtol=1e-12, atol=0)
+    assert _goes_through_vmap(objective, globals_, objective.local_factors(raw).mean, rows)
 
 
 def test_distinct_rows_of_sparse_and_dense_are_the_same():
