@@ -128,8 +128,13 @@ class _Ascent(Run):
             values.append(state.globals_)
             self.lengths.append(global_lengths)
         # Slopes are compared with Adam's epsilon: in natural steps as they are, others a row.
-        natural = 1.0 if problem.function.tabular else problem.total_weight
-        self.scales = [natural] * len(self.names) + [1.0]
+        n_own = len(self.names)
+        scale = 1.0 if problem.function.tabular else problem.total_weight
+        self.scales = [scale] * n_own + [1.0] * (len(values) - n_own)
+        self.units = [
+            length if scale == 1.0 else length / scale
+            for length, scale in zip(self.lengths, self.scales, strict=True)
+        ]
         self.rate = solver.learning_rate or (0.05 if problem.function.tabular else 0.003)
         self.undo: tuple | None = None
         values = [value.clone() for value in values]
@@ -158,18 +163,16 @@ class _Ascent(Run):
         own = self._own_elbo(leaves, batch)
         gradients = torch.autograd.grad(own, leaves, materialize_grads=True)
         elbo, gradients = self._added_up(own.detach(), gradients)
-        natural = [
-            gradient * lengths[index]
-            for gradient, lengths, index in zip(gradients, self.lengths, where, strict=True)
+        slopes = [
+            gradient * unit[index]
+            for gradient, unit, index in zip(gradients, self.units, where, strict=True)
         ]
-        norm = self._norm(natural)
+        norm = self._norm(slopes)
         if not math.isfinite(norm + elbo):
             return self._retreat(memory)
         if self.lazy:
             self.undo = memory.n_iter, rows, leaves[0].detach()
-        # A slope that is all rounding is no direction, and differs with the number of threads.
-        scaled = [g / scale for g, scale in zip(natural, self.scales, strict=False)]
-        values = self._moved(memory, rows, scaled, memory.rate * multiplier)
+        values = self._moved(memory, rows, slopes, memory.rate * multiplier)
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,
@@ -224,22 +227,23 @@ class _Ascent(Run):
         added = [piece.reshape(g.shape) for piece, g in zip(pieces, shared, strict=True)]
         return float(flat[0]), [*gradients[:owned], *added]
 
-    def _norm(self, gradients):
-        """Return the length of gradients, the rows' own those of all ranks."""
+    def _norm(self, slopes):
+        """Return the length of the gradient in nats, the rows' own part that of all ranks."""
         group, owned = self.problem.rows.group, int(self.problem.function.tabular)
-        lengths = [gradient.norm() for gradient in gradients]
+        lengths = [slope.norm() for slope in slopes]
         if group.size > 1 and owned:
             lengths[0] = group.sum(lengths[0] ** 2).sqrt()
-        return math.hypot(*map(float, lengths))
+        parts = zip(lengths, self.scales, strict=True)
+        return math.hypot(*(float(length) * scale for length, scale in parts))
 
-    def _moved(self, memory, rows, gradients, rate):
-        """Return the values after a step along gradients in natural steps."""
+    def _moved(self, memory, rows, slopes, rate):
+        """Return the values after a step up these slopes."""
         values, whole = list(memory.values), slice(int(self.lazy), None)
         if self.lazy:
             (first, second), count, lengths = memory.moments[0], memory.counts[0], self.lengths[0]
-            move_rows(rows, gradients[0], values[0], first, second, count, lengths, rate)
+            move_rows(rows, slopes[0], values[0], first, second, count, lengths, rate)
         departures = memory.departures[whole]
-        move_whole(gradients[whole], departures, memory.moments[whole], memory.counts[whole], rate)
+        move_whole(slopes[whole], departures, memory.moments[whole], memory.counts[whole], rate)
         parts = zip(memory.origins[whole], self.lengths[whole], departures, strict=True)
         values[whole] = [torch.addcmul(*part) for part in parts]
         return values
