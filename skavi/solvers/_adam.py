@@ -160,19 +160,22 @@ class _Ascent(Run):
             value[index].detach().requires_grad_(True)
             for value, index in zip(memory.values, where, strict=True)
         ]
-        own = self._own_elbo(leaves, batch)
-        gradients = torch.autograd.grad(own, leaves, materialize_grads=True)
-        elbo, gradients = self._added_up(own.detach(), gradients)
-        slopes = [
-            gradient * unit[index]
-            for gradient, unit, index in zip(gradients, self.units, where, strict=True)
-        ]
+        part = self._own_elbo(leaves, batch)
+        gradients = torch.autograd.grad(part, leaves, materialize_grads=True)
+        elbo, gradients = self._added_up(part.detach(), gradients)
+        units = [unit[index] for unit, index in zip(self.units, where, strict=True)]
+        slopes = [gradient * unit for gradient, unit in zip(gradients, units, strict=True)]
         norm = self._norm(slopes)
         if not math.isfinite(norm + elbo):
             return self._retreat(memory)
+        rate = memory.rate * multiplier
         if self.lazy:
-            self.undo = memory.n_iter, rows, leaves[0].detach()
-        values = self._moved(memory, rows, slopes, memory.rate * multiplier)
+            assert batch is not None
+            before = leaves[0].detach()
+            self.undo = memory.n_iter, batch.index, before
+            own = memory.values[0], memory.moments[0], memory.counts[0]
+            move_rows(batch.index, slopes[0], before, units[0], *own, rate)
+        values = self._moved(memory, slopes, rate)
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,
@@ -236,12 +239,9 @@ class _Ascent(Run):
         parts = zip(lengths, self.scales, strict=True)
         return math.hypot(*(float(length) * scale for length, scale in parts))
 
-    def _moved(self, memory, rows, slopes, rate):
-        """Return the values after a step up these slopes."""
+    def _moved(self, memory, slopes, rate):
+        """Return the values after a step up these slopes, but for those moved row by row."""
         values, whole = list(memory.values), slice(int(self.lazy), None)
-        if self.lazy:
-            (first, second), count, lengths = memory.moments[0], memory.counts[0], self.lengths[0]
-            move_rows(rows, slopes[0], values[0], first, second, count, lengths, rate)
         departures = memory.departures[whole]
         move_whole(slopes[whole], departures, memory.moments[whole], memory.counts[whole], rate)
         parts = zip(memory.origins[whole], self.lengths[whole], departures, strict=True)

@@ -1,5 +1,6 @@
 """One step of Adam, in place: of whole tensors, or of some rows of a table, each row on its own."""
 
+import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
@@ -39,26 +40,26 @@ def move_whole(
 
 def move_rows(
     rows: Tensor,
-    gradient: Tensor,
+    slopes: Tensor,
+    values: Tensor,
+    steps: Tensor,
     table: Tensor,
-    first: Tensor,
-    second: Tensor,
+    moments: tuple[Tensor, Tensor],
     count: Tensor,
-    lengths: Tensor,
     rate: float,
 ) -> None:
     """Move rows of a table, in natural steps of these lengths, by their own moments and counts.
 
-    The gradient, too, is in natural steps. The values move last.
+    `values` is what stands in the rows, and stays as it is. The table moves last.
     """
     first_decay, second_decay = _BETAS
-    tables = first, second, count, table
-    m, v, n, value = (whole.index_select(0, rows) for whole in tables)
+    tables = *moments, count
+    m, v, n = (whole.index_select(0, rows) for whole in tables)
     n += 1
-    m.lerp_(gradient, 1 - first_decay)
-    v.lerp_(gradient.square(), 1 - second_decay)
+    m.lerp_(slopes, 1 - first_decay)
+    v.lerp_(slopes.square(), 1 - second_decay)
     correction = (1 - second_decay**n).sqrt()
-    step = lengths.index_select(0, rows).mul_(rate * correction / (1 - first_decay**n)).mul_(m)
-    value.addcdiv_(step, v.sqrt().add_(_EPSILON * correction))
-    for whole, moved in zip(tables, (m, v, n, value), strict=True):
-        whole.index_copy_(0, rows, moved)
+    step = (rate * correction / (1 - first_decay**n) * steps).mul_(m)
+    moved = torch.addcdiv(values, step, v.sqrt().add_(_EPSILON * correction))
+    for whole, new in zip((*tables, table), (m, v, n, moved), strict=True):
+        whole.index_copy_(0, rows, new)
