@@ -2,9 +2,8 @@
 
 Where two basins of a factor meet, the function must jump between neighbouring rows; random units
 seldom turn just there. These do: rows are drawn in pairs, by how much their targets differ, and
-some pairs are narrowed down to the two neighbouring rows between which the change is. A unit is at
-one end of its span at one row of a pair and at the other end at the other, and a second one runs
-back.
+some pairs are narrowed down to the two neighbouring rows between which the change is. A unit runs
+through its span between the rows of a pair, and a second one runs back.
 """
 
 import torch
@@ -14,6 +13,7 @@ _CANDIDATES = 1000  # pairs to choose from
 _HALVINGS = 40
 _BETWEEN = 0.9  # of half the pair's distance: a row nearer to the middle lies between
 _COINCIDE = 1e-12
+_MARGIN = 0.25  # of a pair's distance, at either end: no row is where a unit turns
 
 
 def turning_units(
@@ -36,7 +36,7 @@ def turning_units(
     count : int
         Of units.
     span : (float, float)
-        A unit's input at the one row and at the other.
+        A unit's input near the one row and near the other.
     generator : torch.Generator
 
     Returns
@@ -61,9 +61,12 @@ def turning_units(
         torch.cat([near, wide[steep]]) for near, wide in zip(narrowed, (first, second), strict=True)
     )
     along = rows[high] - rows[low]
-    along = along / along.square().sum(1, keepdim=True).clamp_min(1e-300)
-    slope = (span[1] - span[0]) * torch.cat([along, -along])[:count]
-    begin = torch.cat([rows[low], rows[high]])[:count]
+    inner = 1 - 2 * _MARGIN
+    slope = along * (
+        (span[1] - span[0]) / inner / along.square().sum(1, keepdim=True).clamp_min(1e-300)
+    )
+    begin = torch.cat([rows[low] + _MARGIN * along, rows[high] - _MARGIN * along])[:count]
+    slope = torch.cat([slope, -slope])[:count]
     return slope.mT.contiguous(), span[0] - (slope * begin).sum(1)
 
 

@@ -18,7 +18,7 @@ def gradients(dtype, n_rows=4):
 def reference(start, slopes, lengths=1.0):
     """Return where torch's Adam, which descends, gets from departures of zero."""
     departure = torch.nn.Parameter(torch.zeros_like(start))
-    optimiser = torch.optim.Adam([departure], lr=RATE)
+    optimiser = torch.optim.Adam([departure], lr=RATE, eps=1e-6)
     for slope in slopes:
         departure.grad = -slope
         optimiser.step()
@@ -43,11 +43,12 @@ def test_rows_move_by_their_own_count_of_steps(dtype):
     slopes = gradients(dtype)
     start = torch.arange(12.0).reshape(4, 3).to(dtype)
     lengths = torch.linspace(0.5, 2, 12).reshape(4, 3).to(dtype)
-    table, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    table, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
     count = torch.zeros(4, 1, dtype=dtype)
     for step, slope in enumerate(slopes):
         rows = torch.tensor([2, 0, 1] if step == N_STEPS - 1 else [2, 0])
-        move_rows(rows, slope[rows], table, first, second, count, lengths, RATE)
+        before = table[rows]
+        move_rows(rows, slope[rows], before, lengths[rows], table, moments, count, RATE)
     atol = 200 * torch.finfo(dtype).eps
     expected = reference(start, slopes, lengths)
     torch.testing.assert_close(table[[0, 2]], expected[[0, 2]], rtol=0, atol=atol)

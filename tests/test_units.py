@@ -14,7 +14,7 @@ def _stairs(n_rows=400):
 
 
 def test_units_turn_between_the_neighbours_of_a_jump():
-    """A unit at 0 on one row of the pair and at 1 on the other has slope 1 / their distance.
+    """A unit runs from 0 to 1 over the inner half between two rows: slope 2 / their distance.
 
     Of the pairs narrowed down, each ends at the rows next to 0.3 or to 0.8: there is no other
     change. Half of the pairs are narrowed down, and each gives two units.
@@ -24,7 +24,7 @@ def test_units_turn_between_the_neighbours_of_a_jump():
     slope, bias = turning_units(x, y, weights, 32, (0.0, 1.0), generator)
     below = [float(x[x < jump].max()) for jump in (0.3, 0.8)]
     above = [float(x[x > jump].min()) for jump in (0.3, 0.8)]
-    expected = 1 / (torch.tensor(above) - torch.tensor(below)).double()
+    expected = 2 / (torch.tensor(above) - torch.tensor(below)).double()
     narrowed = torch.cat([slope[0, :8], slope[0, 16:24]]).abs()
     distance = (narrowed[:, None] / expected - 1).abs().amin(1)
     assert slope.shape == (1, 32) and bias.shape == (32,)
