@@ -110,7 +110,7 @@ def overfitting():
     X = rng.normal(size=(60, 1)) @ rng.normal(size=(1, 6)) + rng.normal(size=(60, 6))
     # Started far away, so that the way to the optimum is long.
     far = FactorizedVI(FactorAnalysis(1), max_iter=1, random_state=0).fit(rng.normal(size=(20, 6)))
-    function, solver = MLP((64, 64)), Adam(learning_rate=0.05)
+    function, solver = MLP((64, 64)), Adam(learning_rate=0.1)
     vi = AmortizedVI(
         FactorAnalysis(1), function, solver=solver, init=far, max_iter=150, random_state=0
     )
