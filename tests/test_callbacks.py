@@ -162,7 +162,8 @@ def _misses(scores):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_elbo_of_a_restored_iterate_is_evaluated_anew(overfitting):
     vi, train, held_out = overfitting
-    vi.set_params(noise=MonteCarlo(2)).set_callbacks(EarlyStopping(held_out, patience=20))
+    vi.set_params(noise=MonteCarlo(2), solver__learning_rate=0.05)
+    vi.set_callbacks(EarlyStopping(held_out, patience=20))
     vi.fit(train)
     assert vi.stopped_early_
     # In closed form at the same solution: rows' terms less KL(q(theta) | p(theta)).
