@@ -45,8 +45,8 @@ def turning_units(
 
     Notes
     -----
-    Source: Bolager et al. (2023), "Sampling weights of deep neural networks", definition 1, where
-    all pairs are drawn by slope and none is narrowed down.
+    Source: Bolager et al. (2023), "Sampling weights of deep neural networks", which draws pairs by
+    slope; narrowing them down, and the margin, are our own.
     """
     first, second = (_drawn(weights, _CANDIDATES, generator) for _ in range(2))
     distance = (rows[first] - rows[second]).norm(dim=1)

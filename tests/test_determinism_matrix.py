@@ -1,7 +1,7 @@
 """Every solver under both estimators: one result over runs, processes, jobs and, nearly, threads.
 
 Bit-equal at one number of threads. Sums over rows are split between threads, and so round
-differently: to 1e-9 of the largest number of each kind, by Adam of a network to 1e-6 in 3 steps.
+differently: to 1e-9 of the largest number of each kind. Of a network by Adam that is not so.
 """
 
 import os
@@ -95,16 +95,22 @@ def test_runs_and_processes_agree_to_the_bit(name, here, elsewhere):
         assert_bit_equal(others, ours)
 
 
-@pytest.mark.parametrize("name", MATRIX)
-def test_threads_agree(name, here):
-    """Adam divides a slope by its size: near the optimum, what is 1e-15 apart grows every step.
+def assert_close(some, others, tolerance):
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=tolerance * np.abs(one).max())
 
-    By up to learning rate / epsilon = 3,000 times the curvature, until it is as long as a step. The
-    other solvers, and Adam on free factors, contract.
-    """
-    tolerance = 1e-6 if name == "amortized, Adam" else 1e-9  # measured: 1.6e-8
-    for one, two in zip(*here[name], strict=True):
-        np.testing.assert_allclose(two, one, rtol=0, atol=tolerance * np.abs(one).max())
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_threads_agree_to_1e_9(name, here, request):
+    if name == "amortized, Adam":  # falls short of what is promised: 1.6e-8 of the sds
+        short = "Adam divides a slope by its size: rounding grows from step to step"
+        request.applymarker(pytest.mark.xfail(reason=short, strict=False))
+    assert_close(*here[name], 1e-9)
+
+
+def test_threads_agree_on_a_network_by_adam_better_than_they_did(here):
+    """It was 2.5e-5 while Adam stepped along slopes that are all rounding; 1.6e-8 since."""
+    assert_close(*here["amortized, Adam"], 1e-6)
 
 
 def test_jobs_agree_to_the_bit(here):
