@@ -20,6 +20,7 @@ rows x nodes beyond the budget          MonteCarlo                  Adam, miniba
 import torch
 
 from skavi._rows import Cells
+from skavi._turned_spheres import TurnedSpheres
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
@@ -35,7 +36,7 @@ _MAX_NEWTON_GLOBALS = 40
 _MAX_NEWTON_LATENTS = 10
 _MAX_QUASI_GLOBALS = 100
 _MAX_DRAWS = 4096
-_MAX_QUASI_DIMENSION = 1000
+_MAX_TURNED_DIMENSION = 1000
 _MAX_DENSE_UNKNOWNS = 1000
 _MAX_MIXED_GLOBALS = 50_000
 _MAX_FULL_GLOBALS = 20_000
@@ -143,11 +144,9 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     result depends on which others are there.
     """
     dimension = objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
-    if dimension > _MAX_QUASI_DIMENSION:
+    if dimension > _MAX_TURNED_DIMENSION:
         return FixedDraws(n_draws, seed)
-    while n_draws <= 2 * dimension:
-        n_draws *= 2  # more pairs than dimensions: covariances are exact
-    return QuasiMonteCarlo(n_draws, seed)
+    return TurnedSpheres(max(n_draws, 4 * dimension), seed)  # two spheres at least
 
 
 def affordable(noise, objective: Objective, function, n_rows: int) -> bool:

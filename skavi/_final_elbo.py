@@ -12,6 +12,7 @@ from skavi.solvers import State
 _SE_TARGET = 1e-4
 _FEWEST_EVALUATIONS, _MAX_EVALUATIONS = 8, 64
 _FEWEST_DRAWS, _MOST_DRAWS = 16, 128
+_SEED = 10_000  # of the first evaluation; no fit's own
 _CHUNK_BUDGET = 4_000_000
 _WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the final ELBO
 
@@ -19,7 +20,7 @@ _WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the fin
 def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
     """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative.
 
-    Randomised quasi-Monte Carlo of few draws at first, in parts that fit memory.
+    Few draws at first, more where they leave too much over, in parts that fit memory.
     """
     if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
         return float(problem.elbo(state)), 0.0
@@ -46,7 +47,7 @@ def _evaluated(problem, state, n_draws, limit):
     size = max(1, _CHUNK_BUDGET // (n_draws * cells_a_row(X)))
     mean, se = math.nan, math.inf
     for seed in range(limit):
-        rule = evaluation_noise(objective, len(X), n_draws, 10_000 + seed)
+        rule = evaluation_noise(objective, len(X), n_draws, _SEED + seed)
         with torch.no_grad():
             values.append(float(problem.with_noise(rule).elbo_in_parts(state, size)))
         if len(values) < _FEWEST_EVALUATIONS:

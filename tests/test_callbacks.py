@@ -162,7 +162,7 @@ def _misses(scores):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_elbo_of_a_restored_iterate_is_evaluated_anew(overfitting):
     vi, train, held_out = overfitting
-    vi.set_params(noise=MonteCarlo(2), solver__learning_rate=0.05)
+    vi.set_params(noise=MonteCarlo(2))
     vi.set_callbacks(EarlyStopping(held_out, patience=20))
     vi.fit(train)
     assert vi.stopped_early_

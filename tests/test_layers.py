@@ -47,6 +47,7 @@ LAYERS = {
     "skavi.noise": 1,
     "skavi.solvers": 1,
     "skavi._inputs": 2,
+    "skavi._turned_spheres": 2,
     "skavi._marginals": 2,
     "skavi.objective": 2,
     "skavi.posterior": 2,
