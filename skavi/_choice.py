@@ -26,7 +26,7 @@ from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
-from skavi.solvers._dense import MAX_PARAMETERS
+from skavi.solvers._gauss_newton import MAX_PARAMETERS
 from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
 
 #: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.

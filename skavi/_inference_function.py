@@ -43,6 +43,11 @@ class InferenceFunction(Component):
     input_mean_: np.ndarray | None = None
     input_scale_: np.ndarray | None = None
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the outputs are known to be differentiable in the parameters everywhere."""
+        return True
+
     @abstractmethod
     def n_parameters(self, n_features: int, n_outputs: int) -> int:
         """Count the numbers that a fit moves."""

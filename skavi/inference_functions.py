@@ -39,6 +39,7 @@ _ACTIVATIONS = {
     "softplus": (F.softplus, 1.0, (0.0, 6.0)),
     "tanh": (torch.tanh, None, (-1.0, 1.0)),
 }
+_KINKED = ("relu", "leaky_relu")
 _RIDGE = 1e-3
 _LEAST_RIDGE = 1e-12  # only against singular systems: jumps need large weights
 
@@ -207,6 +208,10 @@ class MLP(InferenceFunction):
         )
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
+    @property
+    def smooth(self):
+        return self.activation not in _KINKED
+
     def _sizes(self):
         sizes = self.hidden_layer_sizes
         return tuple(sizes) if isinstance(sizes, tuple | list | np.ndarray) else (sizes,)
@@ -362,6 +367,10 @@ class TorchFunction(InferenceFunction):
     def __init__(self, module, context=None):
         self.module = module
         self.context = context
+
+    @property
+    def smooth(self):
+        return False  # nobody knows
 
     def check(self):
         super().check()

@@ -41,6 +41,10 @@ FITS = {
         ),
         SCHOOLS,
     ),
+    "Newton, rectified network": (
+        AmortizedVI(NonlinearModel(), MLP((6,)), solver=Newton(), random_state=0, max_iter=40),
+        COLUMN,
+    ),
     "Adam": (FactorizedVI(LinearModel(), solver=Adam(), **NOISY), COLUMN),
     "Adam, table in batches": (
         FactorizedVI(LinearModel(), solver=Adam(batch_size=4), **NOISY),

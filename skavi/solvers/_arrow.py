@@ -22,8 +22,9 @@ class Step:
 class System:
     """Derivatives of the ELBO in every row's raw parameters and in the globals'."""
 
-    #: Of a system that is damped: the one thing that it carries from step to step.
+    #: What a damped system carries from step to step, and one that meets kinks besides.
     damping: float = 0.0
+    pieces: "list[tuple[torch.Tensor, torch.Tensor]]" = []
 
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective

@@ -7,9 +7,6 @@ import torch
 from skavi.solvers._arrow import LONGEST_LOG_STEP, Step, System, gradient_of, positive
 from skavi.solvers._base import State
 
-MAX_PARAMETERS = 2000
-_LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
-_MAX_JACOBIAN = 20_000_000
 _SHRINK = 0.25
 
 
@@ -51,87 +48,6 @@ class Dense(System):
 
     def move(self, coefficients, globals_, value, step):
         return _shrunk(self, coefficients, globals_, value, step)
-
-
-class GaussNewton(System):
-    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
-
-    def __init__(self, problem):
-        super().__init__(problem)
-        self.damping = 1e-2
-
-    def read(self, state):
-        self.shapes = {name: value.shape for name, value in state.parameters.items()}
-        size = sum(value.numel() for value in state.parameters.values())
-        if size > MAX_PARAMETERS:
-            raise ValueError(
-                f"Newton fits inference functions of up to {MAX_PARAMETERS} parameters, but "
-                f"{type(self.problem.function).__name__} has {size}: use solver=LBFGS()."
-            )
-        return torch.cat([value.reshape(-1) for value in state.parameters.values()])
-
-    def write(self, flat, globals_):
-        return State(self._named(flat), globals_)
-
-    def _named(self, flat):
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
-        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
-
-    def raw(self, flat):
-        return self.problem.function.evaluate(self._named(flat), self.problem.features)
-
-    def value(self, flat, globals_):
-        return self.total(self.raw(flat), globals_)
-
-    def step(self, flat, globals_):
-        raw = self.raw(flat)
-        g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
-        size, n_globals = len(flat), C.shape[-1]
-        right, top, side = (
-            flat.new_zeros(shape) for shape in (size, (size, size), (size, n_globals))
-        )
-        factor = torch.linalg.cholesky(positive(-H))
-        n_part = max(1, _MAX_JACOBIAN // (raw.shape[-1] * size))
-        for part in torch.arange(len(raw), device=raw.device).split(n_part):
-            J = self._jacobian(flat, part) / row_steps[part].unsqueeze(-1)
-            root = (factor[part].mT @ J).reshape(-1, size)
-            right = right + torch.einsum("npi,np->i", J, g[part])
-            top = top + root.mT @ root
-            side = side - torch.einsum("npi,npq->iq", J, C[part])
-        right, top, side = (self.group.sum(part) for part in (right, top, side))
-        right = torch.cat([right, g_globals])
-        self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
-        self.right, self.steps = right, steps
-        solution = self._solved(self.damping)
-        free = solution if self.damping <= _LIGHT_DAMPING else self._solved(_LIGHT_DAMPING)
-        decrement = 0.5 * float(right @ free)
-        norm = float(right.norm()) / self.problem.total_weight
-        return Step(solution, (None, steps), decrement, norm)
-
-    def _jacobian(self, flat, part):
-        return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
-
-    def _solved(self, damping):
-        damped = self.system.clone()
-        damped.diagonal().add_(damping * self.system.diagonal().abs().mean())
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if int(info):  # the globals' own block may be indefinite
-            return torch.linalg.solve(damped, self.right)
-        return torch.cholesky_solve(self.right.unsqueeze(-1), factor)[:, 0]
-
-    def move(self, flat, globals_, value, step):
-        solution, size = step.local, len(flat)
-        for _ in range(10):
-            moved = globals_
-            if not self.frozen:
-                moved = globals_ + self.steps[: len(solution) - size] * solution[size:]
-            new_value = self.value(flat + solution[:size], moved)
-            if torch.isfinite(new_value) and new_value > value:
-                self.damping = max(self.damping / 4, _LEAST_DAMPING)
-                return flat + solution[:size], moved, new_value
-            self.damping *= 8
-            solution = self._solved(self.damping)
-        return None
 
 
 class Coupled(System):

@@ -1,7 +1,7 @@
 """Newton's method: an arrow, a band, or one dense matrix."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from skavi._group import over_ranks
 from skavi.solvers._arrow import Arrow
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, unwatched
 from skavi.solvers._chain import Chain
-from skavi.solvers._dense import Coupled, Dense, GaussNewton
+from skavi.solvers._dense import Coupled, Dense
+from skavi.solvers._gauss_newton import GaussNewton
 
 _MAX_GLOBALS = 400
 MAX_COUPLED_UNKNOWNS = 600
@@ -85,6 +86,7 @@ class _Memory(Memory):
     globals_: Tensor
     value: Tensor
     damping: float
+    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     decrement: float = math.inf
     gradient_norm: float = math.inf
     converged: bool = False
@@ -106,7 +108,7 @@ class _Ascent(Run):
 
     def step(self, memory):
         system, here = self.system, (memory.unknowns, memory.globals_, memory.value)
-        system.damping = memory.damping
+        system.damping, system.pieces = memory.damping, memory.pieces
         step = system.step(memory.unknowns, memory.globals_)
         if not math.isfinite(step.gradient_norm):
             raise FloatingPointError("the gradient is not finite")
@@ -123,6 +125,7 @@ class _Ascent(Run):
             globals_=globals_,
             value=value,
             damping=system.damping,
+            pieces=system.pieces,
             decrement=step.decrement,
             gradient_norm=step.gradient_norm,
             converged=converged,
