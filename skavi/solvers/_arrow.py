@@ -31,6 +31,10 @@ class System:
         self.weights, self.group = problem.rows.weights, problem.rows.group
         self.frozen = problem.frozen_globals
 
+    def decrement_left(self):
+        """Return what may be gained where no step does, in nats."""
+        return math.inf
+
     def row_values(self, raw, globals_):
         return self.weights * self.problem.row_terms(raw, globals_)
 

@@ -21,7 +21,6 @@ _LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
 _MAX_JACOBIAN = 20_000_000
 _TRIALS, _FACTOR = 20, 4
 _MOST_PIECES = 40
-_NEAR = 1.0  # tangents elsewhere that count here, by what a step is expected to gain
 
 
 class GaussNewton(System):
@@ -73,53 +72,78 @@ class GaussNewton(System):
         right = torch.cat([right, g_globals])
         self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
         self.right, self.steps = right, steps
-        solution = self._solved(self.damping)
-        free = solution if self.damping <= _LIGHT_DAMPING else self._solved(_LIGHT_DAMPING)
-        decrement = 0.5 * float(right @ free)
+        self._note_kinks(flat, globals_, raw)
+        solution, _ = self._solved(self.damping)
         norm = float(right.norm()) / self.problem.total_weight
-        return Step(solution, (None, steps), decrement, norm)
+        return Step(solution, (None, steps), self._decrement(), norm)
+
+    def _note_kinks(self, flat, globals_, raw):
+        self.units = torch.cat([torch.ones_like(flat), self.steps])[: len(self.right)]
+        self.here = torch.cat([flat, globals_])[: len(self.right)]
+        pieces, self.pieces, self.above = self.pieces, [], self.right.new_zeros(1)
+        if pieces:
+            self._keep_near(pieces, self.total(raw, globals_))
+
+    def _keep_near(self, pieces, value):
+        """Keep the tangents that come as near to the ELBO here as a step may lead up."""
+        self.pieces, self.above = [], self.above[:1]
+        most = self._decrement()
+        heights = torch.stack([slope @ self.here + constant for slope, constant in pieces])
+        above = (heights - value).abs()
+        self.pieces = [p for p, a in zip(pieces, above, strict=True) if a <= most]
+        self.above = torch.cat([self.above, above[above <= most]])
+
+    def _decrement(self):
+        """Return what a step may gain, in nats: where tangents meet, the model of them all."""
+        step, weights = self._solved(_LIGHT_DAMPING)
+        return 0.5 * float(self._slopes() @ weights @ step) + float(weights @ self.above)
+
+    def _slopes(self):
+        slopes = [slope * self.units for slope, _ in self.pieces]
+        return torch.stack([self.right, *slopes], 1)
 
     def _jacobian(self, flat, part):
         return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
 
-    def _along(self, slopes, units):
-        return self._solved(self.damping, torch.stack(slopes, 1) * units.unsqueeze(1))
-
-    def _solved(self, damping, slopes=None):
-        """Return the step along the shortest of all mixtures of slopes, in the damped metric."""
-        damped = self.system.clone()
+    def _solved(self, damping):
+        """Return the step along the shortest mixture of slopes, in the damped metric; and that."""
+        damped, slopes = self.system.clone(), self._slopes()
         damped.diagonal().add_(damping * self.system.diagonal().abs().mean())
         factor, info = torch.linalg.cholesky_ex(damped)
+        own = torch.eye(slopes.shape[1]).to(slopes)[0]
         if int(info):  # the globals' own block may be indefinite
-            return torch.linalg.solve(damped, self.right)
-        if slopes is None or slopes.shape[1] == 1:
-            return torch.cholesky_solve(self.right.unsqueeze(-1), factor)[:, 0]
+            return torch.linalg.solve(damped, self.right), own
         halfway = torch.linalg.solve_triangular(factor, slopes, upper=False)
-        step = halfway @ _shortest(halfway)
-        return torch.linalg.solve_triangular(factor.mT, step.unsqueeze(-1), upper=True)[:, 0]
+        weights = _shortest(halfway) if len(own) > 1 else own
+        step = (halfway @ weights).unsqueeze(-1)
+        return torch.linalg.solve_triangular(factor.mT, step, upper=True)[:, 0], weights
 
     def move(self, flat, globals_, value, step):
         size, kinked = len(flat), not self.problem.function.smooth
-        units = torch.cat([torch.ones_like(flat), self.steps])[: len(self.right)]
-        here, own = torch.cat([flat, globals_])[: len(units)], self.right / units
-        pieces = [p for p in self.pieces if _meets(p, here, value, _NEAR * step.decrement)]
-        solution = self._along([own, *(s for s, _ in pieces)], units) if pieces else step.local
+        own = self.right / self.units
+        solution = step.local
         for trial in range(_TRIALS):
-            there = here + units * solution
+            there = self.here + self.units * solution
             moved = globals_ if self.frozen else there[size:]
             new_value = self.value(there[:size], moved)
             if torch.isfinite(new_value) and new_value > value:
                 self.damping = max(self.damping / _FACTOR, _LEAST_DAMPING)
-                self.pieces = [*pieces, (own, value - own @ here)] if kinked else []
+                self.pieces = [*self.pieces, (own, value - own @ self.here)] if kinked else []
                 return there[:size], moved, new_value
             if kinked:
                 slope = self._slope(there[:size], moved)
                 if torch.isfinite(new_value + slope.sum()):
-                    pieces = [*pieces, (slope, new_value - slope @ there)][-_MOST_PIECES:]
+                    tangent = slope, new_value - slope @ there
+                    self.pieces = [*self.pieces, tangent][-_MOST_PIECES:]
             if trial % 2 or not kinked:  # the slope is given a chance before a shorter step is
                 self.damping *= _FACTOR
-            solution = self._along([own, *(slope for slope, _ in pieces)], units)
+            solution, _ = self._solved(self.damping)
+        self._keep_near(self.pieces, value)
+        self.left = self._decrement()
         return None
+
+    def decrement_left(self):
+        return self.left
 
     def _slope(self, flat, globals_):
         """Gradient in plain units of what `value` returns."""
@@ -138,12 +162,6 @@ class GaussNewton(System):
         problem = self.problem.restricted(part)
         raw = problem.function.evaluate(self._named(flat), problem.features)
         return (problem.rows.weights * problem.row_terms(raw, globals_)).sum()
-
-
-def _meets(piece, here, value, most):
-    """Say whether the ELBO's tangent somewhere else comes near the ELBO here."""
-    slope, constant = piece
-    return abs(float(slope @ here + constant - value)) <= most
 
 
 def _shortest(vectors):

@@ -18,6 +18,8 @@ MAX_COUPLED_UNKNOWNS = 600
 _SHORTEST = 1e-9
 _AT_ROUNDING = 1e-9
 _AT_A_STAND = 10
+_WINDOW = 20
+_LEAST_GAIN = 1e-6  # nats a row and iteration: along kinks there is no end to smaller ones
 
 
 class Newton(Solver):
@@ -101,6 +103,7 @@ class _Ascent(Run):
         table = Arrow if model.rowwise else Coupled if model.one_log_joint else Chain
         self.system = (Dense if linear else table if tabular else GaussNewton)(problem)
         self.tolerance = tol * problem.total_weight
+        self.least_gain = max(tol, _LEAST_GAIN) * problem.total_weight
         unknowns, globals_ = self.system.read(state), state.globals_
         value, damping = self.system.value(unknowns, globals_), self.system.damping
         memory = _Memory(unknowns=unknowns, globals_=globals_, value=value, damping=damping)
@@ -114,22 +117,31 @@ class _Ascent(Run):
             raise FloatingPointError("the gradient is not finite")
         found = system.move(*here, step)
         unknowns, globals_, value = found or here
+        elbo = system.elbo(value)
+        creeps = bool(system.pieces) and self._gained(elbo) <= self.least_gain
+        stands = found is None or creeps
         # Where no step gains any more, rounding may leave what `converged_` still allows.
-        converged = step.decrement <= self.tolerance * (1 if found else _AT_A_STAND)
+        decrement = step.decrement if found else min(step.decrement, system.decrement_left())
+        converged = decrement <= self.tolerance * (_AT_A_STAND if stands else 1)
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
-            elbo=system.elbo(value),
-            finished=converged or found is None,
+            elbo=elbo,
+            finished=converged or stands,
             unknowns=unknowns,
             globals_=globals_,
             value=value,
             damping=system.damping,
             pieces=system.pieces,
-            decrement=step.decrement,
+            decrement=decrement,
             gradient_norm=step.gradient_norm,
             converged=converged,
         )
+
+    def _gained(self, elbo):
+        """Return the mean gain of the last iterations, in nats."""
+        curve = self.curve
+        return (elbo - curve[-_WINDOW]) / _WINDOW if len(curve) >= _WINDOW else math.inf
 
     def decrement(self):
         """Return what a step from here is estimated to gain, in nats."""
