@@ -49,7 +49,7 @@ class Settings:
 
 
 QUICK = replace(
-    Settings(), widths=(2, 4, 32), sizes=(1000, 10_000), max_iter=60, n_race_samples=500
+    Settings(), widths=(2, 4, 32), sizes=(1000, 10_000), max_iter=20, n_race_samples=500
 )
 
 
