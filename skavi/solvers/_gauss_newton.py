@@ -19,7 +19,8 @@ from skavi.solvers._base import State
 MAX_PARAMETERS = 2000
 _LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
 _MAX_JACOBIAN = 20_000_000
-_TRIALS, _FACTOR = 20, 4
+_TRIALS, _GROWTH, _RELIEF = 10, 8, 4  # of the damping
+_KINKED_TRIALS, _KINKED_GROWTH = 20, 4
 _MOST_PIECES = 40
 
 
@@ -119,15 +120,16 @@ class GaussNewton(System):
         return torch.linalg.solve_triangular(factor.mT, step, upper=True)[:, 0], weights
 
     def move(self, flat, globals_, value, step):
-        size, kinked = len(flat), not self.problem.function.smooth
-        own = self.right / self.units
-        solution = step.local
-        for trial in range(_TRIALS):
+        # Pulled are only starts: rounding grows along kinks, and nothing is to be gained there.
+        kinked = not self.problem.function.smooth and self.problem.pull is None
+        trials, growth = (_KINKED_TRIALS, _KINKED_GROWTH) if kinked else (_TRIALS, _GROWTH)
+        size, own, solution = len(flat), self.right / self.units, step.local
+        for trial in range(trials):
             there = self.here + self.units * solution
             moved = globals_ if self.frozen else there[size:]
             new_value = self.value(there[:size], moved)
             if torch.isfinite(new_value) and new_value > value:
-                self.damping = max(self.damping / _FACTOR, _LEAST_DAMPING)
+                self.damping = max(self.damping / _RELIEF, _LEAST_DAMPING)
                 self.pieces = [*self.pieces, (own, value - own @ self.here)] if kinked else []
                 return there[:size], moved, new_value
             if kinked:
@@ -136,9 +138,10 @@ class GaussNewton(System):
                     tangent = slope, new_value - slope @ there
                     self.pieces = [*self.pieces, tangent][-_MOST_PIECES:]
             if trial % 2 or not kinked:  # the slope is given a chance before a shorter step is
-                self.damping *= _FACTOR
+                self.damping *= growth
             solution, _ = self._solved(self.damping)
-        self._keep_near(self.pieces, value)
+        if self.pieces:
+            self._keep_near(self.pieces, value)
         self.left = self._decrement()
         return None
 
