@@ -40,8 +40,8 @@ class Newton(Solver):
     solved as a banded system, in time linear in the rows; other models that couple their rows as
     one dense system, up to 600 unknowns. Where rectified units of a network turn, steps follow the
     shortest mixture of the slopes on all sides, and what the tangents there allow is the estimate
-    of what is left; it ends where 20 iterations gain less than 1e-6 nats a row each (Lemarechal
-    1975; Burke, Lewis & Overton 2005).
+    of what is left; it ends where 20 iterations gain less than 1e-6 nats a row each, or ``tol`` / 100
+    (Lemarechal 1975; Burke, Lewis & Overton 2005).
 
     Examples
     --------
@@ -106,7 +106,7 @@ class _Ascent(Run):
         table = Arrow if model.rowwise else Coupled if model.one_log_joint else Chain
         self.system = (Dense if linear else table if tabular else GaussNewton)(problem)
         self.tolerance = tol * problem.total_weight
-        self.least_gain = max(tol, _LEAST_GAIN) * problem.total_weight
+        self.least_gain = max(tol / 100, _LEAST_GAIN) * problem.total_weight
         unknowns, globals_ = self.system.read(state), state.globals_
         value, damping = self.system.value(unknowns, globals_), self.system.damping
         memory = _Memory(unknowns=unknowns, globals_=globals_, value=value, damping=damping)
