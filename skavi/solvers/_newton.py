@@ -40,8 +40,8 @@ class Newton(Solver):
     solved as a banded system, in time linear in the rows; other models that couple their rows as
     one dense system, up to 600 unknowns. Where rectified units of a network turn, steps follow the
     shortest mixture of the slopes on all sides, and what the tangents there allow is the estimate
-    of what is left; it ends where 20 iterations gain less than 1e-6 nats a row each, or ``tol`` / 100
-    (Lemarechal 1975; Burke, Lewis & Overton 2005).
+    of what is left; it ends where 20 iterations gain less than 1e-6 nats a row each, or less than
+    ``tol`` / 100 (Lemarechal 1975; Burke, Lewis & Overton 2005).
 
     Examples
     --------
