@@ -45,7 +45,7 @@ class InferenceFunction(Component):
 
     @property
     def smooth(self) -> bool:
-        """Whether the outputs are known to be differentiable in the parameters everywhere."""
+        """Whether the outputs are taken to be differentiable in the parameters everywhere."""
         return True
 
     @abstractmethod

@@ -368,10 +368,6 @@ class TorchFunction(InferenceFunction):
         self.module = module
         self.context = context
 
-    @property
-    def smooth(self):
-        return False  # nobody knows
-
     def check(self):
         super().check()
         if not isinstance(self.module, torch.nn.Module):
