@@ -25,10 +25,12 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
     if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
         return float(problem.elbo(state)), 0.0
     objective, X = problem.objective, problem.rows.X
-    most = max(_MOST_DRAWS, 2 * getattr(problem.noise, "n_draws", 1))
+    own = getattr(problem.noise, "n_draws", 1)
+    most = max(_MOST_DRAWS, 2 * own)
     n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
     most = max(4, min(most, _CHUNK_BUDGET // n_cells))
-    n_draws = min(_FEWEST_DRAWS, most)
+    # All first evaluations together take as many as one of the solver's did.
+    n_draws = min(max(_FEWEST_DRAWS, own // _FEWEST_EVALUATIONS), most)
     while True:
         rule = evaluation_noise(objective, len(X), n_draws)
         n_draws = rule.n_draws  # more in many dimensions

@@ -1,4 +1,4 @@
-"""Noise that estimates an ELBO and says how well: unbiased, and exact for quadratics."""
+"""Noise that estimates an ELBO and says how well: hardly biased, and exact for quadratics."""
 
 from skavi._aligned import aligned
 from skavi._quadrature import spherical_rule
