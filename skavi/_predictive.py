@@ -11,6 +11,7 @@ from skavi.distributions import defaults_of
 from skavi.noise import FixedDraws, QuasiMonteCarlo
 from skavi.objective import Objective
 
+_BLOCK = 8  # rows
 _N_DRAWS = 256
 
 
@@ -48,10 +49,13 @@ def importance_bound(
 
     Source: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
     """
-    factors, total = objective.local_factors(raw), None
+    # Last rows are repeated: matrix products round by what is left of a block of rows, and no row's
+    # result may depend on how many there are.
+    whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
+    factors, X, total = objective.local_factors(raw[whole]), rows[whole].X, None
     for theta, noise in _draws(objective, raw_globals, n_draws):
         z = factors.draw(noise)
-        log_weight = objective.model.log_terms(theta, z, rows.X) - factors.log_prob(noise)
+        log_weight = objective.model.log_terms(theta, z, X) - factors.log_prob(noise)
         total = log_weight if total is None else torch.logaddexp(total, log_weight)
     assert total is not None
-    return total - math.log(2 * max(n_draws // 2, 1))
+    return total[: len(raw)] - math.log(2 * max(n_draws // 2, 1))
