@@ -14,6 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+if torch.distributed.is_available():
+    # torch.func imports this at its first call. Its default arguments hold on to the process group
+    # that they find, whose threads then outlive the interpreter, and may abort the process.
+    import torch.distributed.nn.functional
+
 Method = TypeVar("Method", bound=Callable)
 
 

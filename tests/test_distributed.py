@@ -176,6 +176,32 @@ def test_the_script_on_the_page_runs_under_torchrun(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads threads from Linux's /proc")
+def test_a_fit_leaves_no_thread_of_the_group(tmp_path):
+    """Threads that outlive the interpreter abort the process now and then: here, none is left."""
+    script = tmp_path / "fit.py"
+    script.write_text(
+        "import atexit\n"
+        "from pathlib import Path\n"
+        "from test_distributed import X\n"
+        "from skavi import FactorizedVI\n"
+        "from skavi.distributed import shard\n"
+        "from skavi.models import LinearModel\n"
+        "def threads():\n"
+        "    return {path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')}\n"
+        "atexit.register(lambda: print('AFTER', sorted(threads()), flush=True))\n"
+        "FactorizedVI(LinearModel()).fit(shard(X))\n"
+        "print('BEFORE', sorted(threads()), flush=True)\n"
+    )
+    done = run_ranks(2, script)
+    assert done.returncode == 0, done.stderr
+    before = [line for line in done.stdout.splitlines() if line.startswith("BEFORE")]
+    after = [line for line in done.stdout.splitlines() if line.startswith("AFTER")]
+    assert len(before) == len(after) == 2
+    assert all("gloo" in line for line in before) and not any("gloo" in line for line in after)
+
+
+@pytest.mark.slow
 def test_ranks_with_different_parameters_are_told_so(tmp_path):
     script = tmp_path / "fit.py"
     script.write_text(
