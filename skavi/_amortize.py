@@ -16,6 +16,7 @@ from torch import Tensor
 from skavi._choice import default_solver
 from skavi._problem import Problem, Pull
 from skavi._rows import Rows
+from skavi._sums import add_up, inner
 from skavi.solvers import Adam, Newton, State
 
 _SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
@@ -80,7 +81,7 @@ def _guided(problem, targets):
         reading = features, near, steps, weights, problem.generator
         parameters = function.guided_start(*reading)
         left = (function.evaluate(parameters, features) - near) / steps
-        distance = float(weights @ left.square().sum(1))
+        distance = float(inner(weights, left.square().sum(1)))
         if math.isfinite(distance):
             found.append((distance, parameters))
     found.sort(key=lambda pair: pair[0])
@@ -111,7 +112,7 @@ def _few(problem, targets, most):
         weights = few.rows.weights * n / most
     else:
         group = rows.group
-        share = rows.weights / group.sum(rows.weights.sum())
+        share = rows.weights / group.sum(add_up(rows.weights))
         centre = group.sum(share @ problem.features)
         distance = share * ((problem.features - centre) ** 2).sum(-1)
         spread = group.sum(distance.sum()).clamp_min(1e-300)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skavi._sums import triangular
+
 if torch.distributed.is_available():
     # torch.func imports this at its first call. Its default arguments hold on to the process group
     # that they find, whose threads then outlive the interpreter, and may abort the process.
@@ -218,10 +220,9 @@ def stacked(rows: Tensor) -> Tensor:
 def squeezed(rows: Tensor) -> Tensor:
     """Return rows R of all ranks with the same R'R, no more than columns a rank.
 
-    What a least-squares problem sees of its rows; in a process on its own they stay as they are.
+    What a least-squares problem sees of its rows.
     """
-    group = _joined.get()
-    return rows if group.size == 1 else group.gather(torch.linalg.qr(rows, mode="r").R)
+    return _joined.get().gather(triangular(rows))
 
 
 def over_ranks(method: Method) -> Method:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from skavi._rows import Rows, taken
+from skavi._sums import inner
 from skavi.inference_functions import InferenceFunction
 from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
@@ -218,7 +219,7 @@ class Problem:
     def _summed(self, terms, globals_, weights, objective=None):
         if self.rows.group.rank == 0:
             return (objective or self.objective).summed(terms, globals_, weights)
-        return weights @ terms
+        return inner(weights, terms)
 
     def elbo_in_parts(self, state: State, size: int) -> Tensor:
         """Return the ELBO, `size` rows at a time where rows are independent: in bounded memory."""
@@ -232,7 +233,7 @@ class Problem:
             else:
                 raw = self.function.evaluate(state.parameters, self.features[where])
             terms = self.objective.row_terms(raw, state.globals_, self.rows.X[where], nodes)
-            sums.append(self.rows.weights[where] @ terms)
+            sums.append(inner(self.rows.weights[where], terms))
         if self.rows.group.rank == 0:
             sums.append(self.objective.global_term(state.globals_))
         return self.rows.group.sum(sum(sums[1:], sums[0]))

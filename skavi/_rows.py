@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skavi._group import ALONE, Group, anywhere, joined, total
 from skavi._sparse import SparseRows
+from skavi._sums import add_up
 
 _CHUNK = 8_192
 _REPRESENTATIVES = 2000
@@ -34,7 +35,7 @@ class Rows:
     @property
     def total_weight(self) -> float:
         """Sum of the weights of all ranks' rows: their number when all weights are one."""
-        return float(self.group.sum(self.weights.sum()))
+        return float(self.group.sum(add_up(self.weights)))
 
     @property
     def n_total(self) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from skavi._concurrency import in_turn
 from skavi._group import over_ranks, squeezed, total
 from skavi._inference_function import InferenceFunction, Parameters
+from skavi._sums import add_up
 from skavi._units import turning_units
 
 __all__ = [
@@ -325,7 +326,7 @@ def _regress_spare(hidden, rest, weights, ridge):
     """Ridge regression of `rest` on hidden units, each in units of its own size, and a bias."""
     design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
     weighted = weights.unsqueeze(-1) * design
-    sums = design.mT @ weighted, weighted.mT @ rest, weights.sum()
+    sums = design.mT @ weighted, weighted.mT @ rest, add_up(weights)
     gram, cross, weight = (total(part) for part in sums)
     size = (gram.diagonal() / weight).sqrt()
     size = torch.where(size > 0, size, 1.0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skavi._globals import GlobalSpace
+from skavi._sums import inner
 from skavi.families import Family, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.noise import Nodes
@@ -144,7 +145,7 @@ class Objective:
 
     def summed(self, terms, raw_globals, weights) -> Tensor:
         """Add the rows' terms, by weight, and the globals'."""
-        rows = weights @ terms if terms.dim() else terms
+        rows = inner(weights, terms) if terms.dim() else terms
         return rows + self.global_term(raw_globals)
 
 

@@ -29,6 +29,7 @@ LAYERS = {
     "skavi._rows": 0,
     "skavi._sparse": 0,
     "skavi._storage": 0,
+    "skavi._sums": 0,
     "skavi._table": 0,
     "skavi._units": 0,
     "skavi._user_data": 0,

@@ -4,6 +4,7 @@ import torch
 from torch.distributions import Normal
 
 from skavi._group import over_ranks, total
+from skavi._sums import add_up, inner
 from skavi.distributions import Flat
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
@@ -29,7 +30,7 @@ class _OneColumnModel(HierarchicalModel):
 
     @over_ranks
     def initial_globals(self, X, weights):
-        return {"theta": total(weights @ X[:, 0]) / total(weights.sum())}
+        return {"theta": total(inner(weights, X[:, 0])) / total(add_up(weights))}
 
 
 class LinearModel(_OneColumnModel):

@@ -5,6 +5,7 @@ import math
 import torch
 from scipy.linalg import eigh_tridiagonal
 
+from skavi._sums import inner
 from skavi.solvers._base import State, natural_steps
 
 _MAX_PRODUCTS = 300
@@ -66,7 +67,9 @@ class Loss:
 
         def times(vector):
             with torch.enable_grad():
-                along = gradient @ vector  # torch imports sympy where a vector is passed to grad
+                along = inner(
+                    gradient, vector
+                )  # torch imports sympy where a vector is passed to grad
             (product,) = torch.autograd.grad(
                 along, position, retain_graph=True, materialize_grads=True
             )
@@ -83,9 +86,10 @@ class Loss:
     def dot(self, one, other):
         """Return inner products of vectors and a vector, every rank's own entries counted."""
         if self.group.size == 1 or not self.owned:
-            return one @ other
+            return _dot(one, other)
         own, shared = slice(None, self.owned), slice(self.owned, None)
-        return self.group.sum(one[..., own] @ other[own]) + one[..., shared] @ other[shared]
+        here = self.group.sum(_dot(one[..., own], other[own]))
+        return here + _dot(one[..., shared], other[shared])
 
     def finite(self, vector):
         """Say whether every number of a vector is finite, on all ranks."""
@@ -93,11 +97,14 @@ class Loss:
 
     def norm(self, vector):
         """Return a vector's length, in all ranks' entries."""
-        alone = self.group.size == 1 or not self.owned
-        return float(vector.norm()) if alone else math.sqrt(float(self.dot(vector, vector)))
+        return math.sqrt(float(self.dot(vector, vector)))
 
 
-def newton_step(gradient, times, tol, dot=torch.matmul):
+def _dot(one, other):
+    return inner(one, other) if one.dim() == 1 else one @ other
+
+
+def newton_step(gradient, times, tol, dot=_dot):
     """Solve H step = -gradient by conjugate gradients.
 
     Ends where what is left, by the smallest curvature met, is a tenth of `tol` or a hundredth of
