@@ -14,6 +14,7 @@ from torch.distributions import Distribution, Normal, biject_to, constraints
 from skavi._aligned import aligned
 from skavi._concurrency import seeded
 from skavi._quadrature import hermite_rule, sobol_normal
+from skavi._sums import add_up
 from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
 from skavi.families import NormalFactors
 
@@ -138,7 +139,7 @@ class GlobalSpace:
                 mean, sd = mean.reshape(shape), sd.reshape(shape)
             closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
             if closed is not None:
-                total = total + closed.sum()
+                total = total + add_up(closed.reshape(-1))
             elif not self.prior[name].event_shape:
                 nodes, weights = _nodes(mean)
                 values = mean + sd * nodes.reshape(-1, *[1] * mean.dim())

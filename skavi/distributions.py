@@ -110,8 +110,9 @@ def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> T
         return torch.zeros_like(mean)
     if not isinstance(base, Normal):
         return None
-    spread = (mean - base.loc) ** 2 + sd**2
-    return -0.5 / base.scale**2 * spread - (base.scale.log() + 0.5 * math.log(2 * math.pi))
+    spread = torch.addcmul((mean - base.loc).square(), sd, sd)
+    at_loc = -(base.scale.log() + 0.5 * math.log(2 * math.pi))
+    return torch.addcmul(at_loc, spread, -0.5 / base.scale**2)
 
 
 def compact(distribution: Distribution, like: Tensor) -> Distribution:

@@ -116,13 +116,12 @@ class Objective:
         if drawn < self.space.size:
             noise = torch.nn.functional.pad(noise, (0, self.space.size - drawn))
         u = globals_.draw(noise) if drawn else globals_.mean.unsqueeze(0)
-        terms = self._evaluate(density, u, z)
-        return torch.tensordot(nodes.weights, terms, 1)
+        if len(z) == 1:  # whose weight is one
+            return density(u.squeeze(0), z.squeeze(0))
+        return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)
 
     def _evaluate(self, density, u, z):
         """Evaluate at every pair of draws; one u alone is that of every z."""
-        if len(z) == 1:
-            return density(u[0], z[0]).unsqueeze(0)
         if self.batched:
             try:
                 if len(u) == 1:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skavi._group import over_ranks
+from skavi._rows import taken
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 
@@ -154,16 +155,17 @@ class _Ascent(Run):
         n, size = self.problem.rows.n_total, self.batch_size
         multiplier = self.schedule(memory.n_iter) if self.schedule else 1.0
         batch = self.problem.draw_batch(size) if size < n else None
-        rows = batch.index if batch else ...
-        where = [rows if self._in_place(i) else ... for i in range(len(memory.values))]
+
+        def read(table, i):
+            return taken(table, batch.index) if batch and self._in_place(i) else table
+
         leaves = [
-            value[index].detach().requires_grad_(True)
-            for value, index in zip(memory.values, where, strict=True)
+            read(value, i).detach().requires_grad_(True) for i, value in enumerate(memory.values)
         ]
         part = self._own_elbo(leaves, batch)
         gradients = torch.autograd.grad(part, leaves, materialize_grads=True)
         elbo, gradients = self._added_up(part.detach(), gradients)
-        units = [unit[index] for unit, index in zip(self.units, where, strict=True)]
+        units = [read(unit, i) for i, unit in enumerate(self.units)]
         slopes = [gradient * unit for gradient, unit in zip(gradients, units, strict=True)]
         norm = self._norm(slopes)
         if not math.isfinite(norm + elbo):
