@@ -78,9 +78,11 @@ class Table(InferenceFunction):
 
 
 def _regress(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted least squares of smallest norm."""
+    """Weighted least squares of smallest norm; of what is not finite, NaN."""
     rows = squeezed(weights.sqrt().unsqueeze(-1) * torch.cat([features, targets], 1)).cpu()
     left, right = rows[:, : features.shape[1]], rows[:, features.shape[1] :]
+    if not torch.isfinite(rows).all():  # LAPACK would raise
+        return features.new_full((features.shape[1], targets.shape[1]), math.nan)
     return torch.linalg.lstsq(left, right, driver="gelsd").solution.to(features)
 
 
