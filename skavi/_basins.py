@@ -123,18 +123,33 @@ def _screen(objective, X, raw, globals_, frame):
     points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
     density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
+    rows = _with_several(density, k)
+    density, mean, sd = density[rows], factors.mean[rows], factors.sd[rows]
     step = 2 * reach / (_POINTS[k] - 1)
-    blurred = [_blurred(density.reshape(len(X), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
+    blurred = [_blurred(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
     elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
-    value = torch.where(_peaks(elbo), elbo, -torch.inf).reshape(len(X), -1)
+    value = torch.where(_peaks(elbo), elbo, -torch.inf).flatten(1)
     top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
     width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where % len(_WIDTHS)]
-    mean, sd = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
-    here, here_sd = factors.mean.unsqueeze(1), factors.sd.unsqueeze(1)
-    away = ((mean - here).abs() > 0.5 * here_sd + step) | ((sd / here_sd).log().abs() > 1.0)
+    means, sds = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
+    here, here_sd = mean.unsqueeze(1), sd.unsqueeze(1)
+    away = ((means - here).abs() > 0.5 * here_sd + step) | ((sds / here_sd).log().abs() > 1.0)
     chosen = away.any(-1) & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
     owner, rank = chosen.nonzero(as_tuple=True)
-    return DiagonalFactors(mean[owner, rank], sd[owner, rank]), owner
+    return DiagonalFactors(means[owner, rank], sds[owner, rank]), rows[owner]
+
+
+def _with_several(density, n_latents):
+    """Return the rows that may have several optima: not those whose density of one z is concave.
+
+    Source: Challis & Barber (2013), "Gaussian Kullback-Leibler approximate inference": where the
+    log joint is concave in z, so is the ELBO in mean and sd.
+    """
+    if n_latents > 1:
+        return torch.arange(len(density), device=density.device)
+    rounding = 8 * torch.finfo(density.dtype).eps * density.abs().amax(1, keepdim=True)
+    bent = density.diff(dim=1).diff(dim=1) > rounding
+    return bent.any(1).nonzero()[:, 0]
 
 
 def _densities(model, theta, points, X):
