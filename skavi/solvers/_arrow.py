@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from skavi._sums import add_up
 from skavi.solvers._base import State
 
 LONGEST_LOG_STEP = 2.0
@@ -43,7 +44,7 @@ class System:
         return float(value)
 
     def total(self, raw, globals_):
-        value = self.group.sum(self.row_values(raw, globals_).sum())
+        value = self.group.sum(add_up(self.row_values(raw, globals_).reshape(-1)))
         return value if self.frozen else value + self.objective.global_term(globals_)
 
     def derivatives(self, raw, globals_):
@@ -149,7 +150,7 @@ class Arrow(System):
             return safe_logs(d_raw, each, unweighted, self.objective.n_latents) * row_steps
 
         row_decrement = torch.where(known, 0.5 * (g * free).sum(-1), math.inf)
-        own = torch.stack([row_decrement.sum(), (g**2).sum(), (~known).sum().to(g)])
+        own = torch.stack([add_up(row_decrement), add_up((g**2).reshape(-1)), (~known).sum().to(g)])
         gained, squares, unknown = self.group.sum(own).tolist()
         decrement = gained + 0.5 * float(right @ d_globals)
         norm = math.sqrt(squares + float((g_globals**2).sum())) / self.problem.total_weight
@@ -171,8 +172,8 @@ class Arrow(System):
     def elbo(self, value):
         """Add up the rows of all ranks, and the global term once."""
         if self.group.size == 1:
-            return float(value.sum())
-        return float(self.group.sum(value[:-1].sum()) + value[-1])
+            return float(add_up(value))
+        return float(self.group.sum(add_up(value[:-1])) + value[-1])
 
     def move_rows(self, raw, globals_, step, longest):
         """Move every row as far as is good for it, up to its own `longest`; say which gained."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skavi._group import over_ranks
+from skavi._sums import add_up
 from skavi.solvers._arrow import Arrow
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, unwatched
 from skavi.solvers._chain import Chain
@@ -188,7 +189,7 @@ def _solve_rows(problem, state, tol, max_iter):
         state=State({"values": raw}, globals_),
         curve=[math.nan] * max(n_iter, 1),
         converged=bool((decrement <= max(tol, _AT_ROUNDING)).all()),
-        suboptimality=float(decrement.sum()),
+        suboptimality=float(add_up(decrement)),
         gradient_norm=math.nan,
     )
 
