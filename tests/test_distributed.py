@@ -181,24 +181,24 @@ def test_a_fit_leaves_no_thread_of_the_group(tmp_path):
     """Threads that outlive the interpreter abort the process now and then: here, none is left."""
     script = tmp_path / "fit.py"
     script.write_text(
-        "import atexit\n"
+        "import atexit, os\n"
         "from pathlib import Path\n"
         "from test_distributed import X\n"
         "from skavi import FactorizedVI\n"
         "from skavi.distributed import shard\n"
         "from skavi.models import LinearModel\n"
-        "def threads():\n"
-        "    return {path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')}\n"
-        "atexit.register(lambda: print('AFTER', sorted(threads()), flush=True))\n"
+        "def note(when):\n"
+        "    threads = [p.read_text() for p in Path('/proc/self/task').glob('*/comm')]\n"
+        "    Path(f'{when}-{os.environ[\"RANK\"]}').write_text(''.join(threads))\n"
+        "atexit.register(note, 'after')\n"
         "FactorizedVI(LinearModel()).fit(shard(X))\n"
-        "print('BEFORE', sorted(threads()), flush=True)\n"
+        "note('before')\n"
     )
-    done = run_ranks(2, script)
+    done = run_ranks(2, script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    before = [line for line in done.stdout.splitlines() if line.startswith("BEFORE")]
-    after = [line for line in done.stdout.splitlines() if line.startswith("AFTER")]
-    assert len(before) == len(after) == 2
-    assert all("gloo" in line for line in before) and not any("gloo" in line for line in after)
+    for rank in range(2):
+        assert "gloo" in (tmp_path / f"before-{rank}").read_text()
+        assert "gloo" not in (tmp_path / f"after-{rank}").read_text()
 
 
 @pytest.mark.slow
