@@ -184,14 +184,15 @@ def test_a_fit_leaves_no_thread_of_the_group(tmp_path):
         "import atexit, os\n"
         "from pathlib import Path\n"
         "from test_distributed import X\n"
-        "from skavi import FactorizedVI\n"
+        "from skavi import AmortizedVI\n"
         "from skavi.distributed import shard\n"
-        "from skavi.models import LinearModel\n"
+        "from skavi.inference_functions import Polynomial\n"
+        "from skavi.models import FactorAnalysis\n"
         "def note(when):\n"
         "    threads = [p.read_text() for p in Path('/proc/self/task').glob('*/comm')]\n"
         "    Path(f'{when}-{os.environ[\"RANK\"]}').write_text(''.join(threads))\n"
         "atexit.register(note, 'after')\n"
-        "FactorizedVI(LinearModel()).fit(shard(X))\n"
+        "AmortizedVI(FactorAnalysis(1), Polynomial()).fit(shard(X))\n"
         "note('before')\n"
     )
     done = run_ranks(2, script, cwd=tmp_path)
