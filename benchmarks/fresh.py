@@ -5,6 +5,7 @@ Two threads and two cores for everyone, whatever library it uses.
 
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -48,6 +49,13 @@ class Returned:
     load: float
     error: str = ""
 
+    @property
+    def reason(self) -> str:
+        """The line of `error` that names what was raised: it holds no path of this machine."""
+        lines = self.error.splitlines()
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+        return (raised or lines or [""])[-1]
+
 
 def call(target: str, arguments: dict, limit: float = 600.0) -> Returned:
     """Call "module:function" with keyword arguments in a new process, at most `limit` seconds."""
@@ -72,7 +80,8 @@ def call(target: str, arguments: dict, limit: float = 600.0) -> Returned:
             return Returned(None, perf_counter() - begin, 0.0, load, f"over {limit:.0f} s")
         seconds = perf_counter() - begin
         if done.returncode:
-            return Returned(None, seconds, 0.0, load, done.stderr.strip()[-2000:])
+            error = done.stderr.strip()[-2000:] or f"exit status {done.returncode}"
+            return Returned(None, seconds, 0.0, load, error)
         value, peak = pickle.loads(path.read_bytes())
     return Returned(value, seconds, peak, load)
 

@@ -89,7 +89,8 @@ def _tell(name):
 def _plain(entry):
     """Return a run as it is written: without its snapshots."""
     trace = None if entry.trace is None else {k: _listed(v) for k, v in asdict(entry.trace).items()}
-    cost = {n: getattr(entry.returned, n) for n in ("seconds", "peak_mb", "load", "error")}
+    cost = {n: getattr(entry.returned, n) for n in ("seconds", "peak_mb", "load")}
+    cost["error"] = entry.returned.reason
     named = {"method": entry.contestant, "rate": entry.rate, "n_draws": entry.n_draws}
     return named | cost | {"trace": trace}
 

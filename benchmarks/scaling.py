@@ -180,8 +180,7 @@ def scale(case, sizes, limit):
         returned = call("benchmarks.scaling:measure", {"name": case.name, "n_rows": n_rows}, limit)
         cost = {"peak_mb": returned.peak_mb, "load": returned.load}
         if returned.value is None:
-            error = (returned.error.splitlines() or ["?"])[-1]
-            outcomes.append({"rows": n_rows, "error": error} | cost)
+            outcomes.append({"rows": n_rows, "error": returned.reason} | cost)
             break
         outcomes.append(returned.value | cost)
     return outcomes

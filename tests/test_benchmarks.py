@@ -119,7 +119,11 @@ def test_the_certificate_of_a_default_fit_holds_and_a_false_one_is_found_out():
 
 def test_failing_functions_are_reported_not_raised():
     returned = call("math:sqrt", {"nonsense": 1})
-    assert returned.value is None and "TypeError" in returned.error
+    assert returned.value is None and "Traceback" in returned.error
+    assert returned.reason.startswith("TypeError: ")
+    long = Returned(None, 1.0, 1.0, 1.0, 'File "/a/b.py"\nValueError: what\n  a table below')
+    assert long.reason == "ValueError: what"
+    assert Returned(1, 1.0, 1.0, 1.0).reason == ""
 
 
 @pytest.mark.slow

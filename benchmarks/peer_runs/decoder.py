@@ -69,7 +69,7 @@ def compare(quick, rows):
             task = DecoderTask(X, amortized, n_steps, min(1000, n_rows // 2))
             returned = call(f"benchmarks.peer_runs.{module}:run_decoder", {"task": task})
             if returned.value is None:
-                reason = returned.error.splitlines()[-1][:60]
+                reason = returned.reason[:60]
                 lines.append([f"{name}, {kind}", reason, None, None, None])
                 continue
             first, *later = returned.value

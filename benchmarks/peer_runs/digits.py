@@ -53,7 +53,7 @@ def compare(quick, rows):
         arguments = {"method": method, "n_rows": rows}
         returned = call("benchmarks.peer_runs.digits:run", arguments)
         if returned.value is None:
-            lines.append([method, returned.error.splitlines()[-1][:60], *[None] * 4])
+            lines.append([method, returned.reason[:60], *[None] * 4])
             continue
         first, later, n_iter, elbo = returned.value
         seconds[method] = first, later

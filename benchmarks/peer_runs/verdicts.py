@@ -78,9 +78,8 @@ def _seconds(value):
 
 
 def _failed(entry):
-    lines = entry.returned.error.splitlines() or ["?"]
-    missing = "ModuleNotFoundError" in lines[-1]
-    reason = "not installed" if missing else lines[-1][:60]
+    reason = entry.returned.reason
+    reason = "not installed" if "ModuleNotFoundError" in reason else reason[:60]
     return [entry.contestant, reason, *[None] * (len(_COLUMNS) - 2)]
 
 

@@ -67,9 +67,8 @@ class Loss:
 
         def times(vector):
             with torch.enable_grad():
-                along = inner(
-                    gradient, vector
-                )  # torch imports sympy where a vector is passed to grad
+                # Summed here: torch imports sympy where a vector is passed to grad.
+                along = inner(gradient, vector)
             (product,) = torch.autograd.grad(
                 along, position, retain_graph=True, materialize_grads=True
             )
