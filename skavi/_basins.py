@@ -125,6 +125,8 @@ def _screen(objective, X, raw, globals_, frame):
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
     rows = _with_several(density, k)
     density, mean, sd = density[rows], factors.mean[rows], factors.sd[rows]
+    if not len(rows):
+        return DiagonalFactors(mean, sd), rows
     step = 2 * reach / (_POINTS[k] - 1)
     blurred = [_blurred(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
     elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
