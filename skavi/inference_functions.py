@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skavi._concurrency import in_turn
-from skavi._group import over_ranks, squeezed, total
+from skavi._group import over_ranks
 from skavi._inference_function import InferenceFunction, Parameters
-from skavi._sums import add_up
+from skavi._regression import least_squares, ridge_regression
 from skavi._units import turning_units
 
 __all__ = [
@@ -77,15 +77,6 @@ class Table(InferenceFunction):
         return parameters["values"]
 
 
-def _regress(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted least squares of smallest norm; of what is not finite, NaN."""
-    rows = squeezed(weights.sqrt().unsqueeze(-1) * torch.cat([features, targets], 1)).cpu()
-    left, right = rows[:, : features.shape[1]], rows[:, features.shape[1] :]
-    if not torch.isfinite(rows).all():  # LAPACK would raise
-        return features.new_full((features.shape[1], targets.shape[1]), math.nan)
-    return torch.linalg.lstsq(left, right, driver="gelsd").solution.to(features)
-
-
 class _LinearInParameters(InferenceFunction):
     linear = True
 
@@ -94,7 +85,7 @@ class _LinearInParameters(InferenceFunction):
 
     @over_ranks
     def start(self, features, targets, weights, generator):
-        return {"coefficients": _regress(features, targets, weights)}
+        return {"coefficients": least_squares(features, targets, weights)}
 
     def evaluate(self, parameters, features):
         return features @ parameters["coefficients"]
@@ -284,7 +275,7 @@ class MLP(InferenceFunction):
     def _regressed(self, features, targets, weights, spare, ridge):
         """Carry the linear map of least squares; regress what it leaves on `spare` units."""
         ones = features.new_ones(len(features), 1)
-        linear = _regress(torch.cat([ones, features], 1), targets, weights)
+        linear = least_squares(torch.cat([ones, features], 1), targets, weights)
         directions, carried = self._carried(linear[1:])
         parameters, hidden = self._layers(features, directions, spare)
         last, n_carried = len(self._sizes()), 2 * directions.shape[1]
@@ -292,7 +283,7 @@ class MLP(InferenceFunction):
         weight[: n_carried // 2] = carried
         weight[n_carried // 2 : n_carried] = -carried
         rest = targets - linear[0] - hidden @ weight
-        weight[n_carried:], bias = _regress_spare(hidden[:, n_carried:], rest, weights, ridge)
+        weight[n_carried:], bias = ridge_regression(hidden[:, n_carried:], rest, weights, ridge)
         return parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
 
     def _carried(self, slope):
@@ -322,20 +313,6 @@ class MLP(InferenceFunction):
             hidden = activate(torch.addmm(bias, hidden, weight))
             carry = torch.cat([torch.cat([half, -half], 1), torch.cat([-half, half], 1)])
         return parameters, hidden
-
-
-def _regress_spare(hidden, rest, weights, ridge):
-    """Ridge regression of `rest` on hidden units, each in units of its own size, and a bias."""
-    design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
-    weighted = weights.unsqueeze(-1) * design
-    sums = design.mT @ weighted, weighted.mT @ rest, add_up(weights)
-    gram, cross, weight = (total(part) for part in sums)
-    size = (gram.diagonal() / weight).sqrt()
-    size = torch.where(size > 0, size, 1.0)
-    gram, cross = gram / (weight * size * size[:, None]), cross / (weight * size[:, None])
-    gram.diagonal().add_(ridge)
-    solution = torch.linalg.solve_ex(gram, cross).result / size[:, None]
-    return solution[:-1], solution[-1]
 
 
 def _randn(rows, columns, generator):

@@ -26,6 +26,7 @@ LAYERS = {
     "skavi._optional": 0,
     "skavi._quadrature": 0,
     "skavi._random": 0,
+    "skavi._regression": 0,
     "skavi._rows": 0,
     "skavi._sparse": 0,
     "skavi._storage": 0,
