@@ -32,6 +32,7 @@ from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
 #: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
 BUDGET = 8_000_000
 _MAX_PRODUCT_DIMENSION = 4
+_MAX_NARROW_DIMENSION, _MAX_WIDE_LATENTS = 5, 2
 _MAX_NEWTON_GLOBALS = 40
 _MAX_NEWTON_LATENTS = 10
 _MAX_QUASI_GLOBALS = 100
@@ -80,17 +81,17 @@ def default_noise(objective: Objective, function, n_rows: int):
     """Choose a deterministic rule if one evaluation is of a size for it."""
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
-    n_latents, n_globals = objective.n_latents, objective.n_drawn_globals
-    dimension = n_latents * objective.noise_blocks(n_rows) + n_globals
+    n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most = budget(objective, function)
-    if dimension <= _MAX_PRODUCT_DIMENSION:
+    narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
+    if dimension <= _MAX_PRODUCT_DIMENSION or narrow:  # q(theta) is, so that three nodes do for it
         n_nodes = 3
         if n_rows * n_latents * n_nodes**dimension <= most:
             return GaussHermite(n_nodes)
     n_draws = 256
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
         n_draws *= 2  # more pairs than dimensions: covariances are exact
-    if n_rows * n_latents * n_draws <= most and n_globals <= _MAX_QUASI_GLOBALS:
+    if n_rows * n_latents * n_draws <= most and objective.n_drawn_globals <= _MAX_QUASI_GLOBALS:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
 
@@ -143,10 +144,21 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     For models that do not couple rows the rule does not depend on their number, so that no row's
     result depends on which others are there.
     """
-    dimension = objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
+    dimension = _dimension(objective, n_rows)
     if dimension > _MAX_TURNED_DIMENSION:
         return FixedDraws(n_draws, seed)
     return TurnedSpheres(max(n_draws, 4 * dimension), seed)  # two spheres at least
+
+
+def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
+    """Say whether a rule refined is as good as exact: quadrature in few dimensions."""
+    few = _dimension(objective, n_rows) <= _MAX_PRODUCT_DIMENSION
+    return few and not isinstance(noise, QuasiMonteCarlo)
+
+
+def _dimension(objective, n_rows):
+    """Count the numbers of a row's noise, the globals' among them."""
+    return objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
 
 
 def affordable(noise, objective: Objective, function, n_rows: int) -> bool:

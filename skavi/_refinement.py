@@ -1,9 +1,8 @@
 """Noise rules that are chosen for the user, refined until the ELBO stands still."""
 
 from skavi._certificate import NOISE_TOLERANCE
-from skavi._choice import affordable
+from skavi._choice import affordable, nearly_exact
 from skavi._climb import ROUGH
-from skavi.noise import QuasiMonteCarlo
 
 _MAX_REFINEMENTS = 6
 
@@ -27,6 +26,8 @@ def refine_noise(problem, state, tol, climb):
 
 
 def _resolution(problem, tol, elbo):
-    """How far two rules may differ: 1e-7 relative for quadrature, `NOISE_TOLERANCE` for draws."""
+    """How far two rules may differ: 1e-7 relative where that is cheap, else `NOISE_TOLERANCE`."""
     exact = tol * problem.total_weight + 1e-7 * abs(elbo)
-    return max(exact, NOISE_TOLERANCE) if isinstance(problem.noise, QuasiMonteCarlo) else exact
+    if nearly_exact(problem.noise, problem.objective, problem.rows.n_total):
+        return exact
+    return max(exact, NOISE_TOLERANCE)

@@ -293,7 +293,8 @@ class GaussHermite(Noise):
 
     def refined(self):
         n_local, n_global = self._counts()
-        return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, 2 * n_global))]
+        more = max(2, 2 * n_global - 1)  # one less than twice as many: there may be four globals
+        return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, more))]
 
     def _counts(self):
         return (
