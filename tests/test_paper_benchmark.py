@@ -167,6 +167,16 @@ def test_orderings_are_told_apart_by_rates():
     assert "A-VI before F-VI (otherwise nowhere)" in decided
 
 
+def test_an_ordering_of_runs_that_arrive_is_told_apart_from_one_of_all():
+    contestants = [Contestant("F-VI", None, 1e-2, 2000), Contestant("A-VI", None, 1e-2, 300)]
+    iterations = {("F-VI", 1e-2): [200.0] * 3, ("A-VI", 1e-2): [100.0, math.inf, math.inf]}
+    race = Race(contestants, (1e-2,), iterations, {}, 100.0, (1, 2, 3))
+    (row,) = race.tables()[1].rows
+    assert row[2:4] == ["no (0.00x)", "yes (2.00x)"]
+    *_, lost = race.remarks()
+    assert "settings: A-VI before F-VI;" in lost and lost.endswith("NaN): none.")
+
+
 def test_linear_optima_and_race():
     report = linear.run(replace(linear.Settings(), n_samples=200, n_race_samples=20, **SHORT))
     optima = report.tables[0]
