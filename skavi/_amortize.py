@@ -19,14 +19,15 @@ from skavi._rows import Rows
 from skavi._sums import add_up, inner
 from skavi.solvers import Adam, Newton, State
 
-_SHARES = (0.05, 0.5)  # of the ELBO, stage by stage
-_ITERATIONS = (15, 7)  # of Gauss-Newton; others need more
-_PATIENCE = 5
-_KEPT, _LAST = 3, 2  # starts that go on after the first stage, and after the second
+_FIRST_SHARE, _SHARE = 0.05, 0.5  # of the ELBO
+_ROUNDS = (3, 4, 8)  # iterations of Gauss-Newton; half of the starts go on to the next round
+_ITERATIONS, _LAST_ITERATIONS = 7, 4  # at the second share: on a subset of rows, and on all
+_PATIENCE = 5  # times as many iterations for other solvers
+_KEPT, _LAST = 3, 2  # starts that go on after the rounds, and to all rows
 _CLOSE = 0.01  # nats a row below the rows' own factors: nothing to be won by all this
 _ROWS = 1000
 _EXAMPLES = 2000  # rows between which guided units may turn
-_MOST_GUIDED, _KEPT_GUIDED = 200, 4
+_MOST_GUIDED, _KEPT_GUIDED = 80, 4
 _GUIDED_BUDGET = 3e8  # rows times parameters
 _BUDGET = 3e10  # operations of one Gauss-Newton step from every start
 _TOL = 1e-4
@@ -61,12 +62,15 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
     if reached >= enough or alone:
         return states[0]
     few, near = _few(problem, targets, _ROWS)
-    first, second = zip(_SHARES, _ITERATIONS, strict=True)
-    nearer = _pulled(few, near, states[: _affordable(few, near)], *first)
-    nearer = _pulled(few, near, _ranked(few, nearer)[0][:_KEPT], *second)
+    nearer = states[: _affordable(few, near)]
+    for n_iter in _ROUNDS:
+        nearer, _ = _ranked(few, _pulled(few, near, nearer, _FIRST_SHARE, n_iter))
+        nearer = nearer[: max(_KEPT, len(nearer) // 2)]
+    nearer = _pulled(few, near, nearer[:_KEPT], _SHARE, _ITERATIONS)
     everyone = replace(problem, frozen_globals=True)
     last, _ = _ranked(everyone, [*nearer, states[0]])
-    return _ranked(everyone, _pulled(everyone, targets, last[:_LAST], *second))[0][0]
+    last = _pulled(everyone, targets, last[:_LAST], _SHARE, _LAST_ITERATIONS)
+    return _ranked(everyone, last)[0][0]
 
 
 def _guided(problem, targets):
