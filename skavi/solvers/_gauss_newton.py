@@ -18,7 +18,8 @@ from skavi.solvers._base import State
 
 MAX_PARAMETERS = 2000
 _LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
-_MAX_JACOBIAN = 20_000_000
+_MAX_JACOBIAN = 4_000_000  # numbers that are held at once: they should stay in the cache
+_STRIPS, _STRIP = 8, 64  # of columns; so many at least
 _TRIALS, _GROWTH, _RELIEF = 10, 8, 4  # of the damping
 _KINKED_TRIALS, _KINKED_GROWTH = 20, 4
 _MOST_PIECES = 40
@@ -58,19 +59,18 @@ class GaussNewton(System):
         raw = self.raw(flat)
         g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
         size, n_globals = len(flat), C.shape[-1]
-        right, top, side = (
-            flat.new_zeros(shape) for shape in (size, (size, size), (size, n_globals))
-        )
         factor = torch.linalg.cholesky(positive(-H))
+        carried = torch.cat([g.unsqueeze(-1), -C], -1)
+        carried = torch.linalg.solve_triangular(factor, carried, upper=False)
+        factor = factor.mT / row_steps.unsqueeze(1)
+        top, rest = flat.new_zeros(size, size), flat.new_zeros(size, 1 + n_globals)
         n_part = max(1, _MAX_JACOBIAN // (raw.shape[-1] * size))
         for part in torch.arange(len(raw), device=raw.device).split(n_part):
-            J = self._jacobian(flat, part) / row_steps[part].unsqueeze(-1)
-            root = (factor[part].mT @ J).reshape(-1, size)
-            right = right + torch.einsum("npi,np->i", J, g[part])
-            top = top + root.mT @ root
-            side = side - torch.einsum("npi,npq->iq", J, C[part])
-        right, top, side = (self.group.sum(part) for part in (right, top, side))
-        right = torch.cat([right, g_globals])
+            root = (factor[part] @ self._jacobian(flat, part)).reshape(-1, size)
+            top = top + _gram(root)
+            rest = rest + root.mT @ carried[part].reshape(-1, 1 + n_globals)
+        top, rest = self.group.sum(top), self.group.sum(rest)
+        right, side = torch.cat([rest[:, 0], g_globals]), rest[:, 1:]
         self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
         self.right, self.steps = right, steps
         self._note_kinks(flat, globals_, raw)
@@ -165,6 +165,16 @@ class GaussNewton(System):
         problem = self.problem.restricted(part)
         raw = problem.function.evaluate(self._named(flat), problem.features)
         return (problem.rows.weights * problem.row_terms(raw, globals_)).sum()
+
+
+def _gram(rows):
+    """Return R'R of rows R, in strips up to the diagonal: little more than half of the products."""
+    size = rows.shape[1]
+    lower, width = rows.new_zeros(size, size), max(_STRIP, size // _STRIPS)
+    for first in range(0, size, width):
+        strip = slice(first, first + width)
+        lower[strip, : first + width] = rows[:, strip].mT @ rows[:, : first + width]
+    return lower.tril() + lower.tril(-1).mT
 
 
 def _shortest(vectors):
