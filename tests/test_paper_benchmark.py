@@ -174,7 +174,7 @@ def test_an_ordering_of_runs_that_arrive_is_told_apart_from_one_of_all():
     (row,) = race.tables()[1].rows
     assert row[2:4] == ["no (0.00x)", "yes (2.00x)"]
     *_, lost = race.remarks()
-    assert "settings: A-VI before F-VI;" in lost and lost.endswith("NaN): none.")
+    assert "settings: A-VI before F-VI;" in lost and lost.endswith("arrive: none.")
 
 
 def test_linear_optima_and_race():

@@ -129,7 +129,7 @@ class Race:
             "Orderings that hold at the published rates, but not at all others: "
             f"{_listed(decided)}.",
             f"Orderings not reproduced at the published settings: {_listed(lost)}; among the runs "
-            f"that arrive (published: some wide ones ended in NaN): {_listed(lost_on_arrival)}.",
+            f"that arrive: {_listed(lost_on_arrival)}.",
         ]
 
     def draw_curves(self, figure):
