@@ -8,7 +8,7 @@ _MAX_REFINEMENTS = 6
 
 
 def refine_noise(problem, state, tol, climb):
-    """Double the nodes of an automatic rule until the ELBO stands still."""
+    """Take more nodes of an automatic rule until the ELBO stands still."""
     for _ in range(_MAX_REFINEMENTS):
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)

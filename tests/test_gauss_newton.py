@@ -48,9 +48,9 @@ def test_strips_make_the_same_product(monkeypatch):
         torch.testing.assert_close(_gram(rows), rows.mT @ rows)
 
 
-@pytest.mark.parametrize(("width", "seed"), [(4, 7), (8, 6)])
+@pytest.mark.parametrize(("width", "seed"), [(4, 7), (8, 0), (8, 6)])
 def test_rectified_networks_converge_on_their_kinks(width, seed):
-    """Damping alone ends these two climbs 2e-5 and 3e-4 nats short by its own account."""
+    """Damping alone ends these climbs 2e-5, 6e-4 and 3e-4 nats short by its own account."""
     rng = np.random.default_rng(1)
     z = 5 * rng.normal(size=(100, 1))
     X = 2 + z * np.sin(z) + z + np.exp(np.cos(z)) * rng.normal(size=(100, 1))
