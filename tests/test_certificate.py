@@ -41,7 +41,7 @@ def test_the_rule_is_judged_in_a_fit_that_ran_out_of_iterations():
 def test_in_five_dimensions_the_rule_chosen_costs_less_than_ten_tol(seed):
     """4,096 quasi-random points cost more; q(theta) is narrow, so three nodes are enough for it.
 
-    Refined to 1e-7 of the ELBO, as in fewer dimensions, the rule would end with (12, 6) nodes.
+    Refined to 1e-7 of the ELBO, as in fewer dimensions, the rule would end with (12, 5) nodes.
     """
     rng = np.random.default_rng(seed)
     answers = rng.uniform(size=(40, 2)) < 1 / (1 + np.exp(-rng.normal(size=(40, 1))))
