@@ -6,7 +6,7 @@ can be seen from inside only. A benchmark that judged the solver by `posterior` 
 
 from contextlib import contextmanager
 
-from skavi import _fitting
+from skavi._estimators import base
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def watched(observe=None):
 
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
-    original, fits, depth = _fitting.fit_problem, [], 0
+    original, fits, depth = base.fit_problem, [], 0
 
     def fit_problem(plan, rows, start, progress):
         nonlocal depth
@@ -29,11 +29,11 @@ def watched(observe=None):
             fits.append(fitted)
         return fitted
 
-    _fitting.fit_problem = fit_problem
+    base.fit_problem = fit_problem
     try:
         yield fits
     finally:
-        _fitting.fit_problem = original
+        base.fit_problem = original
 
 
 def _both(observe, progress):

@@ -1,8 +1,9 @@
 """Variational inference for latent variable models in scikit-learn, factorized or amortized."""
 
 from skavi import distributed
-from skavi._estimators import AmortizedVI, FactorizedVI
-from skavi._version import __version__
+from skavi._estimators.amortized import AmortizedVI
+from skavi._estimators.factorized import FactorizedVI
+from skavi._platform.version import __version__
 from skavi.closability import can_close_gap
 from skavi.diagnostics.gap import amortization_gap
 from skavi.persistence import load, save

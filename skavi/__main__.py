@@ -10,9 +10,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
-from skavi._choice import default_model
-from skavi._comparison import as_text, compare, draw
-from skavi._table import TableError, read_table
+from skavi._command_line.comparison import as_text, compare, draw
+from skavi._command_line.csv_table import TableError, read_table
+from skavi._fit.defaults import default_model
 
 _DIGITS_COMPONENTS = 10
 _FEWEST_ROWS = 10

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from skavi._html import DOC_LINK_TEMPLATE
+from skavi._platform.html import DOC_LINK_TEMPLATE
 
 
 class Component(BaseEstimator):

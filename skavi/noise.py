@@ -12,9 +12,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from skavi._aligned import aligned
 from skavi._component import Component
-from skavi._quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
+from skavi._numerics.aligned import aligned
+from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
 
 MAX_NODES = 200_000
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skavi._globals import GlobalSpace
-from skavi._sums import inner
+from skavi._numerics.sums import inner
 from skavi.families import Family, NormalFactors
 from skavi.models import LatentVariableModel
+from skavi.models._global_space import GlobalSpace
 from skavi.noise import Nodes
 
 

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from skavi import AmortizedVI, FactorizedVI
-from skavi._aligned import aligned
+from skavi._numerics.aligned import aligned
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import FactorAnalysis, LinearModel

@@ -1,7 +1,7 @@
 """Every solver under both estimators: one result over runs, processes, jobs and, nearly, threads.
 
 Bit-equal at one number of threads. Over these, to 1e-9 of the largest number of each kind: sums
-over rows do not depend on them (`skavi._sums`), but products of a processor's BLAS may.
+over rows do not depend on them (`skavi._numerics.sums`), but products of a processor's BLAS may.
 """
 
 import os

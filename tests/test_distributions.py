@@ -21,10 +21,10 @@ from torch.distributions import (
     Uniform,
 )
 
-from skavi._globals import GlobalSpace
-from skavi._quadrature import product_rule
+from skavi._numerics.quadrature import product_rule
 from skavi.distributions import Flat, defaults_of, expected_log_prob, innermost, log_prob
 from skavi.families import DiagonalFactors, FullFactors
+from skavi.models._global_space import GlobalSpace
 
 
 def double(*values):

@@ -1,4 +1,4 @@
-"""The layers of skavi: a module imports only from its own layer or below, and never in a circle."""
+"""The house: rooms on floors without circles, small files, short functions, tests beside them."""
 
 import ast
 import graphlib
@@ -10,97 +10,35 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "skavi"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "skavi"
 
-# A package stands for every module inside it, "skavi" for its __init__ alone.
-LAYERS = {
-    "skavi._aligned": 0,
-    "skavi._arviz": 0,
-    "skavi._compat": 0,
-    "skavi._component": 0,
-    "skavi._concurrency": 0,
-    "skavi._group": 0,
-    "skavi._html": 0,
-    "skavi._memory": 0,
-    "skavi._fingerprint": 0,
-    "skavi._optional": 0,
-    "skavi._quadrature": 0,
-    "skavi._random": 0,
-    "skavi._regression": 0,
-    "skavi._rows": 0,
-    "skavi._sparse": 0,
-    "skavi._storage": 0,
-    "skavi._sums": 0,
-    "skavi._table": 0,
-    "skavi._units": 0,
-    "skavi._user_data": 0,
-    "skavi._blocks": 1,
-    "skavi._version": 0,
-    "skavi._warning": 0,
-    "skavi.distributions": 0,
-    "skavi._globals": 1,
-    "skavi._journal": 1,
-    "skavi._trees": 1,
-    "skavi.callbacks": 1,
-    "skavi.families": 1,
-    "skavi._inference_function": 1,
-    "skavi.inference_functions": 1,
-    "skavi.models": 1,
-    "skavi.noise": 1,
-    "skavi.solvers": 1,
-    "skavi._inputs": 2,
-    "skavi._turned_spheres": 2,
-    "skavi._marginals": 2,
-    "skavi.objective": 2,
-    "skavi.posterior": 2,
-    "skavi._choice": 3,
-    "skavi._predictive": 3,
-    "skavi._problem": 3,
-    "skavi._start": 3,
-    "skavi._amortize": 4,
-    "skavi._basins": 4,
-    "skavi._certificate": 4,
-    "skavi._climb": 4,
-    "skavi._failure": 4,
-    "skavi._final_elbo": 4,
-    "skavi._fit": 4,
-    "skavi._local_problems": 4,
-    "skavi._probe": 4,
-    "skavi._refinement": 4,
-    "skavi.closability": 4,
-    "skavi._validation": 4,
-    "skavi._draws": 4,
-    "skavi._estimators": 4,
-    "skavi._fitting": 4,
-    "skavi._joint": 4,
-    "skavi._partial_fit": 4,
-    "skavi._fitted_problem": 4,
-    "skavi._fitted_state": 4,
-    "skavi._generation": 4,
-    "skavi._row_inference": 4,
-    "skavi._reporting": 4,
-    "skavi._streaming": 4,
-    "skavi._warm_start": 4,
-    "skavi._comparison": 5,
-    "skavi._loading": 5,
-    "skavi._saving": 5,
-    "skavi.diagnostics": 5,
-    "skavi.displays": 5,
-    "skavi.distributed": 5,
-    "skavi.persistence": 5,
-    "skavi": 6,
-    "skavi.__main__": 6,
-}
+# Floors from the ground up: a room (a file or folder at the top of skavi/) imports from rooms on
+# floors below its own, never from another one on its own floor.
+FLOORS = [
+    ["_numerics", "_platform", "distributions"],
+    ["_component", "_data", "callbacks"],
+    ["families", "inference_functions", "noise"],
+    ["models", "solvers"],
+    ["objective"],
+    ["closability", "posterior"],
+    ["_fit"],
+    ["_estimators"],
+    ["_command_line", "diagnostics", "distributed", "persistence"],
+    ["displays"],
+    ["__init__", "__main__"],
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+MOST_ENTRIES, MOST_LINES, MOST_LINES_A_FUNCTION = 26, 400, 40
 
 OPTIONAL_LIBRARIES = ["arviz_base", "arviz_stats", "matplotlib", "pandas", "polars", "rich"]
 
 
-def layer_of(module: str) -> int | None:
-    """Return the layer of the closest entry of LAYERS that covers ``module``."""
-    name = module
-    while name not in LAYERS and "." in name:
-        name = name.rpartition(".")[0]
-    return None if name == "skavi" and module != "skavi" else LAYERS.get(name)
+def room_of(module: str) -> str:
+    """Return the entry at the top of the package that holds a module; skavi itself is __init__."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
 def find_modules(package: Path) -> dict[str, Path]:
@@ -144,22 +82,22 @@ def _imports_at_run_time(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]
 
 
 def find_violations(package: Path) -> list[str]:
-    """Return one sentence for each breach of the layers in ``package``."""
+    """Return one sentence for each breach of the floors in ``package``."""
     modules = find_modules(package)
     graph = {name: imported_modules(name, path, modules) for name, path in modules.items()}
-    layers = {name: layer_of(name) for name in modules}
     violations = [
-        f"{name} has no layer: add it to LAYERS in tests/test_layers.py."
-        for name, layer in layers.items()
-        if layer is None
+        f"skavi/{room} has no floor: add it to FLOORS in tests/test_layers.py."
+        for room in sorted({room_of(name) for name in modules} - FLOOR_OF.keys())
     ]
     for name, imported in graph.items():
         for target, line in imported.items():
-            below, above = layers[name], layers[target]
-            if below is not None and above is not None and below < above:
+            here, there = room_of(name), room_of(target)
+            known = {here, there} <= FLOOR_OF.keys()
+            if here != there and known and FLOOR_OF[here] <= FLOOR_OF[there]:
                 violations.append(
-                    f"{modules[name].relative_to(package.parent)}:{line}: {name} (layer {below}) "
-                    f"imports {target} (layer {above}): move what it needs down."
+                    f"{modules[name].relative_to(package.parent)}:{line}: {here} (floor "
+                    f"{FLOOR_OF[here]}) imports {there} (floor {FLOOR_OF[there]}): move what it "
+                    "needs down."
                 )
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -169,7 +107,7 @@ def find_violations(package: Path) -> list[str]:
     return violations
 
 
-def test_modules_import_only_from_their_layer_or_below():
+def test_rooms_import_only_from_floors_below():
     violations = find_violations(PACKAGE)
     assert not violations, "\n" + "\n".join(violations)
 
@@ -177,15 +115,15 @@ def test_modules_import_only_from_their_layer_or_below():
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"_rows.py": "import skavi.noise"}, "_rows.py:1: skavi._rows (layer 0)"),
-        ({"_rows.py": "from skavi import noise"}, "imports skavi.noise (layer 1)"),
-        ({"_rows.py": "from .noise import MonteCarlo"}, "imports skavi.noise (layer 1)"),
-        ({"_rows.py": "def f():\n    from . import noise"}, "_rows.py:2: "),
-        ({"_rows.py": "from skavi import FactorizedVI"}, "imports skavi (layer 6)"),
-        ({"models/_a.py": "from ..objective import elbo"}, "skavi.models._a (layer 1)"),
-        ({"noise.py": "import skavi.solvers", "solvers.py": "from . import noise"}, "in a circle"),
+        ({"_data/rows.py": "import skavi.noise"}, "_data/rows.py:1: _data (floor 1)"),
+        ({"_data/rows.py": "from skavi import noise"}, "imports noise (floor 2)"),
+        ({"_data/rows.py": "from ..noise import MonteCarlo"}, "imports noise (floor 2)"),
+        ({"_data/rows.py": "def f():\n    from .. import noise"}, "_data/rows.py:2: "),
+        ({"_data/rows.py": "from skavi import FactorizedVI"}, "imports __init__ (floor 10)"),
+        ({"models/_a.py": "from ..objective import elbo"}, "models (floor 3)"),
+        ({"solvers.py": "from skavi import models"}, "imports models (floor 3)"),
         ({"models/__init__.py": "from ._a import A", "models/_a.py": "from . import B"}, "circle"),
-        ({"helpers.py": ""}, "skavi.helpers has no layer"),
+        ({"helpers.py": ""}, "skavi/helpers has no floor"),
     ],
 )
 def test_a_breach_is_found(tmp_path, files, expected):
@@ -198,24 +136,73 @@ def test_a_breach_is_found(tmp_path, files, expected):
     "files",
     [
         {"objective.py": "from .noise import MonteCarlo"},
-        {"solvers.py": "from . import noise"},
         {"models/__init__.py": "from ._a import A", "models/_a.py": "from skavi import noise"},
-        {"_rows.py": "if TYPE_CHECKING:\n    import skavi.noise"},
-        {"_rows.py": "if typing.TYPE_CHECKING:\n    import skavi.noise\nelse:\n    import numpy"},
+        {"_data/rows.py": "if TYPE_CHECKING:\n    import skavi.noise"},
+        {"_data/rows.py": "if typing.TYPE_CHECKING:\n    import skavi.noise\nelse:\n    pass"},
     ],
 )
-def test_an_import_from_the_layer_or_below_is_allowed(tmp_path, files):
+def test_an_import_from_a_floor_below_is_allowed(tmp_path, files):
     assert find_violations(_write_package(tmp_path, files)) == []
 
 
 def _write_package(folder: Path, files: dict[str, str]) -> Path:
     package = folder / "skavi"
-    empty = dict.fromkeys(["__init__.py", "models/__init__.py", "noise.py", "objective.py"], "")
+    names = ["__init__.py", "_data/__init__.py", "models/__init__.py", "noise.py", "objective.py"]
+    empty = dict.fromkeys(names, "")
     for name, text in (empty | files).items():
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return package
+
+
+def test_the_top_of_the_package_is_read_at_a_glance():
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_a_module_says_what_it_is_and_is_short(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert (ast.get_docstring(tree) or "").splitlines()[:1] != []
+    assert text.count("\n") <= MOST_LINES
+    long = {f.name: n for f in _functions(tree) if (n := _n_lines(f)) > MOST_LINES_A_FUNCTION}
+    assert not long, long
+
+
+def _functions(tree):
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def _n_lines(function):
+    """Count the lines of a function's body, its docstring left out."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_private_folders_open_no_door():
+    """A folder's __init__ that imports its modules would tie rooms in circles."""
+    for init in PACKAGE.glob("_*/__init__.py"):
+        assert len(ast.parse(init.read_text()).body) == 1, init
+
+
+def test_tests_stand_where_their_module_does():
+    """tests/ROOM/test_NAME.py tests skavi/ROOM/NAME.py, or all of the room if it bears its name."""
+    for test in TESTS.glob("*/test_*.py"):
+        room, name = test.parent.name, test.stem.removeprefix("test_")
+        if room == "benchmarks":
+            assert name == room or (TESTS.parent / room / f"{name}.py").exists(), test
+            continue
+        names = {path.stem.lstrip("_") for path in (PACKAGE / room).glob("*.py")} | {room}
+        assert name in names, f"{test.relative_to(TESTS)}: skavi/{room} has no module {name}"
+
+
+def test_every_room_has_tests():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    tested = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    assert folders - tested == {"_command_line"}  # tests/test_main.py runs all of it
 
 
 def test_importing_skavi_loads_no_optional_library():

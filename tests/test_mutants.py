@@ -13,23 +13,24 @@ from sklearn.base import clone
 
 import test_determinism as determinism
 import test_distributions as distributions
-import test_families as families
-import test_likelihoods as likelihoods
-import test_models as models
 import test_noise as noise
 import test_objective as objective
-import test_persistence as persistence
-import test_solvers as solvers
-from skavi import _fitted_problem, _row_inference
+from families import test_normal as families
+from models import test_likelihoods as likelihoods
+from models import test_models as models
+from persistence import test_persistence as persistence
 from skavi import noise as noise_rules
-from skavi._fitting import VariationalInference
-from skavi._globals import GlobalSpace
-from skavi._problem import Problem
+from skavi._estimators import row_inference
+from skavi._estimators.base import VariationalInference
+from skavi._fit import fitted_model
+from skavi._fit.problem import Problem
 from skavi.distributions import unvalidated
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, FullNormal, NormalFactors
 from skavi.models import LinearModel
+from skavi.models._global_space import GlobalSpace
 from skavi.objective import Objective
 from skavi.solvers import _lbfgs
+from solvers import test_solvers as solvers
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +145,7 @@ MUTANTS = {
         lambda rule: lambda counts: (rule(counts)[0] / np.sqrt(2), rule(counts)[1]),
         noise.test_gauss_hermite_is_exact_for_products_over_dimensions,
     ),
-    "rows that leak into each other": ((_fitted_problem, "solve_rows"), leaking, check_subsets),
+    "rows that leak into each other": ((fitted_model, "solve_rows"), leaking, check_subsets),
     "a copy of an earlier fit": (
         (VariationalInference, "__getstate__"),
         remembered,
@@ -156,7 +157,7 @@ MUTANTS = {
         lambda: solvers.test_a_solver_that_runs_out_of_iterations_says_so(solvers.LBFGS()),
     ),
     "weights of importance added up, not averaged": (
-        (_row_inference, "importance_bound"),
+        (row_inference, "importance_bound"),
         lambda bound: lambda *given: bound(*given) + np.log(given[-1]),
         likelihoods.test_the_importance_weighted_bound_closes_in_on_the_evidence,
     ),

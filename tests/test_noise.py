@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skavi._turned_spheres import TurnedSpheres
+from skavi._fit.turned_spheres import TurnedSpheres
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 
 DETERMINISTIC = [

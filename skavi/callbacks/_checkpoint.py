@@ -5,7 +5,7 @@ from datetime import timedelta
 from numbers import Integral
 from pathlib import Path
 
-from skavi._storage import check_writable
+from skavi._platform.archive import check_writable
 
 _SHARE, _SHORTEST = 0.05, 1.0
 

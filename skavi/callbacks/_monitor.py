@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skavi._compat import can_reuse_listener, open_listener, send
+from skavi._platform.private_names import can_reuse_listener, open_listener, send
 
 
 @dataclass(frozen=True)

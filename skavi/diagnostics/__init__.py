@@ -3,8 +3,8 @@
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
-from skavi.diagnostics.ranks import Calibration, calibration
 from skavi.diagnostics.response import LinearResponse, linear_response
+from skavi.diagnostics.simulation_based_calibration import Calibration, calibration
 from skavi.diagnostics.topics import held_out_perplexity
 
 __all__ = [

@@ -9,11 +9,12 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skavi._choice import evaluation_noise
-from skavi._estimators import AmortizedVI, FactorizedVI
-from skavi._html import html_table
-from skavi._local_problems import solve_rows
-from skavi._problem import Problem
+from skavi._estimators.amortized import AmortizedVI
+from skavi._estimators.factorized import FactorizedVI
+from skavi._fit.defaults import evaluation_noise
+from skavi._fit.local_problems import solve_rows
+from skavi._fit.problem import Problem
+from skavi._platform.html import html_table
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from skavi._draws import FittedPosterior, check_draws
-from skavi._html import html_table
-from skavi._optional import require
-from skavi._random import private_state
+from skavi._platform.html import html_table
+from skavi._platform.optional_imports import require
+from skavi._platform.random_state import private_state
 from skavi.diagnostics.gap import shares
+from skavi.posterior._draws import FittedPosterior, check_draws
 
 #: Below this q is near enough for estimates under the posterior at any number of draws.
 GOOD = 0.5

@@ -17,13 +17,13 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skavi._html import html_table
-from skavi._marginals import moments
-from skavi._optional import require
-from skavi._warning import warn
+from skavi._platform.html import html_table
+from skavi._platform.optional_imports import require
+from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import unfitted
-from skavi.solvers._arrow import Arrow
-from skavi.solvers._dense import Coupled
+from skavi.models._global_moments import moments
+from skavi.solvers._newton_arrow import Arrow
+from skavi.solvers._newton_dense import Coupled
 
 _MOST_UNKNOWNS = 4000
 _FAR = 1e-2

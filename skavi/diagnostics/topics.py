@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skavi._sparse import SparseRows
+from skavi._data.sparse_rows import SparseRows
 
 
 def held_out_perplexity(proportions, words, held_out) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skavi._optional import require
+from skavi._platform.optional_imports import require
 
 #: Okabe and Ito's palette without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

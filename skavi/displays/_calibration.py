@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import binom
 
-from skavi.diagnostics.ranks import calibration
+from skavi.diagnostics.simulation_based_calibration import calibration
 from skavi.displays._axes import Display, colour
 
 _MOST = 5

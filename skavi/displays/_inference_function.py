@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.base import clone
 
-from skavi._estimators import FactorizedVI
+from skavi._estimators.factorized import FactorizedVI
 from skavi.displays._axes import Display, colour, column_of
 
 _N_GRID = 400

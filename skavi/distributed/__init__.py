@@ -5,7 +5,7 @@ their rows' factors; what they add up are ELBO terms, and the derivatives in q(t
 inference function. So the result is that of one process, up to rounding.
 """
 
-from skavi._group import LostRankError, over_ranks, total
+from skavi._data.ranks import LostRankError, over_ranks, total
 from skavi.distributed._launch import fit
 from skavi.distributed._shard import shard
 from skavi.distributed._watch import DeadRankError

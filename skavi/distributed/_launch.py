@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_array
 
-from skavi._fitting import VariationalInference
-from skavi._warning import warn
+from skavi._estimators.base import VariationalInference
+from skavi._platform.user_warnings import warn
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
 

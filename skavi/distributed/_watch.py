@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skavi._group import LostRankError
+from skavi._data.ranks import LostRankError
 
 _PAUSE = 0.02
 _GRACE = 5.0  # seconds that the others have to report once one has failed

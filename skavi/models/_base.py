@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from skavi._component import Component
-from skavi._globals import GlobalSpace, Theta
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
+from skavi.models._global_space import GlobalSpace, Theta
 
 
 class LatentVariableModel(Component, ABC):
@@ -56,8 +56,8 @@ class LatentVariableModel(Component, ABC):
     allows_missing: bool = False
     #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
     integrated_globals: tuple[str, ...] = ()
-    #: Whether X may be CSR: the model then sees `skavi._sparse.SparseRows`, also of a dense X, and
-    #: its `summary` for inference functions must be dense.
+    #: Whether X may be CSR: the model then sees `skavi._data.sparse_rows.SparseRows`, also of a
+    #: dense X, and its `summary` for inference functions must be dense.
     accepts_sparse: bool = False
     #: Whether X must not be negative, as counts.
     positive_only: bool = False

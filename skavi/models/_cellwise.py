@@ -5,10 +5,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from skavi._globals import Theta
-from skavi._rows import Cells
+from skavi._data.rows import Cells
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
+from skavi.models._global_space import Theta
 from skavi.models._likelihoods import LIKELIHOODS, Globals, Likelihood
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch.distributions import InverseGamma, Normal
 
-from skavi._group import over_ranks
-from skavi._rows import Cells
-from skavi.models._factor_analysis_updates import LinearNormal, linear_index
+from skavi._data.ranks import over_ranks
+from skavi._data.rows import Cells
+from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
 
 
 class FactorAnalysis(LinearNormal):

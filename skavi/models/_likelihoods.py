@@ -22,8 +22,8 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
-from skavi._quadrature import hermite_rule
-from skavi._rows import Cells
+from skavi._data.rows import Cells
+from skavi._numerics.quadrature import hermite_rule
 from skavi.families import LOG_2PI
 
 #: Nodes of the rule for a normal eta: 1e-6 nats a cell for logistic kernels up to an sd of 1.

@@ -4,9 +4,9 @@ import torch
 from scipy.linalg import solveh_banded
 from torch.distributions import InverseGamma, Normal
 
-from skavi._aligned import aligned
+from skavi._numerics.aligned import aligned
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
-from skavi.models._ordered import MarkovModel
+from skavi.models._time_series import MarkovModel
 
 _PRIOR_SHAPE = 1.0
 

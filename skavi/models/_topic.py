@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from skavi._sparse import SparseRows
-from skavi.models._topic_updates import LogisticNormal, log_mixture, tilted
+from skavi._data.sparse_rows import SparseRows
+from skavi.models._topic_closed_forms import LogisticNormal, log_mixture, tilted
 
 _PSEUDOCOUNT = 0.5
 _LONGEST = 2.0**53

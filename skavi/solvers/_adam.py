@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skavi._group import over_ranks
-from skavi._rows import taken
+from skavi._data.ranks import over_ranks
+from skavi._data.rows import taken
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skavi._component import Component
-from skavi._group import ALONE, Group
+from skavi._data.ranks import ALONE, Group
 from skavi.inference_functions import Parameters
 
 

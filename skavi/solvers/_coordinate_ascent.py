@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from skavi._group import over_ranks
+from skavi._data.ranks import over_ranks
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State
 
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a

@@ -5,7 +5,7 @@ import math
 import torch
 from scipy.linalg import eigh_tridiagonal
 
-from skavi._sums import inner
+from skavi._numerics.sums import inner
 from skavi.solvers._base import State, natural_steps
 
 _MAX_PRODUCTS = 300

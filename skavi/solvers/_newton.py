@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from skavi._group import over_ranks
-from skavi._sums import add_up
-from skavi.solvers._arrow import Arrow
+from skavi._data.ranks import over_ranks
+from skavi._numerics.sums import add_up
 from skavi.solvers._base import Memory, Outcome, Run, Solver, State, unwatched
-from skavi.solvers._chain import Chain
-from skavi.solvers._dense import Coupled, Dense
-from skavi.solvers._gauss_newton import GaussNewton
+from skavi.solvers._newton_arrow import Arrow
+from skavi.solvers._newton_banded import Chain
+from skavi.solvers._newton_dense import Coupled, Dense
+from skavi.solvers._newton_network import GaussNewton
 
 _MAX_GLOBALS = 400
 MAX_COUPLED_UNKNOWNS = 600

@@ -1,0 +1,1 @@
+"""What `python -m skavi` is made of."""

@@ -1,0 +1,258 @@
+"""The main job: F-VI and A-VI on one table, beside scikit-learn's PCA and FactorAnalysis."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn import decomposition
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skavi._estimators.amortized import AmortizedVI
+from skavi._estimators.factorized import FactorizedVI
+from skavi.models import FactorAnalysis
+
+TEST_FRACTION = 0.3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one estimator reached.
+
+    Attributes
+    ----------
+    name : str
+    estimator : estimator
+        Fitted on the training rows.
+    elbo : float
+        Training ELBO, nats a row; NaN for point estimates, which have none.
+    held_out : float
+        Of the test rows, nats a row: ELBO, or log likelihood for point estimates.
+    fit_seconds, transform_seconds : float
+        Of the training rows, and of the test rows.
+    accuracy : float or None
+        Of a logistic regression on the test rows' latents; None without labels.
+    """
+
+    name: str
+    estimator: BaseEstimator
+    elbo: float
+    held_out: float
+    fit_seconds: float
+    transform_seconds: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results on one split of one table.
+
+    Attributes
+    ----------
+    results : list of Result
+        `FactorizedVI` and `AmortizedVI` first.
+    train, test : ndarray of shape (n_rows, n_columns)
+    test_labels : ndarray of shape (n_rows,) or None
+    """
+
+    results: list[Result]
+    train: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray | None
+
+    @property
+    def gap(self) -> float:
+        """Amortization gap: training ELBO of F-VI less that of A-VI, nats a row."""
+        factorized, amortized, *_ = self.results
+        return factorized.elbo - amortized.elbo
+
+    @property
+    def gap_text(self) -> str:
+        """The gap in words: what is within the fits' own tolerance is none."""
+        tolerance = self.results[0].estimator.tol
+        return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
+
+
+def compare(X, labels, n_components, noise, seed, verbose):
+    """Fit all estimators on 70 % of the rows and measure them on the rest.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_rows, n_columns)
+    labels : ndarray of shape (n_rows,) or None
+    n_components : int
+    noise : {"isotropic", "diagonal"}
+        As in `FactorAnalysis`.
+    seed : int
+    verbose : int
+        Passed on to the estimators.
+
+    Returns
+    -------
+    Comparison
+    """
+    rows = np.arange(len(X))
+    train, test = train_test_split(
+        rows, test_size=TEST_FRACTION, random_state=seed, stratify=labels
+    )
+    model = FactorAnalysis(n_components, noise=noise)
+    options = {"random_state": seed, "verbose": verbose}
+    estimators = {
+        "FactorizedVI": FactorizedVI(model, **options),
+        "AmortizedVI": AmortizedVI(model, **options),
+        "PCA": decomposition.PCA(n_components, random_state=seed),
+        "FactorAnalysis": decomposition.FactorAnalysis(n_components, random_state=seed),
+    }
+    results = [
+        _measure(name, estimator, X[train], X[test], *_split(labels, train, test))
+        for name, estimator in estimators.items()
+    ]
+    return Comparison(results, X[train], X[test], _split(labels, train, test)[1])
+
+
+def _split(labels, train, test):
+    return (None, None) if labels is None else (labels[train], labels[test])
+
+
+def _measure(name, estimator, train, test, train_labels, test_labels):
+    started = time.perf_counter()
+    estimator.fit(train)
+    fitted = time.perf_counter()
+    latents = estimator.transform(test)
+    transformed = time.perf_counter()
+    accuracy = None
+    if train_labels is not None:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        classifier.fit(estimator.transform(train), train_labels)
+        accuracy = classifier.score(latents, test_labels)
+    elbo = estimator.elbo_ / len(train) if hasattr(estimator, "elbo_") else math.nan
+    return Result(
+        name=name,
+        estimator=estimator,
+        elbo=elbo,
+        held_out=estimator.score(test),
+        fit_seconds=fitted - started,
+        transform_seconds=transformed - fitted,
+        accuracy=accuracy,
+    )
+
+
+def as_text(comparison):
+    """Return the results as an aligned table with a note and the gap."""
+    labelled = comparison.test_labels is not None
+    lines = [
+        f"{'':<16}{'train ELBO':>12}{'held-out':>12}{'fit':>9}{'transform':>11}"
+        + f"{'accuracy':>11}" * labelled,
+        f"{'':<16}{'nats a row':>12}{'nats a row':>12}{'seconds':>9}{'seconds':>11}"
+        + f"{'on test':>11}" * labelled,
+    ]
+    for result in comparison.results:
+        point = math.isnan(result.elbo)
+        elbo, mark = ("", "*") if point else (f"{result.elbo:.3f}", " ")
+        held_out = f"{result.held_out:.3f}" if result.held_out > -1e6 else f"{result.held_out:.1e}"
+        line = f"{result.name:<16}{elbo:>12}{held_out:>11}{mark}"
+        line += f"{result.fit_seconds:>9.2f}{result.transform_seconds:>11.4f}"
+        lines.append(line + (f"{result.accuracy:>11.3f}" if labelled else ""))
+    lines += [
+        "* scikit-learn's, at point estimates: exact log likelihood where FactorizedVI and",
+        "  AmortizedVI report a lower bound, averaged over the posterior of loadings and noise",
+    ]
+    constant = int((np.ptp(comparison.train, axis=0) == 0).sum())
+    if constant:
+        lines.append(
+            f"  ({constant} columns are constant in training: FactorAnalysis gives them no noise)"
+        )
+    lines += [
+        "",
+        f"Amortization gap: {comparison.gap_text} (training ELBO, FactorizedVI less AmortizedVI).",
+        "In this model a row's best factor is a linear function of the row, so a function can find",
+        "them all and amortization costs nothing; where it is not, the gap tells the price.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(comparison, path, title):
+    """Draw the test rows' latents, and each row's held-out ELBO under both fits.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    path : str or Path
+        File to write; its ending says the format.
+    title : str
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    factorized, amortized, *_ = (result.estimator for result in comparison.results)
+    scores = factorized.score_samples(comparison.test)
+    _draw_latents(left, factorized, comparison, scores)
+    _draw_rows(right, scores, amortized.score_samples(comparison.test), comparison.gap_text)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_latents(axes, estimator, comparison, scores):
+    posterior = estimator.posterior(comparison.test)
+    size = np.square(estimator.global_posterior_.mean["loadings"]).sum(0)
+    first, *others = np.argsort(-size, kind="stable")
+    x, x_sd = posterior.mean[:, first], posterior.sd[:, first].mean()
+    if others:
+        y, y_sd = posterior.mean[:, others[0]], posterior.sd[:, others[0]].mean()
+        axes.set_ylabel(f"latent {others[0] + 1}")
+        axes.set_title("Test rows: posterior means of two latents", fontsize=10)
+    else:
+        y, y_sd = scores, 0.0
+        axes.set_ylabel("held-out ELBO (nats)")
+        axes.set_title("Test rows: posterior mean and ELBO", fontsize=10)
+    axes.set_xlabel(f"latent {first + 1}")
+    if comparison.test_labels is None:
+        points = axes.scatter(x, y, c=scores, s=12, cmap="cividis")
+        axes.figure.colorbar(points, ax=axes, label="held-out ELBO (nats)")
+    else:
+        _draw_labels(axes, x, y, comparison.test_labels)
+    # Room above the rows, so that the cross stands clear of them.
+    low, high = axes.get_ylim()
+    height = high - low
+    room = max(2 * y_sd, 0.08 * height) + 0.06 * height
+    axes.set_ylim(low, high + room)
+    left, right = axes.get_xlim()
+    where = left + 0.05 * (right - left) + x_sd, high + room / 2
+    axes.errorbar(*where, xerr=x_sd, yerr=y_sd, color="black", capsize=2, lw=1)
+    axes.annotate(
+        "± one posterior sd (mean over rows)",
+        (where[0] + x_sd, where[1]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
+
+
+def _draw_labels(axes, x, y, labels):
+    """Draw each row as its own label, so that colour only helps."""
+    import matplotlib
+
+    names = np.unique(labels)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.75, len(names)))
+    axes.scatter(x, y, s=0)
+    for name, colour in zip(names, colours, strict=True):
+        for row in np.flatnonzero(labels == name):
+            axes.text(x[row], y[row], str(name), color=colour, size=7, ha="center", va="center")
+
+
+def _draw_rows(axes, factorized, amortized, gap_text):
+    both = np.concatenate([factorized, amortized])
+    low, high = both.min(), both.max()
+    axes.plot([low, high], [low, high], color="0.6", lw=1, label="no gap", zorder=1)
+    axes.scatter(factorized, amortized, s=12, alpha=0.5, color="#0072B2", label="a test row")
+    axes.set_xlabel("held-out ELBO, FactorizedVI (nats)")
+    axes.set_ylabel("held-out ELBO, AmortizedVI (nats)")
+    axes.set_title(f"Amortization gap in training: {gap_text}", fontsize=10)
+    axes.legend(frameon=False, loc="upper left")

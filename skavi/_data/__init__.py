@@ -1,0 +1,1 @@
+"""Tables of rows: dense, sparse, with holes, in blocks, over several ranks."""

@@ -1,0 +1,208 @@
+"""Rows of X as the library holds them: tensors with weights, cells that may be missing, windows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skavi._data.ranks import ALONE, Group, anywhere, joined, total
+from skavi._data.sparse_rows import SparseRows
+from skavi._numerics.sums import add_up
+
+_CHUNK = 8_192
+_REPRESENTATIVES = 2000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data matrix and its rows' weights.
+
+    Attributes
+    ----------
+    X : Tensor of shape (n_rows, n_features)
+    weights : Tensor of shape (n_rows,)
+        How often each row's ELBO term counts.
+    group : Group
+        Who holds the rest of the rows, where these are not all.
+    """
+
+    X: Tensor
+    weights: Tensor
+    group: Group = ALONE
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of all ranks' rows: their number when all weights are one."""
+        return float(self.group.sum(add_up(self.weights)))
+
+    @property
+    def n_total(self) -> int:
+        """How many rows all ranks hold."""
+        return self.group.count(len(self))
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, index) -> "Rows":
+        """Return rows of this rank, apart from the others'."""
+        return Rows(self.X[index], self.weights[index])
+
+    def take(self, index: Tensor) -> "Rows":
+        """Return the rows at a rising index into those of all ranks, on every rank."""
+        return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
+
+    def representatives(self, ordered: bool) -> "Rows":
+        """Return at most 2,000 rows that stand for all, with weights that add up to theirs.
+
+        The first ones, with their own weights, where rows are in order.
+        """
+        n, most = self.n_total, _REPRESENTATIVES
+        if n <= most:
+            return self
+        if ordered:
+            return self[:most]
+        few = self.take(torch.linspace(0, n - 1, most).round().long().to(self.X.device))
+        return Rows(few.X, few.weights * self.total_weight / max(float(few.weights.sum()), 1e-300))
+
+    def ask(self, method: Callable, *arguments) -> Any:
+        """Call a method that adds up rows; its totals are then those of all ranks."""
+        with joined(self.group):
+            return method(*arguments)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The observed cells of X; a missing one is NaN in X.
+
+    Without missing cells every sum is the plain one, to the last bit.
+
+    Attributes
+    ----------
+    values : Tensor of shape (n_rows, n_features)
+        X, with zeros where a cell is missing.
+    observed : Tensor of bool of shape (n_rows, n_features), or None
+        Which cells are there; None: all of them.
+    """
+
+    values: Tensor
+    observed: Tensor | None
+
+    @classmethod
+    def of(cls, X: Tensor) -> "Cells":
+        """Tell the observed cells of X from the missing ones."""
+        if not anywhere(not _is_complete(X)):
+            return cls(X, None)
+        observed = ~X.isnan()
+        return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
+
+    def masked(self, table: Tensor) -> Tensor:
+        """Return a number a cell with zeros where the cell is missing."""
+        if self.observed is None:
+            return table
+        return torch.where(self.observed, table, torch.zeros_like(table))
+
+    def over_columns(self, terms: Tensor) -> Tensor:
+        """Sum terms a column, (n_features, ...), over each row's cells: (1 or n_rows, ...)."""
+        if self.observed is None:
+            return terms.sum(0, keepdim=True)
+        return torch.tensordot(self.observed.to(terms), terms, 1)
+
+    def over_rows(self, weights: Tensor, terms: Tensor) -> Tensor:
+        """Weigh and sum terms a row, (n_rows, ...), over each column's cells: (1 or D, ...)."""
+        if self.observed is None:
+            return total(torch.tensordot(weights, terms, 1).unsqueeze(0))
+        return total(torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1))
+
+    def mean_and_variance(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns' weighted means and variances, over the cells that are there."""
+        weight = self.over_rows(weights, torch.ones_like(weights))
+        mean = total(weights @ self.values) / weight
+        return mean, total(weights @ self.masked(self.values - mean) ** 2) / weight
+
+    def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return the columns' weighted covariances about `mean`, in units of `scale`.
+
+        With missing cells over the rows that hold both: not always positive definite.
+        """
+        root = (weights / total(weights.sum())).sqrt().unsqueeze(-1)
+        rows = self.masked((self.values - mean) / scale) * root
+        if self.observed is None:
+            return total(rows.mT @ rows)
+        seen = self.observed * root
+        return total(rows.mT @ rows) / total(seen.mT @ seen).clamp_min(1e-300)
+
+
+def _is_complete(X: Tensor) -> bool:
+    """Say whether X has no missing cell, in one pass without a mask: it is finite but for NaN."""
+    try:
+        return not bool(X.sum().isnan())
+    except RuntimeError:  # under vmap over X nothing can be decided: a mask of ones does no harm
+        return False
+
+
+def taken(table, index: Tensor):
+    """Return ``table[index]`` for an index of rows: torch has a faster way for dense tables."""
+    return table[index] if isinstance(table, SparseRows) else table.index_select(0, index)
+
+
+def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:
+    """Put each row beside its `context` = (before, after) neighbours.
+
+    Rows that do not exist (before the first, after the last) read as `padding`.
+
+    Returns
+    -------
+    Tensor of shape (n_rows, (before + 1 + after) * n_features), oldest row first.
+    """
+    before, after = context
+    if before == after == 0:
+        return X
+    padded = torch.nn.functional.pad(X, (0, 0, before, after), value=padding)
+    return torch.cat([padded[i : i + len(X)] for i in range(before + 1 + after)], dim=1)
+
+
+def distinct(X) -> tuple[Any, Tensor]:
+    """Return the distinct rows of X, and the index that puts them back: ``rows[index]`` is X.
+
+    Evaluating each once makes equal rows' results equal to the last bit, which vectorised code
+    does not: where a row stands decides how its sums are rounded. Rows are told apart by an exact
+    integer hash, far faster than by sorting them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
+    if isinstance(X, SparseRows):
+        hashes = X.over_rows(_mixed(X.values) * odd[X.columns])
+    else:
+        hashes = torch.cat([(_mixed(part) * odd).sum(1) for part in X.split(_CHUNK)])
+    hashes, index = torch.unique(hashes, return_inverse=True)
+    first = torch.empty_like(hashes)
+    first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
+    rows = X[first]
+    if len(first) == len(X) or _puts_back(rows, index, X):  # other hashes are of other rows
+        return rows, index
+    return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
+
+
+def _mixed(values):
+    """Return the bits of float64 values as integers that differ in their low bits as well."""
+    bits = (values + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
+    return bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down
+
+
+def _puts_back(rows, index, X):
+    """Say whether ``rows[index]`` is X, without holding a second X."""
+    if isinstance(X, SparseRows):
+        return X.equals(rows[index])
+    parts = zip(X.split(_CHUNK), index.split(_CHUNK), strict=True)
+    return all(
+        torch.allclose(part, rows[where], rtol=0, atol=0, equal_nan=True) for part, where in parts
+    )
+
+
+def cells_a_row(X) -> int:
+    """Return how many numbers a row of X takes up: its columns, or its stored cells on average."""
+    if isinstance(X, SparseRows):
+        return 1 + X.numel() // max(len(X), 1)
+    return X.shape[1]

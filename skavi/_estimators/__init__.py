@@ -1,0 +1,1 @@
+"""The estimators' side that scikit-learn sees."""

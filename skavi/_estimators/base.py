@@ -1,0 +1,268 @@
+"""The scikit-learn layer of a fit, shared by factorized and amortized VI."""
+
+import copy
+import math
+from dataclasses import replace
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+
+from skavi._data.ranks import shared_by_ranks
+from skavi._data.user_tables import came_in_single, device_named, validated_table
+from skavi._estimators.fit_identity import described_fit
+from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
+from skavi._estimators.generation import Generation
+from skavi._estimators.joint_fit import check_agreement, check_joint, group_of
+from skavi._estimators.partial_fit import PartialFit
+from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
+from skavi._estimators.row_inference import RowInference
+from skavi._fit.algorithm import Plan, fit_problem
+from skavi._fit.defaults import default_model
+from skavi._fit.final_elbo import final_elbo
+from skavi._fit.journal import Journal, StoredJournal, versions
+from skavi._fit.model_checks import validated_objective
+from skavi._fit.nonfinite import named_singularity, what_broke
+from skavi._fit.start import density_at_start
+from skavi._fit.warm_start import state_of
+from skavi._platform.forks_and_threads import check_fork
+from skavi._platform.html import DOC_LINK_TEMPLATE
+from skavi._platform.memory import require_memory_of_fit
+from skavi._platform.private_names import Interval, StrOptions, clone_parametrized, fit_context
+from skavi._platform.random_state import drawn_seed, private_state
+from skavi._platform.user_warnings import warn
+from skavi._platform.version import SavedVersionWarning, __version__
+from skavi.callbacks import Checkpoint
+from skavi.families import DiagonalNormal, Family
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise
+from skavi.solvers import Solver
+
+
+class VariationalInference(
+    RowInference,
+    Generation,
+    PartialFit,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    CallbackSupportMixin,
+    BaseEstimator,
+):
+    """Everything the two estimators share: all but the map from a row to its factor."""
+
+    _doc_link_module = "skavi"
+    _doc_link_template = DOC_LINK_TEMPLATE
+    _parameter_constraints: dict = {
+        "model": [LatentVariableModel, None],
+        "family": [Family, None],
+        "global_family": [Family, None],
+        "noise": [Noise, None],
+        "solver": [Solver, None],
+        "init": [BaseEstimator, None],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "output": [StrOptions({"mean", "mean_sd"})],
+        "warm_start": ["boolean"],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    # --- the one difference ---------------------------------------------------------------------
+
+    def _function(self):
+        """Return the inference function to fit, or None for the default one."""
+        raise NotImplementedError
+
+    def _check_window(self, model, function, X):
+        """Warn if the function reads less than its factors can depend on; a table reads nothing."""
+
+    # --- fitting --------------------------------------------------------------------------------
+
+    @with_callbacks
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, sample_weight=None):
+        """Fit q(theta) and the map from rows to factors.
+
+        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``, and a warning);
+        before the first iteration, and inside a grid search, it raises KeyboardInterrupt.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data; float32 stays float32 in what `transform` returns. This rank's rows, if
+            they come from `skavi.distributed.shard`: the fit is then that of all ranks' rows.
+        y : None
+            Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row's ELBO term counts; not negative, not all zero.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X, the weights or a component cannot be used; what and why is in the message.
+        MemoryError
+            If the least that the fit must hold is more than the memory available.
+        RuntimeError
+            In a forked process whose torch would wait for lost threads; what to do is in the
+            message.
+
+        Notes
+        -----
+        Memory, in numbers of 8 bytes: closed forms hold a few copies of X and of the rows'
+        parameters; LBFGS beside them ``2 * memory`` copies of all that it moves and, under a rule
+        of nodes, tens of numbers for each row, node and latent; Newton works through the rows in
+        pieces of up to about 1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in
+        search of other basins) numbers a row; Adam only those of a batch, and three copies of all
+        rows' parameters.
+        """
+        check_fork()
+        require_memory_of_fit(self, X)
+        shared = shared_by_ranks(X)
+        with unchanged_on_error(self), progress_bar(self):
+            sparse, missing = self._accepts_sparse(), self._allows_missing()
+            X = validated_table(self, X, sparse, missing, reset=True)
+            # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
+            context = self._init_callback_context(max_subtasks=None)
+            context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+            reporter = Reporter(self, context, X)
+            with named_singularity("X"):
+                group = group_of(self, X, shared)
+                self.__dict__.update(self._fit(X, sample_weight, reporter, group))
+            with reporter.outlasting_interrupts():
+                context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            if not reporter.interrupted:
+                reporter.journal.close()
+            restored = self.__dict__.pop("_iterate", None)
+            if restored is not None:
+                self.elbo_, self.elbo_se_ = final_elbo(restored.problem, restored.outcome.state)
+        warn_of_end(self, reporter)
+        return self
+
+    def _fit(self, X, sample_weight, reporter, group):
+        """Fit a validated table; return every fitted attribute."""
+        rows = replace(self._rows(X, sample_weight, self._accepts_sparse()), group=group)
+        reporter.journal = self._journal(X, sample_weight)
+        reporter.joint = group.size > 1
+        plan = self._plan(X, rows, reporter.journal)
+        source = self._source()
+        start = None if source is None else state_of(source, plan.objective, rows)
+        plan.journal.begin(plan.generator, lambda: density_at_start(plan.objective, rows))
+        with reporter.outlasting_interrupts():
+            fitted = fit_problem(plan, rows, start, reporter)
+            check_agreement(group, fitted.problem, fitted.outcome.state)
+            elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
+        if reporter.interrupted:
+            fitted = reporter.latest.fitted()
+            elbo, se = _quick_elbo(fitted)
+        if not math.isfinite(elbo):
+            raise FloatingPointError(
+                f"The ELBO of {type(self).__name__} is {elbo} after {len(fitted.outcome.curve)} "
+                f"iterations: {what_broke(fitted.problem, fitted.outcome.state)}. Check the "
+                "scale of X and of the priors."
+            )
+        reporter.failure = fitted.failure
+        stopped = reporter.stopped or reporter.interrupted
+        return fitted_attributes(fitted, elbo, se, X.shape[1], stopped)
+
+    def _plan(self, X, rows, journal):
+        """Return what to fit: components cloned and checked, and the model tried on the rows."""
+        drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
+        generator = torch.Generator().manual_seed(journal.seed(drawn))
+        model = clone(self.model) if self.model is not None else _asked(rows, default_model)
+        family = clone(self.family) if self.family is not None else DiagonalNormal()
+        global_family = clone(model.global_family(self.global_family))
+        function = self._function()
+        for component in (model, function, self.noise, self.solver, family, global_family):
+            if component is not None:
+                component.check()
+        if rows.group.size > 1:
+            check_joint(self, model, function)
+        model.check_data(rows.X)
+        model = _asked(rows, model.adapted)
+        objective = validated_objective(model, family, global_family, rows, generator)
+        self._check_window(model, function, rows.X)
+        return Plan(
+            objective,
+            function,
+            clone(self.noise) if self.noise is not None else None,
+            clone(self.solver) if self.solver is not None else None,
+            max(self.tol, model.coarsest_tol),
+            self.max_iter,
+            generator,
+            journal,
+            single=came_in_single(X, rows),
+        )
+
+    def _source(self):
+        return self if self.warm_start and hasattr(self, "elbo_") else self.init
+
+    def _journal(self, X, sample_weight):
+        """Return the journal of this fit: a stored one if a `Checkpoint` is set."""
+        callbacks = getattr(self, "_skl_callbacks", [])
+        checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
+        if checkpoint is None:
+            return Journal()
+        described = described_fit(self, X, sample_weight, self._source()) | versions()
+        seeded, device = self.random_state is not None, device_named(self.device)
+        return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_skavi_version": __version__}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        saved_version = state.pop("_skavi_version", "of an unknown version")
+        if saved_version != __version__:
+            name = type(self).__name__
+            warn(SavedVersionWarning(None, name, saved_version))
+        super().__setstate__(state)
+
+    def __sklearn_clone__(self):
+        """Clone, but keep `init` as it is: a fitted estimator is data here, not a component."""
+        bare = copy.copy(self)
+        bare.init = None
+        cloned = clone_parametrized(bare)
+        cloned.init = self.init
+        return cloned
+
+    @property
+    def _n_features_out(self):
+        if not hasattr(self, "n_features_in_") or not hasattr(self, "model_"):
+            raise AttributeError("not fitted")
+        n_latents = self.model_.n_latents(self.n_features_in_)
+        return n_latents * (2 if self.output == "mean_sd" else 1)
+
+    def _allows_missing(self):
+        return self.model.allows_missing if self.model is not None else True  # `default_model`
+
+    def _accepts_sparse(self):
+        return self.model is not None and self.model.accepts_sparse
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = self._allows_missing()
+        tags.input_tags.sparse = self._accepts_sparse()
+        tags.input_tags.positive_only = self.model is not None and self.model.positive_only
+        return tags
+
+
+def _quick_elbo(fitted):
+    """Evaluate the ELBO of an interrupted fit; interrupted again, take the solver's word."""
+    try:
+        return final_elbo(fitted.problem, fitted.outcome.state)
+    except KeyboardInterrupt:
+        return fitted.outcome.curve[-1], math.nan
+
+
+def _asked(rows, method):
+    return rows.ask(method, rows.X, rows.weights)

@@ -1,0 +1,146 @@
+"""What a fit says of x: expected rows, missing cells filled in, and new rows."""
+
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skavi._fit.fitted_model import FittedProblem
+from skavi._numerics.aligned import aligned
+from skavi._platform.forks_and_threads import check_fork, seeded
+from skavi._platform.memory import require_memory
+from skavi._platform.random_state import drawn_seed, private_state
+from skavi.distributions import defaults_of
+from skavi.posterior._predictive import cell_moments
+
+
+class Generation(FittedProblem):
+    """`inverse_transform`, `impute` and `sample`: q(theta), then x."""
+
+    def inverse_transform(self, Z):
+        """Return E[x | z] under q(theta).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_latents)
+            Latents, as `transform` returns them (standard deviations, if any, are ignored).
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+
+        Raises
+        ------
+        FloatingPointError
+            If draws of q(theta) are so far out that their mean is no number.
+        """
+        check_is_fitted(self)
+        Z = np.asarray(Z)
+        k = self.model_.n_latents(self.n_features_in_)
+        if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
+            raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
+        z = aligned(Z[:, :k])
+        total, draws = z.new_zeros(()), self._theta_draws(32)
+        for theta in draws:
+            with defaults_of(z):
+                total = total + self.model_.predicted_mean(theta, z) / len(draws)
+        if bool(total.isnan().any()):
+            widest = max((float(sd.max()) for sd in self.global_posterior_.sd.values()), default=0)
+            raise FloatingPointError(
+                f"E[x | z] is no number: q(theta) has sds of up to {widest:.1e}. Check Z, and fit "
+                "again with a finer noise or narrower priors."
+            )
+        dtype = Z.dtype if Z.dtype == np.float32 else np.float64
+        return total.numpy().astype(dtype, copy=False)
+
+    def impute(self, X, return_sd=False):
+        """Fill the missing cells of X with their posterior predictive means.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with NaN where a cell is missing; training rows or others.
+        return_sd : bool, default=False
+            Whether to return the cells' predictive standard deviations as well.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Observed cells as they were, in the dtype of X.
+        sd : ndarray of shape (n_samples, n_features)
+            0 where a cell is observed. Only with ``return_sd=True``.
+
+        Notes
+        -----
+        Law of total variance: the likelihood's own variance, plus that of its mean under q(z_n) and
+        q(theta). Counts are filled with means, which are no whole numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import FactorAnalysis
+        >>> X = np.outer(np.arange(30.0), [1.0, 2.0, -1.0])
+        >>> X[4, 1] = np.nan
+        >>> vi = FactorizedVI(FactorAnalysis(1)).fit(X)
+        >>> filled, sd = vi.impute(X, return_sd=True)
+        >>> bool(abs(filled[4, 1] - 8.0) < 3 * sd[4, 1])
+        True
+        """
+        X = self._validated(X)
+        rows, missing = self._rows(X), np.isnan(X)
+        self.model_.check_data(rows.X)
+        with torch.no_grad():
+            problem, raw = self._frozen_problem(rows), self._raw_locals(rows)
+            moments = cell_moments(problem.objective, raw, self._globals(rows.X), rows.X)
+        mean, variance = (moment.cpu().numpy() for moment in moments)
+        filled = np.where(missing, mean, X).astype(X.dtype)
+        if not return_sd:
+            return filled
+        return filled, np.where(missing, np.sqrt(variance), 0).astype(X.dtype)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw new rows from the fitted model: theta from q(theta), then z, then x.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows. All share one draw of theta, as rows of one data set do.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        Z : ndarray of shape (n_samples, n_latents)
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
+        check_fork()
+        width = self.n_features_in_ + self.model_.n_latents(self.n_features_in_)
+        request = f"{type(self).__name__}.sample(n_samples={n_samples})"
+        require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
+        state = private_state(random_state)
+        space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
+        u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
+        theta = space.constrain(torch.as_tensor(u[0]))
+        seed = drawn_seed(state)
+        with seeded(seed), defaults_of(torch.as_tensor(u)):
+            X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
+        return X.numpy(), Z.numpy()
+
+    def _theta_draws(self, n_draws):
+        objective = self._objective(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
+        factor = objective.global_factor(aligned(self._raw_globals))
+        noise = _antithetic(n_draws, objective.space.size)
+        return [objective.space.constrain(u) for u in factor.draw(noise)]
+
+
+def _antithetic(n_draws: int, dimension: int) -> Tensor:
+    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
+    return torch.cat([noise, -noise])

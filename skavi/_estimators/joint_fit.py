@@ -1,0 +1,120 @@
+"""What a fit over several ranks can be asked, and who takes part."""
+
+import zlib
+from numbers import Number
+
+import torch
+from sklearn.callback import ProgressBar
+
+from skavi._data.ranks import ALONE, Group, Ranks
+from skavi._fit.problem import Problem
+from skavi.inference_functions import InferenceFunction
+from skavi.models import LatentVariableModel
+from skavi.solvers import Solver, State
+
+#: Methods that read all rows, of any component.
+_READ_ALL_ROWS = {
+    LatentVariableModel: ("adapted", "initial_globals", "global_optimum", "compressed"),
+    InferenceFunction: ("fit_inputs", "start"),
+    Solver: ("begin",),
+}
+_SAME = 1e-6
+
+
+#: What ranks may differ in: rank 0's seed is taken, and who talks is a matter of taste.
+_OWN = ("random_state", "verbose")
+
+
+def group_of(estimator, X, shared: bool) -> Group:
+    """Return who holds the rows of a table of which X is all, or this rank's part.
+
+    Raises
+    ------
+    ValueError
+        If the ranks fit estimators with different parameters, as after searches of their own.
+    """
+    if not shared:
+        return ALONE
+    ranks = Ranks(*X.shape)
+    told = ranks.gather(torch.tensor([zlib.crc32(_described(estimator).encode())]))
+    if len(set(told.tolist())) > 1:
+        raise ValueError(
+            f"The ranks fit different estimators, rank {ranks.rank} {estimator!r}: a joint fit "
+            "needs the same parameters on all of them."
+        )
+    return ranks
+
+
+def _described(estimator) -> str:
+    """Return an estimator's parameters that are numbers or text, and what kind the others are."""
+    values = {
+        name: repr(value) if isinstance(value, Number | str) else type(value).__name__
+        for name, value in estimator.get_params().items()
+        if name not in _OWN
+    }
+    return f"{type(estimator).__name__} {sorted(values.items())}"
+
+
+def check_agreement(group: Group, problem: Problem, state: State) -> None:
+    """Raise a RuntimeError if ranks have not come to the same solution: a defect of some part."""
+    if group.size == 1:
+        return
+    shared = [] if problem.function.tabular else list(state.parameters.values())
+    sizes = [float(value.abs().sum()) for value in [*shared, state.globals_]]
+    told = group.gather(torch.tensor([sizes], dtype=torch.float64))
+    if not torch.allclose(told, told[:1], rtol=_SAME, equal_nan=True):
+        raise RuntimeError(
+            f"The ranks came to different solutions, of sizes {told.tolist()}: a part of the model "
+            "or of the inference function decides by the rows of one rank."
+        )
+
+
+def check_joint(estimator, model, function) -> None:
+    """Refuse, before any work, what ranks with rows of their own cannot do together.
+
+    Raises
+    ------
+    ValueError
+        If the model couples rows or reads sparse ones; if a component adds up rows without
+        `total`; if the inference function reads neighbours; or if callbacks are set.
+    """
+    name = type(model).__name__
+    if not model.rowwise or model.ordered:
+        raise ValueError(
+            f"Rows over several ranks must be independent given theta, but {name} couples them: "
+            "fit all rows in one process."
+        )
+    if model.accepts_sparse:
+        raise ValueError(
+            f"Rows over several ranks must be dense, but {name} reads sparse ones: fit all rows in "
+            "one process, or in turn with partial_fit."
+        )
+    for component in (model, function, estimator.solver):
+        _check_marked(component)
+    context = None if function is None else function.context
+    if tuple(context or model.context) != (0, 0):
+        raise ValueError(
+            f"The inference function reads {tuple(context or model.context)} rows before and "
+            "after, but these may be on another rank: set its context=(0, 0), or fit all rows in "
+            "one process."
+        )
+    callbacks = getattr(estimator, "_skl_callbacks", [])
+    others = [type(c).__name__ for c in callbacks if not isinstance(c, ProgressBar)]
+    if others:
+        raise ValueError(
+            f"A fit over several ranks takes no callbacks, which each rank would call, but has "
+            f"{', '.join(others)}: set_callbacks() without arguments takes them off."
+        )
+
+
+def _check_marked(component) -> None:
+    """Refuse a component whose own method reads all rows, and is not made for several ranks."""
+    for base, methods in _READ_ALL_ROWS.items():
+        for method in methods if isinstance(component, base) else ():
+            own = getattr(type(component), method)
+            if own is not getattr(base, method) and not getattr(own, "over_ranks", False):
+                raise ValueError(
+                    f"{type(component).__name__}.{method} may add up rows, but knows only those of "
+                    "its own rank: let its sums go through skavi.distributed.total, and mark it "
+                    "@skavi.distributed.over_ranks."
+                )

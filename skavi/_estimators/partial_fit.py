@@ -1,0 +1,122 @@
+"""`partial_fit`: the first call is `fit`, later ones go on from it with rows of their own."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from skavi._data.user_tables import came_in_single
+from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
+from skavi._fit.final_elbo import final_elbo
+from skavi._fit.fitted_model import FittedProblem
+from skavi._fit.nonfinite import named_singularity
+from skavi._fit.streaming import check_streamed, stiffness_after, went_on
+from skavi._platform.memory import require_memory_of_fit
+from skavi._platform.private_names import fit_context
+from skavi._platform.random_state import drawn_seed, private_state
+from skavi._platform.user_warnings import warn
+
+
+class PartialFit(FittedProblem):
+    """`partial_fit`, of an estimator that has `fit`."""
+
+    fit: Callable[..., Any]
+    max_iter: int
+    random_state: Any
+    elbo_: float
+    elbo_se_: float
+    n_iter_: int
+    converged_: bool
+    suboptimality_: float
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Go on from the fit with more rows, without those it has seen; the first call is `fit`.
+
+        What earlier rows said of theta stands where the prior was; the inference function goes on
+        from its parameters. Components left at None are chosen for the first rows, as are prior
+        scales and a network's units: these should be many, and typical. Callbacks hear of the first
+        call only; one that fails, or is interrupted, leaves the estimator as it was.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows that no call has seen.
+        y : None
+            Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row's ELBO term counts.
+
+        Returns
+        -------
+        self : object
+            ``elbo_`` and ``elbo_curve_`` add up the calls since `fit`: an estimate of the bound for
+            all rows, no bound itself; ``n_iter_`` and ``converged_`` are of this call.
+
+        Raises
+        ------
+        ValueError
+            If the model couples rows, q(theta) is a point, or the solver is `CoordinateAscent`,
+            whose updates know the model's own prior only.
+
+        Notes
+        -----
+        Earlier rows are remembered as a normal in the unconstrained globals, in their mean of the
+        curvature that the ELBO has with all rows' factors optimal, from at most 2,000 rows a call.
+        Where q(theta) has more than 1,000 parameters it is q(theta) itself: mean-field's
+        overconfidence then has early rows count for more. Source: Broderick et al. (2013),
+        "Streaming variational Bayes", equation 2.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import LinearModel
+        >>> X = np.random.default_rng(0).normal(3.0, 1.5, size=(300, 1))
+        >>> vi = FactorizedVI(LinearModel())
+        >>> for part in np.array_split(X, 3):
+        ...     _ = vi.partial_fit(part)
+        >>> bool(abs(vi.global_posterior_.mean["theta"] - X.mean()) < 1e-6)
+        True
+        """
+        check_streamed(self, X)
+        with unchanged_on_error(self):
+            first = not hasattr(self, "elbo_")
+            if first:
+                self.fit(X, y, sample_weight=sample_weight)
+            X = self._validated(X)
+            rows = self._rows(X, sample_weight)
+            objective = self._objective(rows.X)
+            if not first:
+                require_memory_of_fit(self, X)
+                with named_singularity("X"):
+                    objective = self._go_on(rows, came_in_single(X, rows))
+            self._stiffness = stiffness_after(self, rows, objective)
+        if not first and not self.converged_:
+            warn(
+                f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
+                f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
+                f"Raise max_iter (now {self.max_iter}) or loosen tol.",
+                ConvergenceWarning,
+            )
+        return self
+
+    def _go_on(self, rows, single):
+        """Fit new rows from here; return what was maximised."""
+        self.model_.check_data(rows.X)
+        seed = drawn_seed(private_state(self.random_state))
+        fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
+        elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
+        if not math.isfinite(elbo):
+            raise FloatingPointError(
+                f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
+                "as it was before. Check the scale of X."
+            )
+        new = fitted_attributes(fitted, elbo, se, self.n_features_in_, False)
+        new["elbo_curve_"] += self.elbo_
+        new["elbo_"] += self.elbo_
+        new["elbo_se_"] = math.hypot(se, self.elbo_se_)
+        self.__dict__.update(new)
+        return fitted.problem.objective

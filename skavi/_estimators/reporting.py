@@ -1,0 +1,134 @@
+"""What callbacks and the user are told of a fit: on the way, and at its end."""
+
+from contextlib import contextmanager
+
+import numpy as np
+from sklearn.callback import ProgressBar
+from sklearn.exceptions import ConvergenceWarning
+
+from skavi._estimators.fitted_attributes import fitted_attributes
+from skavi._fit.journal import Journal
+from skavi._platform.user_warnings import warn
+
+
+class Reporter:
+    """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit.
+
+    Attributes
+    ----------
+    stopped, interrupted : bool
+        Whether a hook did; whether Ctrl-C did.
+    latest : Iterate or None
+        Where the fit stands, for an interrupt; None before the first iteration.
+    journal : Journal
+        To be closed when the fit is complete.
+    joint : bool
+        Whether other ranks take part, which do not hear of an interrupt here.
+    failure : str
+        What was not finite where the fit had to end; empty if nothing was.
+    """
+
+    def __init__(self, estimator, context, X):
+        self.estimator, self.context, self.X = estimator, context, X
+        self.listening = bool(getattr(estimator, "_skl_callbacks", []))
+        self.stopped, self.interrupted, self.latest = False, False, None
+        self.journal = Journal()
+        self.failure, self.joint = "", False
+
+    def __call__(self, iterate):
+        self.latest = iterate
+        if not self.listening:
+            return False
+        task = self.context.subcontext(task_name="iteration")
+        task.call_on_fit_task_begin(estimator=self.estimator, X=self.X)
+        self.stopped = task.call_on_fit_task_end(
+            estimator=self.estimator,
+            X=self.X,
+            metadata={
+                "elbo": iterate.elbo,
+                "iteration": iterate.n_iter,
+                "stage": iterate.stage,
+            },
+            reconstruction_attributes=lambda: self._attributes(iterate.fitted()),
+        )
+        return self.stopped
+
+    @contextmanager
+    def outlasting_interrupts(self):
+        """Swallow a KeyboardInterrupt in the body, and note it, if there is an iterate to keep.
+
+        One that comes while a grid search or the like runs is meant for that, not for one fit.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.latest is None or self.joint or _one_of_many(self.context):
+                raise
+            self.interrupted = True
+
+    def _attributes(self, fitted):
+        """Return the fitted attributes as if the fit had stopped here.
+
+        The ELBO is the solver's own, an estimate where the noise is random; ``_iterate`` lets
+        `fit` evaluate it properly should a callback put this iterate back.
+        """
+        elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
+        return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
+
+
+def _one_of_many(task):
+    while task.parent is not None:
+        task = task.parent
+        if not task.sequential_subtasks:
+            return True
+    return False
+
+
+@contextmanager
+def progress_bar(estimator):
+    """Show scikit-learn's progress bar while the body runs, if verbose asks for it."""
+    present = list(getattr(estimator, "_skl_callbacks", []))
+    nested = hasattr(estimator, "_parent_callback_ctx")
+    wanted = estimator.verbose and not nested
+    if not wanted or any(isinstance(c, ProgressBar) for c in present):
+        yield
+        return
+    try:
+        bar = ProgressBar()
+    except ImportError as error:
+        raise ImportError(
+            f"verbose={estimator.verbose} shows a progress bar, which needs rich: "
+            'pip install "skavi[progress]", or set verbose=0.'
+        ) from error
+    estimator.set_callbacks(*present, bar)
+    try:
+        yield
+    finally:
+        estimator.set_callbacks(*present)
+
+
+def warn_of_end(estimator, reporter: Reporter) -> None:
+    """Warn who called `fit` if it was interrupted, met what is not finite, or did not converge."""
+    name, n_iter = type(estimator).__name__, estimator.n_iter_
+    if reporter.interrupted:
+        message = (
+            f"{name} was interrupted and keeps its last complete iterate: n_iter_={n_iter}, "
+            f"converged_={estimator.converged_}. With warm_start=True, fit goes on from there."
+        )
+    elif reporter.failure:
+        message = (
+            f"{name} keeps its last finite iterate, of n_iter_={n_iter}: numbers were not finite "
+            f"in {reporter.failure}. Check the scale of X and of the priors, or choose another "
+            "solver."
+        )
+    elif not estimator.converged_ and not estimator.stopped_early_:
+        message = (
+            f"{name} did not converge in n_iter_={n_iter} iterations: estimated to be "
+            f"{estimator.suboptimality_:.2e} nats below the optimum, gradient norm "
+            f"{estimator.gradient_norm_:.1e} nats a row. Raise max_iter (now "
+            f"{estimator.max_iter}), loosen tol, or choose another solver or a finer noise (now "
+            f"{estimator.noise_})."
+        )
+    else:
+        return
+    warn(message, ConvergenceWarning)

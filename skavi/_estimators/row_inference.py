@@ -1,0 +1,240 @@
+"""What a fit says of rows: the posteriors of their latents, and their scores."""
+
+from collections.abc import Callable
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import TransformerMixin
+
+from skavi._fit.fitted_model import FittedProblem
+from skavi._fit.nonfinite import require_finite
+from skavi._platform.memory import require_memory_of_rows
+from skavi.posterior import LatentPosterior
+from skavi.posterior._draws import arviz_tree
+from skavi.posterior._predictive import importance_bound
+
+_PIECE = 131_072
+
+
+# set_output reaches what a TransformerMixin defines itself
+class RowInference(FittedProblem, TransformerMixin):
+    """`transform`, `posterior` and `score`, each of rows that were fitted or of others."""
+
+    output: str
+    get_feature_names_out: Callable[[], np.ndarray]
+
+    def transform(self, X):
+        """Return the posterior means of the rows' latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_latents)
+            With ``output="mean_sd"`` followed by the standard deviations:
+            (n_samples, 2 * n_latents). In the dtype of X.
+
+        Raises
+        ------
+        MemoryError
+            If the rows' factors cannot be held.
+
+        Notes
+        -----
+        Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
+        models that do not couple rows. Threads may share one fitted estimator.
+        """
+        return self._in_pieces(self._validated(X), self._transformed)
+
+    def _transformed(self, X):
+        factors = self._factors(X)
+        columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
+        return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
+
+    def _in_pieces(self, X, method):
+        """Call a method on pieces of many rows, so that what it holds beside X is bounded."""
+        n = X.shape[0]
+        if n <= _PIECE or self.model_.ordered or not self.model_.rowwise:
+            return method(X)
+        results = None
+        for first in range(0, n, _PIECE):
+            try:
+                part = method(X[first : first + _PIECE])
+            except (ValueError, FloatingPointError) as error:
+                error.add_note(f"Rows are counted from row {first} of X.")
+                raise
+            if results is None:
+                results = np.empty((n, *part.shape[1:]), dtype=part.dtype)
+            results[first : first + len(part)] = part
+        return results
+
+    def posterior(self, X):
+        """Return the posterior of the rows' latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        LatentPosterior
+        """
+        index = X.index if hasattr(X, "iloc") else None
+        X = self._validated(X)
+        require_memory_of_rows(self, X, covariances=True)
+        factors = self._factors(X)
+        scale = torch.linalg.cholesky(factors.covariance())
+        mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
+        names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
+        return LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
+
+    def to_arviz(self, X, n_draws=1000, random_state=None):
+        """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows; a frame's index and column names label the dimensions "row" and "feature".
+        n_draws : int, default=1000
+            Number of draws; the tree holds n_draws copies of X's size.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        xarray.DataTree
+            One chain. "posterior": the globals by name, on the model's scale, and the latents "z"
+            (row, latent); "observed_data" and "posterior_predictive": the rows "x" (row, feature);
+            "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats": "lp" =
+            log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions and log
+            likelihoods are left out for a model that does not define them (one given by its log
+            joint alone).
+
+        Raises
+        ------
+        ImportError
+            If arviz-base is not installed: ``pip install "skavi[arviz]"``.
+        ValueError
+            If n_draws is not an integer >= 1, or a global is named "x" or "z".
+
+        Notes
+        -----
+        The draws are independent and from q, not from the posterior: ArviZ's r-hat and effective
+        sample sizes say nothing of q's error (`skavi.diagnostics.psis_khat` does). The likelihood
+        is that of a row given its own latents, so PSIS-LOO asks how well a row's x would be
+        predicted by a q(z_n) that had not seen it, and its k-hat is often high for models with
+        latents a row: ArviZ then says so itself.
+
+        Examples
+        --------
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import LinearModel
+        >>> X = [[0.0], [1.0], [5.0]]
+        >>> tree = FactorizedVI(LinearModel()).fit(X).to_arviz(X, n_draws=10, random_state=0)
+        >>> dict(tree["posterior"]["z"].sizes)
+        {'chain': 1, 'draw': 10, 'row': 3, 'latent': 1}
+        """
+        index = X.index if hasattr(X, "iloc") else None
+        return arviz_tree(self, self._validated(X), index, n_draws, random_state)
+
+    def score_samples(self, X, n_draws=None):
+        """Return each row's held-out ELBO with q(theta) fixed, in nats.
+
+        E_q[log p(x_n, z_n | theta)] + H[q(z_n)]: a lower bound of the row's expected log
+        likelihood under q(theta).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        n_draws : int, default=None
+            None: the ELBO. Else the importance-weighted bound with that many draws of (theta, z_n)
+            from q, rounded down to an even number: the log of the mean of
+            p(x_n, z_n | theta) / q(z_n). It lies between the ELBO and the log posterior predictive
+            density of the row, log E_q(theta) p(x_n | theta), which it reaches with many draws.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If the model gives no term a row, or n_draws is set and it couples rows.
+
+        Notes
+        -----
+        Draws are fixed and shared by all rows, so that results repeat. Source: Burda, Grosse &
+        Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import FactorAnalysis
+        >>> X = np.random.default_rng(0).normal(size=(50, 4))
+        >>> vi = FactorizedVI(FactorAnalysis(2)).fit(X)
+        >>> bool((vi.score_samples(X, n_draws=1000) > vi.score_samples(X)).all())
+        True
+        """
+        if n_draws is not None:
+            return self._importance_terms(X, n_draws)
+        terms = self._terms(X)
+        if terms.ndim == 0:
+            raise ValueError(
+                f"{type(self.model_).__name__} gives one log joint for all rows: its ELBO has no "
+                "term a row. Use score, or subclass HierarchicalModel or MarkovModel."
+            )
+        return terms
+
+    def _importance_terms(self, X, n_draws):
+        if not isinstance(n_draws, Integral) or n_draws < 2:
+            raise ValueError(f"n_draws={n_draws!r} must be None or an integer >= 2.")
+        X = self._validated(X)
+        if not self.model_.rowwise:
+            raise ValueError(
+                f"n_draws={n_draws} needs rows that are independent given theta, but "
+                f"{type(self.model_).__name__} couples them: leave n_draws at None."
+            )
+        rows = self._rows(X)
+        self.model_.check_data(rows.X)
+        objective, globals_ = self._objective(rows.X), self._globals(rows.weights)
+        with torch.no_grad():
+            terms = importance_bound(
+                objective, self._raw_locals(rows), globals_, rows, int(n_draws)
+            )
+        return terms.cpu().numpy()
+
+    def score(self, X, y=None):
+        """Return the mean held-out ELBO a row, in nats; higher is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+        """
+        terms = self._terms(X)
+        return float(terms.mean() if terms.ndim else terms / len(X))
+
+    def _terms(self, X):
+        return self._in_pieces(self._validated(X), self._terms_of)
+
+    def _terms_of(self, X):
+        rows = self._rows(X)
+        self.model_.check_data(rows.X)
+        raw, globals_ = self._raw_locals(rows), self._globals(rows.weights)
+        with torch.no_grad():
+            parts = [
+                self._frozen_problem(rows[where]).row_terms(raw[where], globals_)
+                for where in self._chunks(rows)
+            ]
+        terms = torch.cat(parts) if len(parts) > 1 else parts[0]
+        require_finite(terms, "ELBO")
+        return terms.cpu().numpy()

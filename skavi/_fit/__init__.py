@@ -1,0 +1,1 @@
+"""The engine of a fit, which knows nothing of scikit-learn."""

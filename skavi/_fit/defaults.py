@@ -1,0 +1,174 @@
+"""What is chosen when the user leaves a component at None.
+
+======================================  ==========================  ==============================
+situation                               noise                       solver
+======================================  ==========================  ==============================
+model knows its expectations            ClosedForm                  CoordinateAscent where offered
+few latents a row and few globals       GaussHermite, refined       Newton
+more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
+Markov models, few globals              any of the above            Newton (banded)
+coupled rows, up to 600 unknowns        any of the above            Newton
+networks of up to 2,000 parameters      any of the above            Newton (Gauss-Newton)
+larger ones, coupled rows               any of the above            LBFGS
+many globals                            any of the above            LBFGS
+functions with over 20,000 globals      ClosedForm                  Adam, minibatches, falling
+regressed functions at a coarse tol     ClosedForm                  the same
+rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
+======================================  ==========================  ==============================
+"""
+
+import torch
+
+from skavi._data.rows import Cells
+from skavi._fit.turned_spheres import TurnedSpheres
+from skavi.inference_functions import MLP
+from skavi.models import FactorAnalysis
+from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.objective import Objective
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
+from skavi.solvers._newton_network import MAX_PARAMETERS
+
+#: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
+BUDGET = 8_000_000
+_MAX_PRODUCT_DIMENSION = 4
+_MAX_NARROW_DIMENSION, _MAX_WIDE_LATENTS = 5, 2
+_MAX_NEWTON_GLOBALS = 40
+_MAX_NEWTON_LATENTS = 10
+_MAX_QUASI_GLOBALS = 100
+_MAX_DRAWS = 4096
+_MAX_TURNED_DIMENSION = 1000
+_MAX_DENSE_UNKNOWNS = 1000
+_MAX_MIXED_GLOBALS = 50_000
+_MAX_FULL_GLOBALS = 20_000
+_FALLING = 100
+_MAX_GRAM = 5e10  # operations of a Gauss-Newton step
+_BATCH = 1000
+_MOST_NUMBERS = 1_000_000_000
+
+
+def default_model(X, weights):
+    """Choose probabilistic PCA with as many components as have more than average variance."""
+    cells = Cells.of(X)
+    mean, _ = cells.mean_and_variance(weights)
+    variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, torch.ones_like(mean)))
+    above = int((variances > 1.0001 * variances.mean()).sum())
+    return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, 20)))
+
+
+def default_function(n_outputs, model):
+    """Choose a network wide enough to carry any linear map of the row to the factor.
+
+    One layer, of half the width, does for a model's own summary of sparse rows: it has no more
+    numbers than the factor has means, and comes near them.
+    """
+    sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
+    return MLP(hidden_layer_sizes=tuple(max(16, size) for size in sizes))
+
+
+def budget(objective: Objective, function) -> int:
+    """Return how many numbers (rows x nodes x latents) a deterministic evaluation may take.
+
+    Newton's systems of tables and linear functions are put together piece by piece, so only time
+    limits them.
+    """
+    model = objective.model
+    whole = function is None or not (function.tabular or function.linear)
+    return BUDGET if whole or not model.rowwise or model.ordered else _MOST_NUMBERS
+
+
+def default_noise(objective: Objective, function, n_rows: int):
+    """Choose a deterministic rule if one evaluation is of a size for it."""
+    if objective.model.has_closed_form(objective.family, objective.global_family):
+        return ClosedForm()
+    n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
+    most = budget(objective, function)
+    narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
+    if dimension <= _MAX_PRODUCT_DIMENSION or narrow:  # q(theta) is, so that three nodes do for it
+        n_nodes = 3
+        if n_rows * n_latents * n_nodes**dimension <= most:
+            return GaussHermite(n_nodes)
+    n_draws = 256
+    while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
+        n_draws *= 2  # more pairs than dimensions: covariances are exact
+    if n_rows * n_latents * n_draws <= most and objective.n_drawn_globals <= _MAX_QUASI_GLOBALS:
+        return QuasiMonteCarlo(n_draws)
+    return MonteCarlo()
+
+
+def default_solver(objective: Objective, function, noise, n_rows: int, n_parameters: int):
+    """Choose the fastest solver that fits the model, the noise and the inference function."""
+    if noise.deterministic and not function.tabular and _is_rough(objective, function):
+        schedule = falling if function.regressed else None
+        return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=schedule)
+    if not noise.deterministic:
+        big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
+        return Adam(batch_size=_BATCH if big else None)
+    if function.tabular and objective.has_coordinate_updates:
+        many = objective.space.size > _MAX_MIXED_GLOBALS
+        return CoordinateAscent(memory=0) if many else CoordinateAscent()
+    n_global = objective.global_family.n_parameters(objective.space.size)
+    small = n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
+    if not objective.model.rowwise:
+        few = n_unknowns(objective, n_rows) <= MAX_COUPLED_UNKNOWNS
+        banded = small and not objective.model.one_log_joint
+        return Newton() if function.tabular and (few or banded) else LBFGS()
+    if small and _has_newton_form(objective, function, n_rows, n_parameters):
+        return Newton()
+    return LBFGS()
+
+
+def _is_rough(objective, function):
+    """Say whether steps on a few rows each do: all rows' are long, or a start is nearly enough."""
+    near = function.regressed and objective.model.coarsest_tol > 0
+    return near or objective.space.size > _MAX_FULL_GLOBALS
+
+
+def falling(iteration):
+    """Return the multiplier of a learning rate that falls as one over the steps taken."""
+    return 1 / (1 + iteration / _FALLING)
+
+
+def _has_newton_form(objective, function, n_rows, n_parameters):
+    if function.tabular:
+        return True
+    if function.linear:
+        return n_parameters <= _MAX_DENSE_UNKNOWNS
+    n_outputs = n_rows * objective.family.n_parameters(objective.n_latents)
+    return n_parameters <= MAX_PARAMETERS and n_outputs * n_parameters**2 <= _MAX_GRAM
+
+
+def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):
+    """Choose deterministic noise for an ELBO that was climbed with fresh draws.
+
+    For models that do not couple rows the rule does not depend on their number, so that no row's
+    result depends on which others are there.
+    """
+    dimension = _dimension(objective, n_rows)
+    if dimension > _MAX_TURNED_DIMENSION:
+        return FixedDraws(n_draws, seed)
+    return TurnedSpheres(max(n_draws, 4 * dimension), seed)  # two spheres at least
+
+
+def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
+    """Say whether a rule refined is as good as exact: quadrature in few dimensions."""
+    few = _dimension(objective, n_rows) <= _MAX_PRODUCT_DIMENSION
+    return few and not isinstance(noise, QuasiMonteCarlo)
+
+
+def _dimension(objective, n_rows):
+    """Count the numbers of a row's noise, the globals' among them."""
+    return objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
+
+
+def affordable(noise, objective: Objective, function, n_rows: int) -> bool:
+    """Say whether one evaluation under `noise` stays within the budget."""
+    try:
+        n_noise = objective.n_latents * objective.noise_blocks(n_rows)
+        nodes = noise.nodes(objective.n_drawn_globals, n_noise, 1, None)
+    except ValueError:
+        return False
+    n_nodes = 1 if nodes is None else len(nodes.weights)
+    if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
+        return False
+    return n_rows * objective.n_latents * n_nodes <= budget(objective, function)

@@ -1,0 +1,66 @@
+"""The ELBO at the end of a fit, evaluated with more draws than the solver had, and its error."""
+
+import math
+
+import torch
+
+from skavi._data.rows import cells_a_row
+from skavi._fit.defaults import evaluation_noise
+from skavi._fit.problem import Problem
+from skavi.solvers import State
+
+_SE_TARGET = 1e-4
+_FEWEST_EVALUATIONS, _MAX_EVALUATIONS = 8, 64
+_FEWEST_DRAWS, _MOST_DRAWS = 16, 128
+_SEED = 10_000  # of the first evaluation; no fit's own
+_CHUNK_BUDGET = 4_000_000
+_WORK_BUDGET = 2_000_000_000  # cells times draws, of all evaluations of the final ELBO
+
+
+def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
+    """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative.
+
+    Few draws at first, more where they leave too much over, in parts that fit memory.
+    """
+    if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
+        return float(problem.elbo(state)), 0.0
+    objective, X = problem.objective, problem.rows.X
+    own = getattr(problem.noise, "n_draws", 1)
+    most = max(_MOST_DRAWS, 2 * own)
+    n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
+    most = max(4, min(most, _CHUNK_BUDGET // n_cells))
+    # All first evaluations together take as many as one of the solver's did.
+    n_draws = min(max(_FEWEST_DRAWS, own // _FEWEST_EVALUATIONS), most)
+    while True:
+        rule = evaluation_noise(objective, len(X), n_draws)
+        n_draws = rule.n_draws  # more in many dimensions
+        last = n_draws >= most
+        affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
+        limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
+        mean, se = _evaluated(problem, state, n_draws, limit)
+        if last or _is_precise(mean, se):
+            return mean, se
+        n_draws = min(4 * n_draws, most)
+
+
+def _evaluated(problem, state, n_draws, limit):
+    """Return the mean of at most `limit` evaluations of the ELBO, and its standard error."""
+    objective, X, values = problem.objective, problem.rows.X, []
+    size = max(1, _CHUNK_BUDGET // (n_draws * cells_a_row(X)))
+    mean, se = math.nan, math.inf
+    for seed in range(limit):
+        rule = evaluation_noise(objective, len(X), n_draws, _SEED + seed)
+        with torch.no_grad():
+            values.append(float(problem.with_noise(rule).elbo_in_parts(state, size)))
+        if len(values) < _FEWEST_EVALUATIONS:
+            continue
+        mean = sum(values) / len(values)
+        spread = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
+        se = math.sqrt(spread / len(values))
+        if _is_precise(mean, se):
+            break
+    return mean, se
+
+
+def _is_precise(mean, se):
+    return se < _SE_TARGET * max(abs(mean), 1.0)

@@ -1,0 +1,140 @@
+"""Checks of a model on the data at hand, once, before any work."""
+
+from dataclasses import replace
+from numbers import Integral
+
+import torch
+from torch.distributions import Distribution
+
+from skavi._data.rows import Rows
+from skavi._fit.start import start_globals, start_locals
+from skavi.objective import Objective, bind
+
+
+def validated_objective(model, family, global_family, rows: Rows, generator) -> Objective:
+    """Return the objective, after one evaluation of the model at its start has made sense.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the method of the model that is off, with what was got and what is needed.
+    """
+    if not family.random:
+        raise ValueError(
+            f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
+            "global_family."
+        )
+    n_features = rows.X.shape[1]
+    n_latents = model.n_latents(n_features)
+    if not isinstance(n_latents, Integral) or n_latents < 1:
+        raise ValueError(
+            f"{type(model).__name__}.n_latents({n_features}) returned {n_latents!r}: it must be an "
+            "integer >= 1."
+        )
+    if not model.rowwise and not bool((rows.weights == 1).all()) and model.one_log_joint:
+        raise ValueError(
+            f"sample_weight needs a term a row, but {type(model).__name__} gives one log joint for "
+            "all rows: subclass HierarchicalModel, or leave sample_weight out."
+        )
+    objective = bind(model, family, global_family, rows.X)
+    globals_ = start_globals(objective, rows, generator)
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    few = rows[:3]
+    zeros = few.weights.new_zeros(len(few), int(n_latents))
+    _check_declared(model, _check_parameters(model, model.declared, theta, zeros, few.X))
+    raw = start_locals(objective, globals_, rows.X)
+    z = objective.local_factors(raw).mean
+    terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
+    _check_support(model, theta, z, rows.X)
+    _check_terms(model, terms, rows.X)
+    return replace(objective, batched=_goes_through_vmap(objective, globals_, z, rows.X))
+
+
+def _check_parameters(model, method, theta, z, X):
+    """Call a method of the model; say which row's distribution torch refuses, not its values."""
+    try:
+        return method(theta, z, X)
+    except ValueError as error:
+        if "Expected parameter" not in str(error):
+            raise
+        row = next((n for n in range(len(X)) if _refused(method, theta, z, X, n)), None)
+        where = "for all rows together" if row is None else f"first at row {row}"
+        raise ValueError(
+            f"{type(model).__name__} makes a distribution with parameters that are not valid at "
+            f"the start ({where}): {str(error).split(', but found')[0]}."
+        ) from None
+
+
+def _refused(method, theta, z, X, row):
+    try:
+        method(theta, z[: row + 1], X[: row + 1])
+    except ValueError:
+        return True
+    return False
+
+
+def _check_declared(model, declared):
+    """Compare each distribution's shape with that of the values it is to explain."""
+    for method, (distribution, values) in declared.items():
+        name = f"{type(model).__name__}.{method}"
+        if not isinstance(distribution, Distribution):
+            got = "None" if distribution is None else f"a {type(distribution).__name__}"
+            raise TypeError(f"{name} returned {got}: it must return one of torch.distributions.")
+        shape, needed = tuple(distribution.batch_shape + distribution.event_shape), values.shape
+        of_rows = method == "likelihood"
+        if shape[-1:] != needed[-1:] or (of_rows and shape != needed):
+            raise ValueError(
+                f"{name} has shape {shape} for {needed[0]} rows, but it must cover "
+                f"{tuple(needed)}: its last dimension is "
+                f"{'n_features' if of_rows else 'n_latents'}={needed[-1]}."
+            )
+
+
+def _check_support(model, theta, z, X):
+    """Compare X with the support of a declared likelihood: inside vmap torch does not."""
+    declared = model.declared(theta, z, X)
+    if "likelihood" not in declared:
+        return
+    support = declared["likelihood"][0].support
+    bad = (~support.check(X)).nonzero()
+    if len(bad):
+        column = f", column {int(bad[0, 1])}" if bad.shape[1] > 1 else ""
+        raise ValueError(
+            f"X has {len(bad)} values (first at row {int(bad[0, 0])}{column}) outside the support "
+            f"of {type(model).__name__}.likelihood, {support}."
+        )
+
+
+def _check_terms(model, terms, X):
+    name = type(model).__name__
+    if not isinstance(terms, torch.Tensor):
+        raise TypeError(
+            f"{name}'s log density is a {type(terms).__name__}: log_joint must return a tensor, a "
+            "scalar."
+        )
+    if tuple(terms.shape) not in {(), (len(X),)}:
+        raise ValueError(
+            f"{name}'s log density has shape {tuple(terms.shape)} for {len(X)} rows: log_local "
+            f"must give ({len(X)},), log_joint a scalar."
+        )
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        where = f"first at row {int(bad[0, 0])}" if terms.dim() else "for all rows together"
+        raise ValueError(
+            f"{name}'s log joint is not finite at the start ({where}): check that X lies in the "
+            "support of the likelihood and that no density overflows."
+        )
+
+
+def _goes_through_vmap(objective, globals_, z, X):
+    """Try the log joint under vmap; some distributions (Multinomial) have to be looped over."""
+    u = objective.global_factor(globals_).mean
+
+    def density(u, z):
+        return objective.model.log_terms(objective.space.constrain(u), z, X)
+
+    try:
+        torch.func.vmap(density)(torch.stack([u, u]), torch.stack([z, z]))
+    except RuntimeError:
+        return False
+    return True

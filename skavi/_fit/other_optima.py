@@ -1,0 +1,186 @@
+"""Other basins: a row's local problem may have several optima; look beyond the nearest.
+
+With one or two latents a row, the ELBO at the centre of q(theta) is screened over a grid of means
+and sds in one batched evaluation. Where a row has further local optima of comparable height,
+Newton polishes a factor started at each, and the row keeps the best.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from skavi._data.rows import Rows, cells_a_row
+from skavi._fit.stages import ROUGH
+from skavi.families import DiagonalFactors
+from skavi.solvers import Newton, State
+
+_MAX_LATENTS = 2
+_POINTS = {1: 201, 2: 33}
+_WIDTHS = tuple(2.0 ** (i / 2) for i in range(9))
+_LOWEST = -1e12
+_REACH = 8.0
+_CANDIDATES = 4
+_COMPARABLE = 4.0
+_LOCAL_ITERATIONS = 50
+_MOST_ROWS = 20_000
+_NUMBERS = 1_000_000  # of the ELBOs that are screened at once: they should stay in the cache
+_CELLS = 200_000  # of X, at all points that are looked at in one evaluation
+_MAX_ROUNDS = 5
+
+
+def leave_basins(problem, state, tol, climb):
+    """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
+    for _ in range(_MAX_ROUNDS):
+        frozen = replace(problem, frozen_globals=True)
+        raw = state.parameters["values"]
+        moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
+        if not problem.rows.group.any(moved is not None):
+            break
+        values = raw if moved is None else moved
+        state = climb(problem, State({"values": values}, state.globals_), max(tol, ROUGH))
+    return state
+
+
+def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor | None:
+    """Return raw factors with better ones put in for some rows, or None if there are none."""
+    objective = problem.objective
+    if not objective.model.rowwise or objective.n_latents > _MAX_LATENTS or objective.model.ordered:
+        return None
+    return _moved(problem, raw, globals_, tol, _frame(problem, raw, globals_))
+
+
+def _moved(problem, raw, globals_, tol, frame):
+    objective = problem.objective
+    if len(raw) > _MOST_ROWS:
+        return _in_pieces(problem, raw, globals_, tol, frame)
+    starts, owner = _screened(objective, problem.rows.X, raw, globals_, frame)
+    if not len(owner):
+        return None
+    rows = problem.rows
+    unit = replace(problem, rows=Rows(rows.X, torch.ones_like(rows.weights)))
+    several = unit.restricted(owner)
+    state = State({"values": objective.family.raw(starts)}, globals_)
+    solved = Newton().solve(several, state, max(tol, ROUGH), _LOCAL_ITERATIONS, lambda *_: False)
+    found = solved.state.parameters["values"]
+    new = several.row_terms(found, globals_)
+    old = problem.row_terms(raw, globals_)
+    best = old.clone().scatter_reduce(0, owner, new, "amax")
+    margin = 10 * max(tol, ROUGH)
+    wins = (new >= best[owner]) & (new > (old + margin)[owner])
+    if not bool(wins.any()):
+        return None
+    moved = raw.clone()
+    moved[owner[wins]] = found[wins]
+    return moved
+
+
+def _in_pieces(problem, raw, globals_, tol, frame):
+    """Look piece by piece: Newton's method holds hundreds of numbers a start."""
+    moved, any_moved = raw.clone(), False
+    for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
+        better = _moved(problem.restricted(part), raw[part], globals_, tol, frame)
+        if better is not None:
+            moved[part], any_moved = better, True
+    return moved if any_moved else None
+
+
+def _frame(problem, raw, globals_):
+    """Return the middle of a grid for all rows, and how far it reaches each way."""
+    objective, rows = problem.objective, problem.rows
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    centre, spread = objective.model.initial_locals(theta, rows.X)
+    away = (objective.local_factors(raw).mean - centre).abs()
+    largest, add_up = rows.group.largest, rows.group.sum
+    reach = _REACH * largest(spread.amax(0)) + largest(away.amax(0))
+    return add_up(centre.sum(0)) / rows.n_total, reach
+
+
+def _screened(objective, X, raw, globals_, frame):
+    """Return what `_screen` does of all rows, a few at a time."""
+    k, means, sds, owners = objective.n_latents, [], [], []
+    size = max(1, _NUMBERS // (_POINTS[k] ** k * len(_WIDTHS)))
+    for first in range(0, len(raw), size):
+        part = slice(first, first + size)
+        starts, owner = _screen(objective, X[part], raw[part], globals_, frame)
+        means.append(starts.mean)
+        sds.append(starts.sd)
+        owners.append(owner + first)
+    return DiagonalFactors(torch.cat(means), torch.cat(sds)), torch.cat(owners)
+
+
+def _screen(objective, X, raw, globals_, frame):
+    """Return starts in the other basins of every row's ELBO, and the rows they belong to.
+
+    With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
+    the ELBO of every (m, s) on the grid costs one small matrix product an axis.
+    """
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    factors, k = objective.local_factors(raw), objective.n_latents
+    centre, reach = frame
+    axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
+    points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
+    density = _densities(objective.model, theta, points, X)
+    density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
+    rows = _with_several(density, k)
+    density, mean, sd = density[rows], factors.mean[rows], factors.sd[rows]
+    if not len(rows):
+        return DiagonalFactors(mean, sd), rows
+    step = 2 * reach / (_POINTS[k] - 1)
+    blurred = [_blurred(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
+    elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
+    value = torch.where(_peaks(elbo), elbo, -torch.inf).flatten(1)
+    top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
+    width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where % len(_WIDTHS)]
+    means, sds = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
+    here, here_sd = mean.unsqueeze(1), sd.unsqueeze(1)
+    away = ((means - here).abs() > 0.5 * here_sd + step) | ((sds / here_sd).log().abs() > 1.0)
+    chosen = away.any(-1) & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
+    owner, rank = chosen.nonzero(as_tuple=True)
+    return DiagonalFactors(means[owner, rank], sds[owner, rank]), rows[owner]
+
+
+def _with_several(density, n_latents):
+    """Return the rows that may have several optima: not those whose density of one z is concave.
+
+    Source: Challis & Barber (2013), "Gaussian Kullback-Leibler approximate inference": where the
+    log joint is concave in z, so is the ELBO in mean and sd.
+    """
+    if n_latents > 1:
+        return torch.arange(len(density), device=density.device)
+    rounding = 8 * torch.finfo(density.dtype).eps * density.abs().amax(1, keepdim=True)
+    bent = density.diff(dim=1).diff(dim=1) > rounding
+    return bent.any(1).nonzero()[:, 0]
+
+
+def _densities(model, theta, points, X):
+    """Return the log density of every row at every point, shape (n_rows, n_points)."""
+    n, at_once = len(X), max(1, _CELLS // max(1, len(X) * cells_a_row(X)))
+    everyone = torch.arange(n, device=points.device)
+    values = [
+        model.log_terms(theta, some.repeat_interleave(n, 0), X[everyone.repeat(len(some))])
+        for some in points.split(at_once)
+    ]
+    return torch.cat(values).reshape(len(points), n).mT
+
+
+def _blurred(density, axis, width):
+    """Average a gridded function under normals of sd `width` grid steps around every grid point."""
+    step = float(axis[1] - axis[0])
+    kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
+    kernel = kernel / kernel.sum(0)
+    for dimension in range(1, density.dim()):
+        density = torch.tensordot(density, kernel, ([dimension], [0])).movedim(-1, dimension)
+    return density
+
+
+def _peaks(values):
+    """Local maxima of a gridded function, shape (n_rows, points..., widths)."""
+    is_peak = torch.ones_like(values, dtype=torch.bool)
+    for axis in range(1, values.dim()):
+        n = values.shape[axis]
+        inner, outer = values.narrow(axis, 1, n - 1), values.narrow(axis, 0, n - 1)
+        is_peak.narrow(axis, 1, n - 1).logical_and_(inner >= outer)
+        is_peak.narrow(axis, 0, n - 1).logical_and_(outer > inner)
+    return is_peak

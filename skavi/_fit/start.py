@@ -1,0 +1,48 @@
+"""Where a fit starts: raw parameters from the model's own guess, or from its priors."""
+
+import torch
+from torch import Tensor
+
+from skavi._data.rows import Rows
+from skavi.families import DiagonalFactors, NormalFactors
+from skavi.objective import Objective
+
+_SD = 0.1
+
+
+def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
+    """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
+    space = objective.space
+    centre, spread = space.start(generator)
+    centre, spread = centre.to(rows.weights), spread.to(rows.weights)
+    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
+    if given is not None:
+        centre = space.unconstrain(given).to(rows.weights)
+    else:
+        # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
+        for where in space.slices.values():
+            size = where.stop - where.start
+            if size > 1:
+                noise = torch.randn(size, generator=generator, dtype=torch.float64)
+                centre[where] += 0.1 * spread[where] * noise.to(centre)
+    return objective.global_family.raw(DiagonalFactors(centre, _SD * spread))
+
+
+def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
+    """Return raw local parameters at the closed-form optimum, or at the model's own start."""
+    model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
+    mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
+    mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
+    start: NormalFactors = DiagonalFactors(mean, sd)
+    if objective.has_coordinate_updates:
+        start = model.local_optimum(factor, X, family, start)
+    return family.raw(start)
+
+
+def density_at_start(objective: Objective, rows: Rows) -> float:
+    """Return the model's log density at a point that needs no random state, to tell it by."""
+    globals_ = start_globals(objective, rows, torch.Generator().manual_seed(0))
+    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    z = objective.local_factors(start_locals(objective, globals_, rows.X)).mean
+    with torch.no_grad():
+        return float(objective.model.log_terms(theta, z, rows.X).sum())

@@ -1,0 +1,1 @@
+"""Numbers: quadrature, sums that repeat, tensors that are aligned."""

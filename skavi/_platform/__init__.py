@@ -1,0 +1,1 @@
+"""What surrounds the library: files, memory, processes, other libraries' private names."""

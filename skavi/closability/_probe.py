@@ -1,0 +1,208 @@
+"""A log joint at random points: the scores of its latents, and what moves them.
+
+The evidence from which `skavi.closability` reads its verdict: one row's latent, one row of X or the
+place of all rows is changed at a time, and the change of every row's score d log p / d z_n noted.
+"""
+
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.utils import check_array
+from torch import Tensor
+
+from skavi._platform.forks_and_threads import seeded
+from skavi.distributions import defaults_of
+from skavi.families import DiagonalNormal
+from skavi.objective import Objective
+
+#: Relative effects below this count as rounding.
+TOLERANCE = 1e-8
+_N_ROWS = 120
+_FEWEST_ROWS = 2
+_N_TARGETS = 8
+_SHARED_ROUNDING = 1e-4
+_SPREADS = (1.0, 0.3, 0.03)
+
+
+class Probe:
+    """A model's log joint at one random point after another."""
+
+    def __init__(self, model, X, spare, generator):
+        self.model, self.X, self.spare, self.generator = model, X, spare, generator
+        self.n = len(X)
+        family = DiagonalNormal()
+        space = model.global_space(X)
+        self.objective = Objective(model, space, family, family, model.n_latents(X.shape[1]))
+        self.centre, self.spread = (t.to(X) for t in space.start(generator))
+        self.new_point()
+
+    def first(self, n_rows):
+        """Return the probe of the first rows alone."""
+        return Probe(self.model, self.X[:n_rows], self.spare, self.generator)
+
+    def new_point(self):
+        """Draw theta and z until the scores are finite there."""
+        for spread in _SPREADS:
+            noise = self._randn(self.objective.space.size)
+            u = self.centre + spread * self.spread.clamp_max(3.0) * noise
+            self.theta = self.objective.space.constrain(u)
+            centre, sd = self.model.initial_locals(self.theta, self.X)
+            self.sd = torch.nan_to_num(sd, nan=1.0)
+            self.z = torch.nan_to_num(centre) + spread * self.sd * self._randn(*centre.shape)
+            self.base = self.score(self.z, self.X)
+            if bool(torch.isfinite(self.base).all()):
+                moved = torch.nan_to_num(self.score(self._moved(self.z, 0.1), self.X), posinf=0.0)
+                size = torch.maximum(self.base.abs(), moved.abs()).amax(1)
+                # Where rows pass through one sum, the largest score's rounding reaches them all.
+                self.scale = (size + _SHARED_ROUNDING * size.amax()).clamp_min(1e-300)
+                self.others = self._others()
+                return
+        raise ValueError(
+            f"{type(self.model).__name__}'s log joint has no finite score at any point tried: pass "
+            "rows X that lie in the support of the likelihood."
+        )
+
+    def _randn(self, *shape):
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def _moved(self, z, factor):
+        return z + factor * self.sd * self._randn(*z.shape)
+
+    def _others(self):
+        """Return for each row one that differs from it: an equal one would show nothing."""
+        differs = (self.X.unsqueeze(1) != self.spare).any(-1).double()
+        alone = differs.sum(1, keepdim=True) == 0
+        choice = torch.multinomial(differs + alone, 1, generator=self.generator)[:, 0]
+        return self.spare[choice]
+
+    def log_joint(self, z, X):
+        with defaults_of(z):
+            return self.model.log_terms(self.theta, z, X).sum()
+
+    def score(self, z: Tensor, X: Tensor) -> Tensor:
+        """d log p / d z, shape (n_rows, n_latents)."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            value = self.log_joint(z, X)
+            if not value.requires_grad:
+                return torch.zeros_like(z)
+            (gradient,) = torch.autograd.grad(value, z, allow_unused=True)
+        return torch.zeros_like(z) if gradient is None else gradient
+
+    def change(self, score, rows=slice(None)):
+        """Return how far the rows' scores are from the point's, relative to their size."""
+        change = (score - self.base)[rows].abs().amax(1) / self.scale[rows]
+        return torch.nan_to_num(change, nan=0.0, posinf=0.0)
+
+    def latent_coupling(self):
+        """Move one row's latent at a time; return the largest change of another row's score.
+
+        Differences at a finite distance, unlike second derivatives, cannot vanish at a point by
+        accident and need no second derivative of the user's code.
+        """
+        worst = 0.0
+        for m in range(self.n):
+            elsewhere = torch.arange(self.n) != m
+            for factor in (1.0, 0.1, 0.01):  # shorter where the density overflows
+                z = self.z.clone()
+                z[m] = self._moved(self.z, factor)[m]
+                score = self.score(z, self.X)
+                worst = max(worst, float(self.change(score, elsewhere).amax()))
+                if bool(torch.isfinite(score).all()):
+                    break
+        return worst
+
+    def row_influence(self):
+        """Exchange one row of X at a time; return the change of every row's score, (n, m)."""
+        influence = np.zeros((self.n, self.n))
+        for m in range(self.n):
+            X = self.X.clone()
+            X[m] = self.others[m]
+            influence[:, m] = self.change(self.score(self.z, X)).numpy()
+        return influence
+
+    def position_dependence(self, window):
+        """Move series and latents along together; compare scores of rows away from the ends."""
+        before, after = window
+        worst = 0.0
+        for shift in (1, 2, self.n // 3):
+            moved = self.score(self.z.roll(shift, 0), self.X.roll(shift, 0))
+            inner = torch.arange(before, self.n - after - shift)
+            change = self.change(moved.roll(-shift, 0), inner)
+            worst = max(worst, float(change.amax()))
+        return worst
+
+    def sees_beyond(self, window):
+        """Say whether a row's score moves with what lies outside `window`, or with its place.
+
+        All other latents and all rows outside the window are moved at once, for a few rows.
+        """
+        before, after = window
+        worst = self.position_dependence(window)
+        for n in torch.linspace(0, self.n - 1, _N_TARGETS).long().tolist():
+            inside = slice(max(n - before, 0), n + after + 1)
+            X, z = self.others.clone(), self._moved(self.z, 0.5)
+            X[inside], z[n] = self.X[inside], self.z[n]
+            worst = max(worst, float(self.change(self.score(z, X), slice(n, n + 1))))
+        return worst > TOLERANCE
+
+
+def probe(model, X, n_features, generator) -> Probe:
+    """Return a long probe of the model, adapted to X's rows, simulated ones or random ones."""
+    if X is not None:
+        finite = "allow-nan" if model.allows_missing else True
+        rows = check_array(
+            X, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=_FEWEST_ROWS
+        )
+        rows = torch.tensor(rows[:_N_ROWS])
+        model.check_data(rows)
+        model = model.adapted(rows, rows.new_ones(len(rows)))
+        short = max(_N_ROWS - len(rows), 0)  # too few: some once more, in any order
+        again = torch.randint(len(rows), (short,), generator=generator)
+        return Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
+    if not isinstance(n_features, Integral) or n_features < 1:
+        raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
+    simulated = _simulated(model, n_features, generator)
+    failure = ValueError(f"no rows of {n_features} columns to probe with")
+    for rows in _random_rows(n_features, generator) if simulated is None else [simulated]:
+        try:
+            model.check_data(rows)
+            adapted = model.adapted(rows, rows.new_ones(len(rows)))
+            return Probe(adapted, rows, rows, generator)
+        except ValueError as error:  # out of the support, says the model or torch
+            failure = error
+    raise failure
+
+
+def _spare(rows, generator):
+    """Return rows to exchange others for: those of X, or any if X's are all equal."""
+    if bool((rows == rows[0]).all()):
+        return rows + torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+    return rows
+
+
+def _random_rows(n_features, generator):
+    """Rows for models that cannot simulate: of any sign, positive, counts, zeros and ones."""
+    normal = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
+    return normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
+
+
+def _simulated(model, n_features, generator):
+    """Draw rows from the model at a typical theta; None if it cannot."""
+    like = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
+    try:
+        model.check_data(like)
+        model = model.adapted(like, like.new_ones(len(like)))
+    except ValueError:
+        pass  # the model asks for other rows: it must know how to simulate them as it is
+    space = model.global_space(like)
+    centre, _ = space.start(generator)
+    theta = space.constrain(centre.to(like))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with seeded(seed), defaults_of(like):
+        try:
+            rows, _ = model.simulate(theta, _N_ROWS, n_features)
+        except NotImplementedError:
+            return None
+    return rows.to(torch.float64)

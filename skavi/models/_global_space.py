@@ -1,0 +1,175 @@
+"""The globals theta of a model: names, constraints and priors on one unconstrained vector u.
+
+`GlobalSpace` is the only place that knows how theta on the model's scale and the vector u on which
+q(theta) is normal belong together (torch's own bijections, their Jacobian in the density).
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, biject_to, constraints
+
+from skavi._numerics.aligned import aligned
+from skavi._numerics.quadrature import hermite_rule, sobol_normal
+from skavi._numerics.sums import add_up
+from skavi._platform.forks_and_threads import seeded
+from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
+from skavi.families import NormalFactors
+
+N_PRIOR_NODES = 40
+N_PRIOR_DRAWS = 256
+
+
+def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
+    nodes, weights = hermite_rule(N_PRIOR_NODES)
+    return aligned(nodes).to(like), aligned(weights).to(like)
+
+
+def _is_real(support) -> bool:
+    """Say whether the unconstrained scale is the model's own: no Jacobian."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _is_scalar(prior) -> bool:
+    return isinstance(prior, Normal) and not prior.batch_shape
+
+
+def _same_scalar_normal(one, other) -> bool:
+    if not (_is_scalar(one) and _is_scalar(other)):
+        return False
+    return bool((one.loc == other.loc) & (one.scale == other.scale))
+
+
+class Theta(dict):
+    """The globals of one draw by name; an unknown name is a ValueError that lists the known."""
+
+    def __missing__(self, name):
+        known = ", ".join(repr(key) for key in self) or "none"
+        raise ValueError(f"theta has no global {name!r}; global_prior names: {known}.")
+
+
+class GlobalSpace:
+    """The unconstrained space R^size of a model's globals.
+
+    Parameters
+    ----------
+    prior : dict of str to torch.distributions.Distribution
+        As returned by ``model.global_prior(n_features)``.
+    """
+
+    def __init__(self, prior: dict[str, Distribution]):
+        if not isinstance(prior, dict):
+            raise TypeError(
+                "global_prior must return a dict from names to torch.distributions, "
+                f"got {type(prior).__name__}."
+            )
+        for name, distribution in prior.items():
+            if not isinstance(distribution, Distribution):
+                raise TypeError(
+                    "global_prior must return a dict from names to torch.distributions, but "
+                    f"{name!r} is a {type(distribution).__name__}."
+                )
+        self.prior = prior
+        self._known_runs: dict[tuple, list[tuple[str, Distribution, int]]] = {}
+        self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
+        self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
+        self.raw_shapes = {
+            name: self.bijections[name].inverse_shape(shape) for name, shape in self.shapes.items()
+        }
+        self.slices = {}
+        self.size = 0
+        for name, shape in self.raw_shapes.items():
+            self.slices[name] = slice(self.size, self.size + math.prod(shape))
+            self.size += math.prod(shape)
+
+    def constrain(self, u: Tensor) -> Theta:
+        """Map one unconstrained vector, shape (size,), to named globals on the model's scale."""
+        return Theta((name, self.bijections[name](part)) for name, part in self._parts(u))
+
+    def unconstrain(self, theta: dict[str, Tensor]) -> Tensor:
+        """Map named globals to one unconstrained vector, shape (size,)."""
+        parts = [self.bijections[name].inv(theta[name]).reshape(-1) for name in self.prior]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Log prior density of one unconstrained vector, Jacobian of the bijections included."""
+        return sum((self._log_prior(name, part) for name, part in self._parts(u)), u.new_zeros(()))
+
+    def _parts(self, u):
+        pieces = u.split([math.prod(shape) for shape in self.raw_shapes.values()])
+        named = zip(self.raw_shapes.items(), pieces, strict=True)
+        return ((name, piece.reshape(shape)) for (name, shape), piece in named)
+
+    def _log_prior(self, name, part):
+        bijection, prior = self.bijections[name], unvalidated(self.prior[name])
+        value = bijection(part)
+        jacobian = bijection.log_abs_det_jacobian(part, value)
+        return prior.log_prob(value).sum() + jacobian.sum()
+
+    def _runs(self, like):
+        """Return (a name, its prior, how many numbers): neighbours of one scalar normal are one."""
+        key = like.dtype, like.device
+        if key in self._known_runs:
+            return self._known_runs[key]
+        runs: list[tuple[str, Distribution, int]] = []
+        for name, where in self.slices.items():
+            prior, size = compact(self.prior[name], like), where.stop - where.start
+            if runs and _same_scalar_normal(prior, runs[-1][1]):
+                _, _, before = runs.pop()
+                size += before
+            runs.append((name, prior, size))
+        self._known_runs[key] = runs
+        return runs
+
+    def expected_log_prior(self, factor: NormalFactors) -> Tensor:
+        """E_q log prior on the unconstrained scale, Jacobians included, in nats.
+
+        Closed for normal and flat priors, Gauss-Hermite quadrature for other univariate ones, and a
+        fixed quasi-Monte Carlo rule for the multivariate (simplex, Cholesky): never fresh noise.
+        """
+        total, runs = factor.mean.new_zeros(()), self._runs(factor.mean)
+        means, sds = (values.split([n for *_, n in runs]) for values in (factor.mean, factor.sd))
+        for (name, prior, _), mean, sd in zip(runs, means, sds, strict=True):
+            if not _is_scalar(prior):
+                shape = self.raw_shapes[name]
+                mean, sd = mean.reshape(shape), sd.reshape(shape)
+            closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
+            if closed is not None:
+                total = total + add_up(closed.reshape(-1))
+            elif not self.prior[name].event_shape:
+                nodes, weights = _nodes(mean)
+                values = mean + sd * nodes.reshape(-1, *[1] * mean.dim())
+                density = torch.func.vmap(partial(self._log_prior, name))(values)
+                total = total + weights @ density.to(weights)
+            else:
+                noise = aligned(sobol_normal(N_PRIOR_DRAWS, self.size, 0)).to(mean)
+                draws = factor.draw(noise)[:, self.slices[name]].reshape(-1, *mean.shape)
+                total = total + torch.func.vmap(partial(self._log_prior, name))(draws).mean()
+        return total
+
+    def start(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Centre and spread of the prior on the unconstrained scale, shapes (size,).
+
+        Medians and half-widths of prior draws; a flat prior starts at 0 with spread 1, and one so
+        wide that all its draws lie at the end of the range of numbers has spread 1 too.
+        """
+        centre, spread = torch.zeros(self.size), torch.ones(self.size)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with seeded(seed):
+            for name, prior in self.prior.items():
+                if isinstance(innermost(prior), Flat):
+                    continue
+                base, where = innermost(prior), self.slices[name]
+                if isinstance(base, Normal):  # known: a large prior takes seconds to sample
+                    centre[where] = base.mean.expand(self.shapes[name]).reshape(-1).to(centre)
+                    spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
+                    continue
+                raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
+                quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
+                centre[self.slices[name]] = quartiles[1].to(centre)
+                spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
+        return centre, torch.where(spread > 0, spread, 1.0)

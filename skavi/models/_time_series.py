@@ -1,0 +1,232 @@
+"""Models whose rows are a series in time order."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from skavi.distributions import Flat, defaults_of, log_prob
+from skavi.families import LOG_2PI
+from skavi.models._base import HierarchicalModel, LatentVariableModel
+from skavi.models._global_space import Theta
+
+
+class TimeSeriesModel(HierarchicalModel):
+    """Rows in time order whose latents read the row before: p(z_n | x_{n-1}, theta).
+
+    Subclasses give `n_latents`, `global_prior`, ``local_prior(theta, x_previous)`` and
+    `likelihood`. Given theta and X the latents are independent, so that
+    q(z_n) is ideally a function of (x_{n-1}, x_n): the default ``context`` is (1, 0).
+
+    Attributes
+    ----------
+    initial : float, default=0.0
+        What x_0, the row before the first, reads as.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import TimeSeriesModel
+    >>> class Follow(TimeSeriesModel):
+    ...     def n_latents(self, n_features):
+    ...         return 1
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {}
+    ...
+    ...     def local_prior(self, theta, x_previous):
+    ...         return Normal(x_previous, 1.0)
+    ...
+    ...     def likelihood(self, z, theta):
+    ...         return Normal(z, 1.0)
+    >>> FactorizedVI(Follow()).fit_transform([[1.0], [2.0]])
+    array([[0.5],
+           [1.5]])
+    """
+
+    context = ideal_context = (1, 0)
+    ordered = True
+    initial: float = 0.0
+
+    @property
+    def padding(self):  # type: ignore[override]
+        """What rows outside the series read as: `initial`."""
+        return self.initial
+
+    @abstractmethod
+    def local_prior(  # type: ignore[override]  # reads one row more than its base
+        self, theta: Theta, x_previous: Tensor
+    ) -> Distribution:
+        """Return p(z_n | x_{n-1}, theta) for x_previous of shape (n_rows, n_features)."""
+
+    def previous(self, X: Tensor) -> Tensor:
+        """Return the row before each row, `initial` before the first."""
+        return torch.cat([torch.full_like(X[:1], self.initial), X[:-1]])
+
+    def prior_of_rows(self, theta, X):
+        return self.local_prior(theta, self.previous(X))
+
+    def simulate(self, theta, n_samples, n_features=1):
+        x = torch.full((1, n_features), float(self.initial))
+        X, Z = [], []
+        for _ in range(n_samples):
+            z = self.local_prior(theta, x).sample().reshape(1, -1)
+            x = self.likelihood(z, theta).sample()
+            X.append(x)
+            Z.append(z)
+        return torch.cat(X), torch.cat(Z)
+
+
+class SawTimeSeries(TimeSeriesModel):
+    """theta flat; z_n ~ N(x_{n-1}, 1); x_n ~ N(a (theta + z_n), 1); one column.
+
+    Parameters
+    ----------
+    a : float, default=0.75
+        Pull towards zero; the series is stable for abs(a) < 1.
+    initial : float, default=0.0
+        The value x_0 before the series.
+
+    Notes
+    -----
+    Source: Margossian & Blei (2024), section 5.3. The ideal inference function is affine in
+    (x_{n-1}, x_n); no function of x_n alone closes the gap.
+
+    Examples
+    --------
+    >>> from skavi import AmortizedVI
+    >>> from skavi.inference_functions import Polynomial
+    >>> from skavi.models import SawTimeSeries
+    >>> vi = AmortizedVI(SawTimeSeries(), Polynomial(1)).fit([[1.0], [2.0], [4.0], [3.0]])
+    >>> vi.converged_
+    True
+    """
+
+    def __init__(self, a=0.75, initial=0.0):
+        self.a = a
+        self.initial = initial
+
+    def check(self):
+        super().check()
+        self._require_finite("a")
+        self._require_finite("initial")
+
+    def n_latents(self, n_features):
+        return 1
+
+    def check_data(self, X):
+        if X.shape[1] != 1:
+            raise ValueError(f"X has {X.shape[1]} features, but SawTimeSeries is of 1 column.")
+
+    def global_prior(self, n_features):
+        return {"theta": Flat()}
+
+    def local_prior(self, theta, x_previous):  # type: ignore[override]
+        return Normal(x_previous, 1.0)
+
+    def likelihood(self, z, theta):
+        return Normal(self.a * (theta["theta"] + z), 1.0)
+
+    def log_local(self, theta, z, X):
+        residual = X - self.a * (theta["theta"] + z)
+        return (-0.5 * ((z - self.previous(X)) ** 2 + residual**2) - LOG_2PI).sum(-1)
+
+
+class MarkovModel(LatentVariableModel):
+    """Latents in a Markov chain: p(z_1 | theta) prod_n p(z_n | z_{n-1}, theta) p(x_n | z_n, theta).
+
+    Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
+    Neighbouring latents are coupled, so no function of a window of rows closes the amortization
+    gap; a wider window narrows it. The default ``context`` is (2, 2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import MarkovModel
+    >>> class Walk(MarkovModel):
+    ...     def n_latents(self, n_features):
+    ...         return 1
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {}
+    ...
+    ...     def initial_prior(self, theta):
+    ...         return Normal(torch.zeros(1), 1.0)
+    ...
+    ...     def transition(self, z_previous, theta):
+    ...         return Normal(z_previous, 1.0)
+    ...
+    ...     def likelihood(self, z, theta):
+    ...         return Normal(z, 1.0)
+    >>> FactorizedVI(Walk()).fit_transform([[1.0], [2.0]]).round(3)
+    array([[0.8],
+           [1.4]])
+    """
+
+    context = (2, 2)
+    ideal_context = None
+    ordered = True
+    one_log_joint = False
+
+    @abstractmethod
+    def initial_prior(self, theta: Theta) -> Distribution:
+        """Return p(z_1 | theta), event shape (n_latents,)."""
+
+    @abstractmethod
+    def transition(self, z_previous: Tensor, theta: Theta) -> Distribution:
+        """Return p(z_n | z_{n-1}, theta) for z_previous of shape (n_rows, n_latents)."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
+        """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+
+    def declared(self, theta, z, X):
+        if type(self).log_terms is not MarkovModel.log_terms:
+            return {}
+        with defaults_of(z):
+            found = {
+                "initial_prior": (self.initial_prior(theta), z[:1]),
+                "transition": (self.transition(z[:-1], theta), z[1:]),
+            }
+            if type(self).log_likelihood is MarkovModel.log_likelihood:
+                found["likelihood"] = self.likelihood(z, theta), X
+        return found
+
+    def log_terms(self, theta, z, X):
+        with defaults_of(z):
+            first = log_prob(self.initial_prior(theta), z[:1])
+            later = log_prob(self.transition(z[:-1], theta), z[1:])
+        return torch.cat([first, later]) + self.log_likelihood(theta, z, X)
+
+    def log_likelihood(self, theta, z, X):
+        with defaults_of(z):
+            return log_prob(self.likelihood(z, theta), X)
+
+    def replicate(self, theta, z, X):
+        with defaults_of(z):
+            return self.likelihood(z, theta).sample()
+
+    def log_joint(self, theta, z, X):
+        return self.log_terms(theta, z, X).sum()
+
+    def initial_locals(self, theta, X):
+        with defaults_of(X):
+            prior = self.initial_prior(theta)
+        shape = len(X), self.n_latents(X.shape[1])
+        return prior.mean.expand(shape).clone(), prior.stddev.expand(shape).clone()
+
+    def simulate(self, theta, n_samples, n_features=1):
+        Z = [self.initial_prior(theta).sample().reshape(1, -1)]
+        for _ in range(n_samples - 1):
+            Z.append(self.transition(Z[-1], theta).sample().reshape(1, -1))
+        z = torch.cat(Z)
+        return self.likelihood(z, theta).sample(), z
+
+    def predicted_mean(self, theta, z):
+        with defaults_of(z):
+            return self.likelihood(z, theta).mean

@@ -1,0 +1,188 @@
+"""Fitted estimators as files that cannot run code.
+
+A file is one zip of a JSON header and plain arrays (`skavi._platform.archive`), with a checksum
+over every byte. `load` makes nothing but skavi's own classes; a model or network of yours stands in
+the file by its name alone and is handed in as an object. Pickle, and so joblib, runs whatever code
+a file contains: keep it for files that only you can have written.
+"""
+
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from skavi._platform.archive import DamagedFileError, read_archive, write_archive
+from skavi._platform.user_warnings import warn
+from skavi._platform.version import SavedVersionWarning, __version__
+from skavi.persistence._read import HandedInError, rebuild
+from skavi.persistence._write import ESTIMATORS, describe
+
+__all__ = ["SavedVersionWarning", "load", "save"]
+
+SCHEMA = 1
+_FORMAT = "skavi estimator"
+
+
+def save(estimator, path):
+    """Write a fitted estimator to a file that holds no code.
+
+    Parameters
+    ----------
+    estimator : FactorizedVI or AmortizedVI
+        Fitted.
+    path : str or PathLike
+        Where to; a file that is there is replaced only once the new one is whole.
+
+    Raises
+    ------
+    TypeError
+        If the estimator is of another class, or holds what is neither a number, a string, an array
+        nor a component: what and where is in the message.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
+    OSError
+        If the file cannot be written.
+
+    Notes
+    -----
+    All parameters and fitted attributes are kept, to the last bit: also a `RandomState` where it
+    stands, an `init` estimator, and the output set by ``set_output``. Callbacks are not. Objects
+    of your own classes (models, networks, ...) are stored by name, arguments and numbers, without
+    their code: `load` asks for an object of that class.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import skavi
+    >>> from skavi.models import LinearModel
+    >>> vi = skavi.FactorizedVI(LinearModel()).fit([[0.0], [1.0], [5.0]])
+    >>> path = os.path.join(tempfile.mkdtemp(), "fit.skavi")
+    >>> skavi.save(vi, path)
+    >>> skavi.load(path).elbo_ == vi.elbo_
+    True
+    """
+    if type(estimator) not in ESTIMATORS.values():
+        raise TypeError(
+            f"estimator is a {type(estimator).__name__}: save writes {' and '.join(ESTIMATORS)}. "
+            "Save the steps of a pipeline one by one."
+        )
+    check_is_fitted(estimator, "elbo_")
+    tree, arrays, needs = describe(estimator)
+    header = {
+        "format": _FORMAT,
+        "schema": SCHEMA,
+        "versions": {
+            "skavi": __version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "torch": str(torch.__version__),
+        },
+        "needs": needs,
+        "estimator": tree,
+    }
+    write_archive(path, header, arrays)
+
+
+def load(
+    path,
+    model=None,
+    inference_function=None,
+    *,
+    family=None,
+    global_family=None,
+    noise=None,
+    solver=None,
+):
+    """Read an estimator that `save` wrote; no code in the file is run, for it can hold none.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+    model : LatentVariableModel, default=None
+        Where the model is of a class of yours: one with the arguments of the saved one.
+    inference_function : InferenceFunction or torch.nn.Module, default=None
+        Likewise; of a module the layers must agree, its weights are the file's.
+    family, global_family, noise, solver : object, default=None
+        Likewise.
+
+    Returns
+    -------
+    FactorizedVI or AmortizedVI
+        With the parameters and all results of the saved one, to the last bit.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, altered in a single bit, not a saved estimator, or of a later
+        format; if a class of yours is needed (which one is in the message), or what was handed in
+        is not what was saved.
+    OSError
+        If it cannot be read.
+
+    Warns
+    -----
+    SavedVersionWarning
+        If another version of skavi wrote the file.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import torch
+    >>> import skavi
+    >>> from skavi.models import LinearModel
+    >>> network = torch.nn.Linear(1, 2, dtype=torch.float64)
+    >>> vi = skavi.AmortizedVI(LinearModel(), network).fit([[0.0], [1.0], [5.0]])
+    >>> path = os.path.join(tempfile.mkdtemp(), "fit.skavi")
+    >>> skavi.save(vi, path)
+    >>> other = skavi.load(path, inference_function=torch.nn.Linear(1, 2, dtype=torch.float64))
+    >>> bool(other.score([[2.0]]) == vi.score([[2.0]]))
+    True
+    """
+    handed_in = {
+        "model": model,
+        "inference_function": inference_function,
+        "family": family,
+        "global_family": global_family,
+        "noise": noise,
+        "solver": solver,
+    }
+    given = {role: value for role, value in handed_in.items() if value is not None}
+    header, arrays = read_archive(path)
+    _check_format(path, header)
+    estimator = _rebuilt(path, header, arrays, given)
+    saved_version = header["versions"]["skavi"]
+    if saved_version != __version__:
+        name = type(estimator).__name__
+        warn(SavedVersionWarning(path, name, saved_version))
+    return estimator
+
+
+def _check_format(path, header):
+    """Refuse what is no saved estimator, or one of a format that this version cannot know."""
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} holds no saved estimator: skavi.load reads what skavi.save wrote."
+        )
+    schema, versions = header.get("schema"), header.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    if type(schema) is not int or schema < 1 or not isinstance(versions.get("skavi"), str):
+        raise DamagedFileError(f"{path} does not say which version wrote it.")
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{path} has format {schema}, of skavi {versions['skavi']}, but this is skavi "
+            f"{__version__}, which reads formats up to {SCHEMA}: upgrade skavi."
+        )
+
+
+def _rebuilt(path, header, arrays, given: dict[str, Any]):
+    try:
+        return rebuild(header["estimator"], arrays, given)
+    except HandedInError as error:
+        raise ValueError(f"{path} {error}") from None
+    except (ArithmeticError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is no estimator that skavi saved: {error!r}") from error
+    except (RecursionError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} is no estimator that skavi saved: {error!r}") from error

@@ -1,0 +1,166 @@
+"""Draws from q, with what the model and q say of each: for ArviZ and for importance weights."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from skavi._numerics.aligned import aligned
+from skavi._platform.forks_and_threads import seeded
+from skavi._platform.random_state import drawn_seed, private_state
+from skavi.distributions import defaults_of
+from skavi.families import NormalFactors
+from skavi.models import LatentVariableModel
+from skavi.models._global_space import Theta
+from skavi.objective import Objective
+from skavi.posterior._arviz import data_tree, row_labels
+
+#: Dimensions of the rows' variables after the draws.
+_DIMS = {"z": ("row", "latent"), "x": ("row", "feature")}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of all latents, on the unconstrained scale where q is normal.
+
+    Attributes
+    ----------
+    theta : Theta
+        Globals on the model's scale.
+    z : Tensor of shape (n_rows, n_latents)
+    log_terms : Tensor of shape (n_rows,), or a scalar for all rows
+        log p(z_n, x_n | theta), nats.
+    log_prior : Tensor, a scalar
+        log p(u), Jacobians included.
+    log_q_rows : Tensor of shape (n_rows,)
+        log q(z_n).
+    log_q_globals : Tensor, a scalar
+        log q(u).
+    """
+
+    theta: Theta
+    z: Tensor
+    log_terms: Tensor
+    log_prior: Tensor
+    log_q_rows: Tensor
+    log_q_globals: Tensor
+
+    @property
+    def log_joint(self) -> Tensor:
+        """Log density of data and all latents, nats."""
+        return self.log_terms.sum() + self.log_prior
+
+    @property
+    def log_q(self) -> Tensor:
+        """Log density of q, nats."""
+        return self.log_q_rows.sum() + self.log_q_globals
+
+
+@dataclass(frozen=True)
+class FittedPosterior:
+    """q(z) of some rows beside q(u), on the CPU."""
+
+    objective: Objective
+    X: Tensor
+    factors: NormalFactors
+    globals_: NormalFactors
+
+    @classmethod
+    def of(cls, estimator, X) -> "FittedPosterior":
+        """Return where a fit stands on the rows of X, which it has validated."""
+        rows = estimator._rows(X)
+        estimator.model_.check_data(rows.X)
+        X = rows.X.cpu()
+        objective = estimator._objective(X)
+        with torch.no_grad():
+            factors = objective.local_factors(estimator._raw_locals(rows).cpu())
+        globals_ = objective.global_factor(estimator._globals(rows.weights.cpu()))
+        return cls(objective, X, factors, globals_)
+
+    @property
+    def model(self) -> LatentVariableModel:
+        """The fitted model."""
+        return self.objective.model
+
+    def noise(self, state) -> tuple[Tensor, Tensor]:
+        """Draw standard normals for the rows and for the globals."""
+        rows, globals_ = self.factors.mean, self.globals_.mean
+        local = state.standard_normal(tuple(rows.shape))
+        return aligned(local), aligned(state.standard_normal(len(globals_)))
+
+    def at(self, local: Tensor, noise: Tensor) -> Draw:
+        """Return the draw that belongs to standard normal noise."""
+        u, z = self.globals_.draw(noise), self.factors.draw(local)
+        theta = self.objective.space.constrain(u)
+        with torch.no_grad(), defaults_of(z):
+            return Draw(
+                theta=theta,
+                z=z,
+                log_terms=self.model.log_terms(theta, z, self.X),
+                log_prior=self.objective.space.log_prior(u),
+                log_q_rows=self.factors.log_prob(local),
+                log_q_globals=self.globals_.log_prob(noise),
+            )
+
+    def draws(self, n_draws: int, state) -> Iterator[Draw]:
+        """Draw again and again."""
+        for _ in range(n_draws):
+            yield self.at(*self.noise(state))
+
+
+def check_draws(n_draws, fewest):
+    """Raise unless n_draws is an integer >= fewest."""
+    if not isinstance(n_draws, Integral) or isinstance(n_draws, bool) or n_draws < fewest:
+        raise ValueError(f"n_draws={n_draws!r} must be an integer >= {fewest}.")
+
+
+def arviz_tree(estimator, X, index, n_draws, random_state):
+    """Return draws of a fit on validated rows as ArviZ's DataTree: `RowInference.to_arviz`."""
+    check_draws(n_draws, 1)
+    fitted, state = FittedPosterior.of(estimator, X), private_state(random_state)
+    taken = {"x", "z"} & set(fitted.objective.space.slices)
+    if taken:
+        raise ValueError(
+            f"The model has a global named {taken.pop()!r}, but ArviZ's tree has the rows as x and "
+            "the latents as z: rename the global."
+        )
+    seed = drawn_seed(state)
+    with seeded(seed):
+        groups = _groups(fitted, fitted.draws(n_draws, state))
+    observed = X.toarray() if scipy.sparse.issparse(X) else X
+    groups["observed_data"] = {"x": np.array(observed, dtype=np.float64)}
+    coords = {
+        "row": row_labels(index, X.shape[0]),
+        "feature": getattr(estimator, "feature_names_in_", np.arange(X.shape[1])),
+        "latent": np.array(estimator.get_feature_names_out()[: fitted.factors.mean.shape[1]]),
+    }
+    attrs = {"inference_library": "skavi", "elbo": estimator.elbo_}
+    return data_tree(groups, {**fitted.model.global_dims(), **_DIMS}, coords, attrs)
+
+
+def _groups(fitted, draws):
+    """Stack what is known of each draw; what the model does not define is left out."""
+    model, X = fitted.model, fitted.X
+    columns: dict[tuple[str, str], list[np.ndarray]] = {}
+    for draw in draws:
+        known = {("posterior", name): value for name, value in draw.theta.items()}
+        known[("posterior", "z")] = draw.z
+        known[("sample_stats", "lp")] = draw.log_joint
+        known[("sample_stats", "log_q")] = draw.log_q
+        for group, method in (
+            ("posterior_predictive", model.replicate),
+            ("log_likelihood", model.log_likelihood),
+        ):
+            with suppress(NotImplementedError):
+                known[(group, "x")] = method(draw.theta, draw.z, X)
+        for place, value in known.items():
+            columns.setdefault(place, []).append(value.numpy())
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for (group, name), values in columns.items():
+        groups.setdefault(group, {})[name] = np.stack(values)
+    return groups

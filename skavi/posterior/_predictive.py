@@ -1,0 +1,61 @@
+"""What q says of a row's cells: their predictive moments, and the row's evidence by importance."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from skavi._data.rows import Rows
+from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION
+from skavi.distributions import defaults_of
+from skavi.noise import FixedDraws, QuasiMonteCarlo
+from skavi.objective import Objective
+
+_BLOCK = 8  # rows
+_N_DRAWS = 256
+
+
+def _draws(objective: Objective, raw_globals: Tensor, n_draws: int):
+    """Yield (theta, noise of z) pairs of q(theta) and of a row: always the same, for all rows."""
+    factor, k = objective.global_factor(raw_globals), objective.n_latents
+    size = objective.space.size if objective.global_family.random else 0
+    few = size + k <= SOBOL_MAX_DIMENSION
+    rule = QuasiMonteCarlo(n_draws) if few else FixedDraws(n_draws)
+    nodes = rule.nodes(size, k, 1, None)
+    assert nodes is not None
+    nodes = nodes.to(raw_globals)
+    for u, noise in zip(factor.draw(nodes.globals_), nodes.locals_, strict=True):
+        yield objective.space.constrain(u), noise
+
+
+def cell_moments(objective: Objective, raw: Tensor, raw_globals: Tensor, X: Tensor):
+    """Return the predictive mean and variance of every cell under q, each of the shape of X."""
+    factors = objective.local_factors(raw)
+    mean, spread, within = torch.zeros_like(X), torch.zeros_like(X), torch.zeros_like(X)
+    for i, (theta, noise) in enumerate(_draws(objective, raw_globals, _N_DRAWS), 1):
+        with defaults_of(X):
+            centre, variance = objective.model.cell_moments(theta, factors.draw(noise), X)
+        change = centre - mean
+        mean += change / i
+        spread += change * (centre - mean)
+        within += (variance - within) / i
+    return mean, within + spread / _N_DRAWS
+
+
+def importance_bound(
+    objective: Objective, raw: Tensor, raw_globals: Tensor, rows: Rows, n_draws: int
+) -> Tensor:
+    """Return log mean_s p(x_n, z_s | theta_s) / q(z_s) of every row, shape (n_rows,), in nats.
+
+    Source: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
+    """
+    # Last rows are repeated: matrix products round by what is left of a block of rows, and no row's
+    # result may depend on how many there are.
+    whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
+    factors, X, total = objective.local_factors(raw[whole]), rows[whole].X, None
+    for theta, noise in _draws(objective, raw_globals, n_draws):
+        z = factors.draw(noise)
+        log_weight = objective.model.log_terms(theta, z, X) - factors.log_prob(noise)
+        total = log_weight if total is None else torch.logaddexp(total, log_weight)
+    assert total is not None
+    return total[: len(raw)] - math.log(2 * max(n_draws // 2, 1))

@@ -1,0 +1,79 @@
+"""Every line of the table of automatic choices, which docs/explanation/solvers.rst has too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.base import clone
+
+from skavi._fit import defaults
+from skavi.families import DiagonalNormal
+from skavi.inference_functions import MLP, Table
+from skavi.models import (
+    BayesianDecoder,
+    FactorAnalysis,
+    GaussianProcess,
+    LocalLevel,
+    NonlinearModel,
+    RandomEffects,
+    TopicModel,
+)
+from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.objective import bind
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+
+
+def chosen(model, n_rows, n_features, function=None, n_parameters=0):
+    """Return the noise rule and the solver for a model of data of this size; few rows are made."""
+    X = torch.arange(1.0, 1 + 8 * n_features).double().reshape(8, n_features)
+    model = model.adapted(X, torch.ones(8).double())
+    family, global_family = DiagonalNormal(), clone(model.global_family(None))
+    objective = bind(model, family, global_family, X)
+    function = function or Table()
+    noise = defaults.default_noise(objective, function, n_rows)
+    return noise, defaults.default_solver(objective, function, noise, n_rows, n_parameters)
+
+
+class Walk(LocalLevel):
+    """A Markov model without closed forms."""
+
+    def has_closed_form(self, family, global_family):
+        return False
+
+    def has_coordinate_updates(self, family, global_family):
+        return False
+
+
+LINES = {
+    "closed form": ((FactorAnalysis(2), 1000, 5), ClosedForm, CoordinateAscent),
+    "few latents, few globals": ((NonlinearModel(), 1000, 1), GaussHermite, Newton),
+    "more of them": ((FactorAnalysis(5, likelihood="poisson"), 1000, 3), QuasiMonteCarlo, Newton),
+    "Markov model": ((Walk(), 1000, 1), GaussHermite, Newton),
+    "few coupled rows": ((GaussianProcess(), 100, 2), QuasiMonteCarlo, Newton),
+    "many coupled rows": ((GaussianProcess(), 1000, 2), QuasiMonteCarlo, LBFGS),
+    "small network": ((NonlinearModel(), 1000, 1, MLP((16,)), 500), GaussHermite, Newton),
+    "larger network": ((NonlinearModel(), 1000, 1, MLP((64, 64)), 5000), GaussHermite, LBFGS),
+    "many globals": ((FactorAnalysis(9, likelihood="poisson"), 50, 30), QuasiMonteCarlo, LBFGS),
+    "too many globals for a network": (
+        (FactorAnalysis(50), 1000, 800, MLP((64,)), 9000),
+        ClosedForm,
+        Adam,
+    ),
+    "coarse tol": ((TopicModel(3), 1000, 30, MLP((16,)), 500), ClosedForm, Adam),
+    "beyond the budget": ((BayesianDecoder(2), 10_000, 50), MonteCarlo, Adam),
+    "effects": ((RandomEffects(), 1000, 2), GaussHermite, Newton),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_is_chosen_is_what_the_table_says(line):
+    case, noise, solver = LINES[line]
+    assert tuple(map(type, chosen(*case))) == (noise, solver)
+
+
+def test_the_table_in_the_docs_is_that_of_the_module():
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "solvers.rst"
+    plain = page.read_text().replace("`", "")
+    words = " ".join(plain.split())
+    for line in defaults.__doc__.splitlines()[2:]:
+        assert " ".join(line.split()) in words
