@@ -1,4 +1,4 @@
-"""Rows of X as the library holds them: tensors with weights, cells that may be missing, windows."""
+"""Rows of X as the library holds them: tensors with weights, windows of them, equal ones once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import ALONE, Group, anywhere, joined, total
+from skavi._data.ranks import ALONE, Group, joined
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.sums import add_up
 
@@ -70,76 +70,6 @@ class Rows:
         """Call a method that adds up rows; its totals are then those of all ranks."""
         with joined(self.group):
             return method(*arguments)
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The observed cells of X; a missing one is NaN in X.
-
-    Without missing cells every sum is the plain one, to the last bit.
-
-    Attributes
-    ----------
-    values : Tensor of shape (n_rows, n_features)
-        X, with zeros where a cell is missing.
-    observed : Tensor of bool of shape (n_rows, n_features), or None
-        Which cells are there; None: all of them.
-    """
-
-    values: Tensor
-    observed: Tensor | None
-
-    @classmethod
-    def of(cls, X: Tensor) -> "Cells":
-        """Tell the observed cells of X from the missing ones."""
-        if not anywhere(not _is_complete(X)):
-            return cls(X, None)
-        observed = ~X.isnan()
-        return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
-
-    def masked(self, table: Tensor) -> Tensor:
-        """Return a number a cell with zeros where the cell is missing."""
-        if self.observed is None:
-            return table
-        return torch.where(self.observed, table, torch.zeros_like(table))
-
-    def over_columns(self, terms: Tensor) -> Tensor:
-        """Sum terms a column, (n_features, ...), over each row's cells: (1 or n_rows, ...)."""
-        if self.observed is None:
-            return terms.sum(0, keepdim=True)
-        return torch.tensordot(self.observed.to(terms), terms, 1)
-
-    def over_rows(self, weights: Tensor, terms: Tensor) -> Tensor:
-        """Weigh and sum terms a row, (n_rows, ...), over each column's cells: (1 or D, ...)."""
-        if self.observed is None:
-            return total(torch.tensordot(weights, terms, 1).unsqueeze(0))
-        return total(torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1))
-
-    def mean_and_variance(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the columns' weighted means and variances, over the cells that are there."""
-        weight = self.over_rows(weights, torch.ones_like(weights))
-        mean = total(weights @ self.values) / weight
-        return mean, total(weights @ self.masked(self.values - mean) ** 2) / weight
-
-    def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """Return the columns' weighted covariances about `mean`, in units of `scale`.
-
-        With missing cells over the rows that hold both: not always positive definite.
-        """
-        root = (weights / total(weights.sum())).sqrt().unsqueeze(-1)
-        rows = self.masked((self.values - mean) / scale) * root
-        if self.observed is None:
-            return total(rows.mT @ rows)
-        seen = self.observed * root
-        return total(rows.mT @ rows) / total(seen.mT @ seen).clamp_min(1e-300)
-
-
-def _is_complete(X: Tensor) -> bool:
-    """Say whether X has no missing cell, in one pass without a mask: it is finite but for NaN."""
-    try:
-        return not bool(X.sum().isnan())
-    except RuntimeError:  # under vmap over X nothing can be decided: a mask of ones does no harm
-        return False
 
 
 def taken(table, index: Tensor):

@@ -6,7 +6,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.blockwise import evaluated
-from skavi._data.rows import Cells, Rows, cells_a_row, distinct
+from skavi._data.cells import Cells
+from skavi._data.rows import Rows, cells_a_row, distinct
 from skavi._data.user_tables import device_named, rows_of, validated_table
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.inputs import inputs_of, windows_of

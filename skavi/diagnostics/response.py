@@ -21,7 +21,6 @@ from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import unfitted
-from skavi.models._global_moments import moments
 from skavi.solvers._newton_arrow import Arrow
 from skavi.solvers._newton_dense import Coupled
 
@@ -234,7 +233,7 @@ def _result(objective, raw, globals_, blocks, inverse, suboptimality):
     sd, mean_field = {}, {}
     for name in objective.space.slices:
         at = globals_.detach().clone().requires_grad_(True)
-        mean, before = moments(objective.space, name, objective.global_factor(at))
+        mean, before = objective.space.moments(name, objective.global_factor(at))
         slopes = [
             torch.autograd.grad(number, at, retain_graph=True)[0] for number in mean.reshape(-1)
         ]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from skavi._component import Component
+from skavi._data.cells import Cells
 from skavi._data.ranks import largest
-from skavi._data.rows import Cells
 
 Parameters = dict[str, Tensor]
 

@@ -7,8 +7,8 @@ import torch
 from torch.distributions import InverseGamma, Normal
 from torch.nn import functional as F
 
+from skavi._data.cells import Cells
 from skavi._data.ranks import over_ranks
-from skavi._data.rows import Cells
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel
 

@@ -7,9 +7,18 @@ q(theta) is normal belong together (torch's own bijections, their Jacobian in th
 import math
 from functools import partial
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 from torch import Tensor
-from torch.distributions import Distribution, Normal, biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    IndependentTransform,
+    Normal,
+    biject_to,
+    constraints,
+)
+from torch.distributions.transforms import identity_transform
 
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import hermite_rule, sobol_normal
@@ -20,6 +29,8 @@ from skavi.families import NormalFactors
 
 N_PRIOR_NODES = 40
 N_PRIOR_DRAWS = 256
+N_MOMENT_NODES = 64
+N_MOMENT_DRAWS = 4096
 
 
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,3 +184,57 @@ class GlobalSpace:
                 centre[self.slices[name]] = quartiles[1].to(centre)
                 spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
         return centre, torch.where(spread > 0, spread, 1.0)
+
+    def moments(self, name, factor):
+        """Return mean and sd, differentiable in the factor: quadrature, or Sobol draws for vectors.
+
+        Parameters
+        ----------
+        name : str
+        factor : NormalFactors
+            q(u) of all unconstrained globals.
+
+        Returns
+        -------
+        mean, sd : Tensor of the global's shape
+        """
+        where, shape, bijection = self.slices[name], self.raw_shapes[name], self.bijections[name]
+        mean, sd = factor.mean[where], factor.sd[where]
+        if bijection is identity_transform:
+            return mean.reshape(shape), sd.reshape(shape)
+        if not self.prior[name].event_shape:
+            nodes, weights = map(aligned, hermite_rule(N_MOMENT_NODES))
+            draws = mean + sd * nodes.unsqueeze(-1)
+        else:
+            noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))
+            draws = factor.draw(noise)[:, where]
+            weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype)
+        values = bijection(draws.reshape(-1, *shape))
+        centre = torch.tensordot(weights, values, 1)
+        return centre, torch.tensordot(weights, (values - centre) ** 2, 1).clamp_min(0).sqrt()
+
+    def quantiles(self, name, factor, q):
+        """Quantiles, exact through the bijection where it is elementwise, or of Sobol draws.
+
+        Returns
+        -------
+        ndarray of shape (*q.shape, *the global's shape)
+        """
+        where, shape = self.slices[name], self.raw_shapes[name]
+        bijection = _number_by_number(self.bijections[name])
+        if bijection is not None:
+            mean, sd = factor.mean[where].numpy(), factor.sd[where].numpy()
+            # A bijection that falls (onto x < bound) takes the upper tail to the lower.
+            rising = q if bijection.sign > 0 else 1 - q
+            u = mean + sd * ndtri(rising)[..., None]
+            return bijection(torch.as_tensor(u.reshape((*q.shape, *shape)))).numpy()
+        noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))
+        draws = self.bijections[name](factor.draw(noise)[:, where].reshape(-1, *shape))
+        return np.quantile(draws.numpy(), q, axis=0)
+
+
+def _number_by_number(bijection):
+    """Return a bijection that works elementwise, without its wrappers; None for any other."""
+    while isinstance(bijection, IndependentTransform):
+        bijection = bijection.base_transform
+    return None if bijection.domain.event_dim or bijection.codomain.event_dim else bijection

@@ -7,7 +7,7 @@ import torch
 
 from closed_forms import ppca_log_evidence, ppca_posterior_missing
 from skavi import AmortizedVI, FactorizedVI
-from skavi._data.rows import Cells
+from skavi._data.cells import Cells
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Polynomial
 from skavi.models import FactorAnalysis, LinearModel

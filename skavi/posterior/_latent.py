@@ -1,0 +1,160 @@
+"""The posterior of the latents of given rows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import ndtri
+
+from skavi._platform.html import html_table
+from skavi._platform.memory import require_memory
+from skavi._platform.optional_imports import require
+from skavi._platform.random_state import private_state
+from skavi.posterior._arviz import data_tree, row_labels
+from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
+
+_SHOWN_ROWS, _SHOWN_LATENTS = 10, 6
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """Factors q(z_n) of some rows.
+
+    Attributes
+    ----------
+    mean, sd : ndarray of shape (n_rows, n_latents)
+        Posterior means and standard deviations.
+    scale : ndarray of shape (n_rows, n_latents, n_latents)
+        Lower Cholesky factors of the covariances.
+    index : array-like of shape (n_rows,) or None
+        Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
+    names : tuple of str or None
+        Names of the latents, as `get_feature_names_out` has them. None: "latent0", ...
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import LinearModel
+    >>> vi = FactorizedVI(LinearModel()).fit([[0.0], [1.0], [5.0]])
+    >>> posterior = vi.posterior([[2.0]])
+    >>> posterior.sample(100, random_state=0).shape
+    (100, 1, 1)
+    >>> list(posterior.to_frame(quantiles=(0.5,)))
+    ['factorizedvi0_mean', 'factorizedvi0_sd', 'factorizedvi0_50%']
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    scale: np.ndarray = field(repr=False)
+    index: object = field(default=None, repr=False)
+    names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def sample(self, n_draws, random_state=None):
+        """Draw latents.
+
+        Parameters
+        ----------
+        n_draws : int
+            Draws a row.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n_rows, n_latents)
+        """
+        request = f"LatentPosterior.sample(n_draws={n_draws}) of {self.mean.shape} latents"
+        require_memory(2 * int(n_draws) * self.mean.size, request, "draw fewer at a time")
+        noise = private_state(random_state).standard_normal((n_draws, *self.mean.shape))
+        return self.mean + np.einsum("nij,dnj->dni", self.scale, noise)
+
+    def quantile(self, q):
+        """Return quantiles of each latent.
+
+        Parameters
+        ----------
+        q : float or array-like
+            Probabilities in [0, 1].
+
+        Returns
+        -------
+        ndarray of shape (..., n_rows, n_latents)
+            The shape of `q` comes first.
+        """
+        return self.mean + self.sd * ndtri(probabilities(q))[..., None, None]
+
+    def to_frame(self, quantiles=SHOWN_QUANTILES):
+        """Return a pandas frame with a row a row of X.
+
+        Parameters
+        ----------
+        quantiles : sequence of float, default=(0.05, 0.5, 0.95)
+            Probabilities in [0, 1].
+
+        Returns
+        -------
+        pandas.DataFrame
+            For each latent its mean, sd and quantiles: columns "<name>_mean", "<name>_sd",
+            "<name>_5%", ...
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        pandas = require("pandas", "pandas")
+        values = [self.mean, self.sd, *self.quantile(quantiles)]
+        labels = ["mean", "sd", *map(percent, quantiles)]
+        columns = [f"{name}_{label}" for name in self._names() for label in labels]
+        table = np.stack(values, -1).reshape(len(self.mean), -1)
+        return pandas.DataFrame(table, index=self.index, columns=columns)
+
+    def to_arviz(self, n_draws=1000, random_state=None):
+        """Return draws as ArviZ's DataTree.
+
+        Parameters
+        ----------
+        n_draws : int, default=1000
+            Draws a row.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group "posterior" with "z", dimensions (chain, draw, row, latent). The estimator's own
+            `to_arviz` adds the globals, predictions and log likelihoods.
+
+        Raises
+        ------
+        ImportError
+            If arviz-base is not installed: ``pip install "skavi[arviz]"``.
+        """
+        draws = self.sample(n_draws, random_state)
+        attrs = {"inference_library": "skavi"}
+        return data_tree({"posterior": {"z": draws}}, {"z": ("row", "latent")}, self.coords, attrs)
+
+    @property
+    def coords(self):
+        """Labels of rows and latents, as ArviZ takes them."""
+        return {"row": row_labels(self.index, len(self.mean)), "latent": np.array(self._names())}
+
+    def _names(self):
+        return self.names or tuple(f"latent{i}" for i in range(self.mean.shape[1]))
+
+    def _repr_html_(self):
+        n_rows, n_latents = self.mean.shape
+        rows = [
+            (label, *(f"{m:.3g} ± {s:.2g}" for m, s in zip(mean, sd, strict=True)))
+            for label, mean, sd in zip(
+                self.coords["row"][:_SHOWN_ROWS],
+                self.mean[:, :_SHOWN_LATENTS],
+                self.sd[:, :_SHOWN_LATENTS],
+                strict=False,
+            )
+        ]
+        return html_table(
+            f"LatentPosterior: {n_rows} rows, {n_latents} latents (mean ± sd)",
+            ("row", *self._names()[:_SHOWN_LATENTS]),
+            rows,
+            shown(n_rows, _SHOWN_ROWS, "rows") + shown(n_latents, _SHOWN_LATENTS, "latents"),
+        )
