@@ -15,25 +15,21 @@ def watched(observe=None):
 
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
-    original, fits, depth = base.fit_problem, [], 0
+    fit_model, how_far, fits = base.fit_model, base.how_far, []
 
-    def fit_problem(plan, rows, start, progress):
-        nonlocal depth
-        depth += 1
-        try:
-            outer = depth == 1 and observe is not None
-            fitted = original(plan, rows, start, _both(observe, progress) if outer else progress)
-        finally:
-            depth -= 1
-        if depth == 0:
-            fits.append(fitted)
-        return fitted
+    def observed(plan, noise, rows, start, progress):
+        progress = progress if observe is None else _both(observe, progress)
+        return fit_model(plan, noise, rows, start, progress)
 
-    base.fit_problem = fit_problem
+    def noted(fitted, tol):
+        fits.append(how_far(fitted, tol))
+        return fits[-1]
+
+    base.fit_model, base.how_far = observed, noted
     try:
         yield fits
     finally:
-        base.fit_problem = original
+        base.fit_model, base.how_far = fit_model, how_far
 
 
 def _both(observe, progress):

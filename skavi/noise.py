@@ -8,6 +8,7 @@ all rows, so the ELBO is a function that a solver can maximise to the last digit
 from abc import abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class Noise(Component):
 
     #: Whether every call of `nodes` gives the same answer.
     deterministic: bool = True
+    #: How many draws a rule of draws takes; None for closed forms and quadrature.
+    n_draws: Any = None
 
     @abstractmethod
     def nodes(

@@ -74,9 +74,7 @@ class Objective:
 
         One where rows are independent given theta, two in a chain, all in one log joint.
         """
-        if self.model.rowwise:
-            return 1
-        return n_rows if self.model.one_log_joint else 2
+        return self.model.coupling.n_colours(n_rows)
 
     def row_terms(self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None) -> Tensor:
         """E_q[log p(z_n, x_n | theta)] + H[q(z_n)], shape (n_rows,).
@@ -89,8 +87,9 @@ class Objective:
         except ValueError as error:
             if "Expected parameter" not in str(error):
                 raise
-            nothing = math.nan * (raw.sum() + raw_globals.sum())  # torch refuses them: no number
-            expected = nothing if self.model.one_log_joint else nothing.expand(len(raw))
+            # torch refuses the parameters of a distribution: the terms are NaN, and say so.
+            nan = math.nan * (raw.sum() + raw_globals.sum())
+            expected = self.model.coupling.terms(nan, len(raw))
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
@@ -137,10 +136,6 @@ class Objective:
             return self.known_term
         factor = self.global_factor(raw_globals)
         return self.space.expected_log_prior(factor) + factor.entropy()
-
-    def elbo(self, raw, raw_globals, X, weights, nodes) -> Tensor:
-        """Return the whole ELBO, a scalar in nats."""
-        return self.summed(self.row_terms(raw, raw_globals, X, nodes), raw_globals, weights)
 
     def summed(self, terms, raw_globals, weights) -> Tensor:
         """Add the rows' terms, by weight, and the globals'."""

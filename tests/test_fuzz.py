@@ -21,7 +21,8 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 
 import skavi.models
 import skavi.noise
-from skavi import AmortizedVI, FactorizedVI, _basins, _final_elbo, _local_problems
+from skavi import AmortizedVI, FactorizedVI
+from skavi._fit import final_elbo, local_problems, other_optima
 from skavi.closability import AmortizationWarning
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
@@ -334,11 +335,11 @@ def fuzz(n_examples, chance):
 @pytest.fixture
 def hasty(monkeypatch):
     """Let what goes on inside a fit and a transform end sooner, as max_iter does a fit."""
-    monkeypatch.setattr(_local_problems, "_LOCAL_ITERATIONS", 20)
-    monkeypatch.setattr(_local_problems, "_COUPLED_ITERATIONS", 20)
-    monkeypatch.setattr(_final_elbo, "_MAX_EVALUATIONS", 9)
-    monkeypatch.setattr(_final_elbo, "_MOST_DRAWS", 32)
-    monkeypatch.setattr(_basins, "_LOCAL_ITERATIONS", 10)
+    monkeypatch.setattr(local_problems, "_LOCAL_ITERATIONS", 20)
+    monkeypatch.setattr(local_problems, "_COUPLED_ITERATIONS", 20)
+    monkeypatch.setattr(final_elbo, "_MAX_EVALUATIONS", 9)
+    monkeypatch.setattr(final_elbo, "_MOST_DRAWS", 32)
+    monkeypatch.setattr(other_optima, "_LOCAL_ITERATIONS", 10)
     monkeypatch.setattr(skavi.noise, "MAX_NODES", 300)
 
 

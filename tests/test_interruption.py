@@ -137,8 +137,8 @@ def test_an_interrupt_at_any_line_leaves_the_last_whole_iterate(unbroken):
 @pytest.mark.nightly
 def test_an_interrupt_at_any_instruction_leaves_the_last_whole_iterate(unbroken):
     files = ("_base.py", "_adam.py", "_newton.py", "_lbfgs.py")
-    files += ("_fit.py", "_climb.py", "_refinement.py", "_start.py", "_local_problems.py")
-    files += ("_final_elbo.py", "_reporting.py", "_fitted_state.py")
+    files += ("base.py", "algorithm.py", "noise_refinement.py", "start.py", "local_problems.py")
+    files += ("final_elbo.py", "reporting.py", "fitted_attributes.py")
     check_instants(unbroken, 30, files)
 
 

@@ -17,7 +17,7 @@ PACKAGE = TESTS.parent / "skavi"
 # floors below its own, never from another one on its own floor.
 FLOORS = [
     ["_numerics", "_platform", "distributions"],
-    ["_component", "_data", "callbacks"],
+    ["_component", "_curvature", "_data", "callbacks"],
     ["families", "inference_functions", "noise"],
     ["models", "solvers"],
     ["objective"],

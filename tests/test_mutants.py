@@ -23,13 +23,13 @@ from skavi import noise as noise_rules
 from skavi._estimators import row_inference
 from skavi._estimators.base import VariationalInference
 from skavi._fit import fitted_model
-from skavi._fit.problem import Problem
 from skavi.distributions import unvalidated
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, FullNormal, NormalFactors
 from skavi.models import LinearModel
 from skavi.models._global_space import GlobalSpace
 from skavi.objective import Objective
 from skavi.solvers import _lbfgs
+from skavi.solvers._minibatches import Minibatches
 from solvers import test_solvers as solvers
 
 pytestmark = pytest.mark.slow
@@ -104,8 +104,8 @@ MUTANTS = {
         lambda: models.test_written_out_densities_are_the_declared_ones("linear"),
     ),
     "batches not scaled up to all rows": (
-        (Problem, "draw_batch"),
-        lambda draw: lambda self, size: replace(draw(self, size), scale=1.0),
+        (Minibatches, "draw"),
+        lambda draw: lambda self: replace(draw(self), scale=1.0),
         solvers.test_batches_of_independent_rows_are_unbiased,
     ),
     "sds in place of variances": (

@@ -79,7 +79,7 @@ def _fit(task):
 def _read(fitted, X):
     problem, state = fitted.problem, fitted.outcome.state
     objective = problem.objective
-    globals_ = objective.global_factor(state.globals_)
+    globals_ = objective.global_factor(state.raw_globals)
     if len(problem.rows.X) == len(X):
         locals_ = objective.local_factors(problem.raw(state).detach())
     else:  # closed forms read fewer rows of the same moments; each row's factor is its optimum

@@ -49,22 +49,43 @@ class Rows:
         """Return rows of this rank, apart from the others'."""
         return Rows(self.X[index], self.weights[index])
 
+    def holds(self, index: Tensor) -> Tensor:
+        """Say of each index into all ranks' rows whether this rank holds it."""
+        first = self.group.first
+        return (index >= first) & (index < first + len(self))
+
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at a rising index into those of all ranks, on every rank."""
         return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
 
-    def representatives(self, ordered: bool) -> "Rows":
-        """Return at most 2,000 rows that stand for all, with weights that add up to theirs.
+    def first(self) -> "Rows":
+        """Return the first 2,000 rows, with their own weights."""
+        return self if self.n_total <= _REPRESENTATIVES else self[:_REPRESENTATIVES]
 
-        The first ones, with their own weights, where rows are in order.
-        """
+    def thinned(self) -> "Rows":
+        """Return at most 2,000 rows, evenly spaced, with weights that add up to those of all."""
         n, most = self.n_total, _REPRESENTATIVES
         if n <= most:
             return self
-        if ordered:
-            return self[:most]
         few = self.take(torch.linspace(0, n - 1, most).round().long().to(self.X.device))
         return Rows(few.X, few.weights * self.total_weight / max(float(few.weights.sum()), 1e-300))
+
+    def coreset(self, features: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Return the index and weights of `most` rows that stand for all.
+
+        Half of the choice follows the rows' squared distance from their mean, so that no far corner
+        is left out, and weights make up for it. Source: Bachem, Lucic & Krause (2018), "Scalable
+        k-means clustering via lightweight coresets".
+        """
+        group = self.group
+        share = self.weights / group.sum(add_up(self.weights))
+        centre = group.sum(share @ features)
+        distance = share * ((features - centre) ** 2).sum(-1)
+        spread = group.sum(add_up(distance)).clamp_min(1e-300)
+        chance = group.gather(0.5 * share + 0.5 * distance / spread)
+        at = (torch.arange(most).to(chance) + 0.5) / most * add_up(chance)
+        index = torch.searchsorted(chance.cumsum(0), at).clamp_max(self.n_total - 1)
+        return index, self.take(index).weights / (most * chance[index])
 
     def ask(self, method: Callable, *arguments) -> Any:
         """Call a method that adds up rows; its totals are then those of all ranks."""

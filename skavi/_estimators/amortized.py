@@ -7,7 +7,7 @@ from skavi._estimators.base import VariationalInference
 from skavi._platform.user_warnings import warn
 from skavi.closability import AmortizationWarning
 from skavi.closability._verdict import ideal_context
-from skavi.inference_functions import InferenceFunction, TorchFunction
+from skavi.inference_functions import InferenceFunction, Table, TorchFunction
 from skavi.models import LatentVariableModel
 
 
@@ -90,6 +90,9 @@ family_, global_family_, n_features_in_
         if isinstance(self.inference_function, torch.nn.Module):
             return TorchFunction(clone(self.inference_function, safe=False))
         return None if self.inference_function is None else clone(self.inference_function)
+
+    def _reference(self):
+        return Table()
 
     def _check_window(self, model, function, X):
         asked = ideal_context(model, X)

@@ -8,9 +8,10 @@ from numbers import Integral, Real
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.ranks import shared_by_ranks
-from skavi._data.user_tables import came_in_single, device_named, validated_table
+from skavi._data.user_tables import came_in_single, device_named, rows_of, validated_table
 from skavi._estimators.fit_identity import described_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.generation import Generation
@@ -18,14 +19,13 @@ from skavi._estimators.joint_fit import check_agreement, check_joint, group_of
 from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
-from skavi._fit.algorithm import Plan, fit_problem
+from skavi._fit.algorithm import Plan, fit_model, how_far, starting_point
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.journal import Journal, StoredJournal, versions
 from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.start import density_at_start
-from skavi._fit.warm_start import state_of
 from skavi._platform.forks_and_threads import check_fork
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi._platform.memory import require_memory_of_fit
@@ -74,6 +74,10 @@ class VariationalInference(
     def _function(self):
         """Return the inference function to fit, or None for the default one."""
         raise NotImplementedError
+
+    def _reference(self):
+        """Return what is fitted first, so that the function starts near its factors; None: no."""
+        return None
 
     def _check_window(self, model, function, X):
         """Warn if the function reads less than its factors can depend on; a table reads nothing."""
@@ -133,8 +137,16 @@ class VariationalInference(
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                group = group_of(self, X, shared)
-                self.__dict__.update(self._fit(X, sample_weight, reporter, group))
+                plan, rows, start = self._prepared(X, sample_weight, reporter, shared)
+                with reporter.outlasting_interrupts():
+                    start, noise = starting_point(plan, rows, start)
+                    fitted = how_far(fit_model(plan, noise, rows, start, reporter), plan.tol)
+                    check_agreement(rows.group, fitted.outcome.state)
+                    elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
+                if reporter.interrupted and reporter.latest is not None:
+                    fitted = reporter.latest.fitted()
+                    elbo, se = _quick_elbo(fitted)
+                self.__dict__.update(self._results(fitted, elbo, se, reporter))
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)
             if not reporter.interrupted:
@@ -145,22 +157,23 @@ class VariationalInference(
         warn_of_end(self, reporter)
         return self
 
-    def _fit(self, X, sample_weight, reporter, group):
-        """Fit a validated table; return every fitted attribute."""
-        rows = replace(self._rows(X, sample_weight, self._accepts_sparse()), group=group)
+    def _prepared(self, X, sample_weight, reporter, shared):
+        """Return plan, rows and start (or None) of a fit: all that can be refused before work."""
+        group = group_of(self, X, shared)
+        rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
+        rows = replace(rows, group=group)
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = group.size > 1
         plan = self._plan(X, rows, reporter.journal)
-        source = self._source()
-        start = None if source is None else state_of(source, plan.objective, rows)
+        source, start = self._source(), None
+        if source is not None:
+            check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
+            start = source._fitted_model.start_for(plan.objective, rows)
         plan.journal.begin(plan.generator, lambda: density_at_start(plan.objective, rows))
-        with reporter.outlasting_interrupts():
-            fitted = fit_problem(plan, rows, start, reporter)
-            check_agreement(group, fitted.problem, fitted.outcome.state)
-            elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
-        if reporter.interrupted:
-            fitted = reporter.latest.fitted()
-            elbo, se = _quick_elbo(fitted)
+        return plan, rows, start
+
+    def _results(self, fitted, elbo, se, reporter):
+        """Return every fitted attribute."""
         if not math.isfinite(elbo):
             raise FloatingPointError(
                 f"The ELBO of {type(self).__name__} is {elbo} after {len(fitted.outcome.curve)} "
@@ -169,7 +182,7 @@ class VariationalInference(
             )
         reporter.failure = fitted.failure
         stopped = reporter.stopped or reporter.interrupted
-        return fitted_attributes(fitted, elbo, se, X.shape[1], stopped)
+        return fitted_attributes(fitted, elbo, se, self.n_features_in_, stopped)
 
     def _plan(self, X, rows, journal):
         """Return what to fit: components cloned and checked, and the model tried on the rows."""
@@ -191,6 +204,7 @@ class VariationalInference(
         return Plan(
             objective,
             function,
+            self._reference(),
             clone(self.noise) if self.noise is not None else None,
             clone(self.solver) if self.solver is not None else None,
             max(self.tol, model.coarsest_tol),

@@ -12,8 +12,8 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
     """Return every fitted attribute, as numpy arrays and plain numbers."""
     problem, outcome = fitted.problem, fitted.outcome
     objective, state = problem.objective, outcome.state
-    raw_globals = state.globals_.detach().cpu().numpy().copy()
-    values = {n: v.detach().cpu().numpy().copy() for n, v in state.parameters.items()}
+    raw_globals = state.raw_globals.detach().cpu().numpy().copy()
+    shared = {n: v.detach().cpu().numpy().copy() for n, v in state.shared.items()}
     return {
         "model_": objective.model,
         "family_": objective.family,
@@ -34,7 +34,7 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
         ),
         "_raw_globals": raw_globals,
         "_stiffness": None,
-        "_parameters": {} if problem.function.tabular else values,
+        "_parameters": shared,
     }
 
 

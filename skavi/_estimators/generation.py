@@ -7,17 +7,20 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skavi._fit.fitted_model import FittedProblem
+from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
 from skavi._platform.forks_and_threads import check_fork, seeded
 from skavi._platform.memory import require_memory
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.distributions import defaults_of
+from skavi.posterior import GlobalPosterior
 from skavi.posterior._predictive import cell_moments
 
 
-class Generation(FittedProblem):
+class Generation(FittedEstimator):
     """`inverse_transform`, `impute` and `sample`: q(theta), then x."""
+
+    global_posterior_: GlobalPosterior
 
     def inverse_transform(self, Z):
         """Return E[x | z] under q(theta).
@@ -90,11 +93,9 @@ class Generation(FittedProblem):
         True
         """
         X = self._validated(X)
-        rows, missing = self._rows(X), np.isnan(X)
-        self.model_.check_data(rows.X)
+        missing, here = np.isnan(X), self._fitted_model.at(self._rows(X))
         with torch.no_grad():
-            problem, raw = self._frozen_problem(rows), self._raw_locals(rows)
-            moments = cell_moments(problem.objective, raw, self._globals(rows.X), rows.X)
+            moments = cell_moments(here.objective, here.raw, here.raw_globals, here.rows.X)
         mean, variance = (moment.cpu().numpy() for moment in moments)
         filled = np.where(missing, mean, X).astype(X.dtype)
         if not return_sd:
@@ -133,10 +134,9 @@ class Generation(FittedProblem):
         return X.numpy(), Z.numpy()
 
     def _theta_draws(self, n_draws):
-        objective = self._objective(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
-        factor = objective.global_factor(aligned(self._raw_globals))
-        noise = _antithetic(n_draws, objective.space.size)
-        return [objective.space.constrain(u) for u in factor.draw(noise)]
+        fit = self._fitted_model.on_cpu()
+        space, q_theta = fit.objective.space, fit.objective.global_factor(aligned(fit.raw_globals))
+        return [space.constrain(u) for u in q_theta.draw(_antithetic(n_draws, space.size))]
 
 
 def _antithetic(n_draws: int, dimension: int) -> Tensor:

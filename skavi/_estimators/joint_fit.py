@@ -7,7 +7,6 @@ import torch
 from sklearn.callback import ProgressBar
 
 from skavi._data.ranks import ALONE, Group, Ranks
-from skavi._fit.problem import Problem
 from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
 from skavi.solvers import Solver, State
@@ -55,12 +54,12 @@ def _described(estimator) -> str:
     return f"{type(estimator).__name__} {sorted(values.items())}"
 
 
-def check_agreement(group: Group, problem: Problem, state: State) -> None:
+def check_agreement(group: Group, state: State) -> None:
     """Raise a RuntimeError if ranks have not come to the same solution: a defect of some part."""
     if group.size == 1:
         return
-    shared = [] if problem.function.tabular else list(state.parameters.values())
-    sizes = [float(value.abs().sum()) for value in [*shared, state.globals_]]
+    shared = state.tensors()[state.n_owned :]
+    sizes = [float(value.abs().sum()) for value in shared]
     told = group.gather(torch.tensor([sizes], dtype=torch.float64))
     if not torch.allclose(told, told[:1], rtol=_SAME, equal_nan=True):
         raise RuntimeError(
@@ -79,11 +78,8 @@ def check_joint(estimator, model, function) -> None:
         `total`; if the inference function reads neighbours; or if callbacks are set.
     """
     name = type(model).__name__
-    if not model.rowwise or model.ordered:
-        raise ValueError(
-            f"Rows over several ranks must be independent given theta, but {name} couples them: "
-            "fit all rows in one process."
-        )
+    what = "Rows over several ranks must be"
+    model.coupling.require_independent(what, name, "fit all rows in one process")
     if model.accepts_sparse:
         raise ValueError(
             f"Rows over several ranks must be dense, but {name} reads sparse ones: fit all rows in "

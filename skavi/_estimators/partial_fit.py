@@ -4,22 +4,28 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+from skavi._data.ranks import shared_by_ranks
 from skavi._data.user_tables import came_in_single
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
+from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
-from skavi._fit.fitted_model import FittedProblem
 from skavi._fit.nonfinite import named_singularity
-from skavi._fit.streaming import check_streamed, stiffness_after, went_on
+from skavi._fit.streaming import check_streamed, go_on, stiffness_after
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import fit_context
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi._platform.user_warnings import warn
+from skavi.families import Family
+from skavi.models import FactorAnalysis, LatentVariableModel
+from skavi.solvers import Solver
 
 
-class PartialFit(FittedProblem):
+class PartialFit(FittedEstimator):
     """`partial_fit`, of an estimator that has `fit`."""
 
     fit: Callable[..., Any]
@@ -30,6 +36,10 @@ class PartialFit(FittedProblem):
     n_iter_: int
     converged_: bool
     suboptimality_: float
+    model: LatentVariableModel | None
+    global_family: Family | None
+    solver: Solver | None
+    _stiffness: np.ndarray | None
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, sample_weight=None):
@@ -81,19 +91,25 @@ class PartialFit(FittedProblem):
         >>> bool(abs(vi.global_posterior_.mean["theta"] - X.mean()) < 1e-6)
         True
         """
-        check_streamed(self, X)
+        model = self.model if self.model is not None else FactorAnalysis()
+        check_streamed(model, self.global_family, self.solver)
+        if shared_by_ranks(X):
+            raise ValueError(
+                "partial_fit takes rows in one process, but X is this rank's part of a table: use "
+                "fit."
+            )
         with unchanged_on_error(self):
             first = not hasattr(self, "elbo_")
             if first:
                 self.fit(X, y, sample_weight=sample_weight)
             X = self._validated(X)
             rows = self._rows(X, sample_weight)
-            objective = self._objective(rows.X)
+            objective = self._fitted_model.objective
             if not first:
                 require_memory_of_fit(self, X)
                 with named_singularity("X"):
                     objective = self._go_on(rows, came_in_single(X, rows))
-            self._stiffness = stiffness_after(self, rows, objective)
+            self._stiffness = stiffness_after(self._fitted_model, rows, objective)
         if not first and not self.converged_:
             warn(
                 f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
@@ -106,8 +122,10 @@ class PartialFit(FittedProblem):
     def _go_on(self, rows, single):
         """Fit new rows from here; return what was maximised."""
         self.model_.check_data(rows.X)
-        seed = drawn_seed(private_state(self.random_state))
-        fitted = went_on(self, rows, torch.Generator().manual_seed(seed), single)
+        generator = torch.Generator().manual_seed(drawn_seed(private_state(self.random_state)))
+        solver = None if self.solver is None else clone(self.solver)
+        fit, stiffness = self._fitted_model, self._stiffness
+        fitted = go_on(fit, rows, stiffness, solver, generator, self.max_iter, single)
         elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
         if not math.isfinite(elbo):
             raise FloatingPointError(

@@ -7,21 +7,22 @@ import numpy as np
 import torch
 from sklearn.base import TransformerMixin
 
-from skavi._fit.fitted_model import FittedProblem
+from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._platform.memory import require_memory_of_rows
 from skavi.posterior import LatentPosterior
-from skavi.posterior._draws import arviz_tree
+from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
 
 _PIECE = 131_072
 
 
 # set_output reaches what a TransformerMixin defines itself
-class RowInference(FittedProblem, TransformerMixin):
+class RowInference(FittedEstimator, TransformerMixin):
     """`transform`, `posterior` and `score`, each of rows that were fitted or of others."""
 
     output: str
+    elbo_: float
     get_feature_names_out: Callable[[], np.ndarray]
 
     def transform(self, X):
@@ -47,28 +48,30 @@ class RowInference(FittedProblem, TransformerMixin):
         Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
         models that do not couple rows. Threads may share one fitted estimator.
         """
-        return self._in_pieces(self._validated(X), self._transformed)
+        return self._in_pieces(X, self._transformed)
 
-    def _transformed(self, X):
-        factors = self._factors(X)
+    def _transformed(self, fit, X):
+        factors = fit.at(self._rows(X)).factors()
         columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
     def _in_pieces(self, X, method):
-        """Call a method on pieces of many rows, so that what it holds beside X is bounded."""
+        """Call a method of the fit on pieces of many rows: what it holds beside X is bounded."""
+        X, fit = self._validated(X), self._fitted_model
         n = X.shape[0]
-        if n <= _PIECE or self.model_.ordered or not self.model_.rowwise:
-            return method(X)
+        pieces = fit.model.coupling.pieces(n, _PIECE)
+        if len(pieces) == 1:
+            return method(fit, X)
         results = None
-        for first in range(0, n, _PIECE):
+        for piece in pieces:
             try:
-                part = method(X[first : first + _PIECE])
+                part = method(fit, X[piece])
             except (ValueError, FloatingPointError) as error:
-                error.add_note(f"Rows are counted from row {first} of X.")
+                error.add_note(f"Rows are counted from row {piece.start} of X.")
                 raise
             if results is None:
                 results = np.empty((n, *part.shape[1:]), dtype=part.dtype)
-            results[first : first + len(part)] = part
+            results[piece] = part
         return results
 
     def posterior(self, X):
@@ -85,7 +88,7 @@ class RowInference(FittedProblem, TransformerMixin):
         index = X.index if hasattr(X, "iloc") else None
         X = self._validated(X)
         require_memory_of_rows(self, X, covariances=True)
-        factors = self._factors(X)
+        factors = self._fitted_model.at(self._rows(X)).factors()
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
@@ -138,7 +141,15 @@ class RowInference(FittedProblem, TransformerMixin):
         {'chain': 1, 'draw': 10, 'row': 3, 'latent': 1}
         """
         index = X.index if hasattr(X, "iloc") else None
-        return arviz_tree(self, self._validated(X), index, n_draws, random_state)
+        check_draws(n_draws, 1)
+        X = self._validated(X)
+        names = DrawNames(
+            rows=index,
+            features=getattr(self, "feature_names_in_", None),
+            latents=self.get_feature_names_out(),
+        )
+        fitted = FittedPosterior.of(self._fitted_model.at(self._rows(X)))
+        return arviz_tree(fitted, X, names, self.elbo_, n_draws, random_state)
 
     def score_samples(self, X, n_draws=None):
         """Return each row's held-out ELBO with q(theta) fixed, in nats.
@@ -193,17 +204,12 @@ class RowInference(FittedProblem, TransformerMixin):
         if not isinstance(n_draws, Integral) or n_draws < 2:
             raise ValueError(f"n_draws={n_draws!r} must be None or an integer >= 2.")
         X = self._validated(X)
-        if not self.model_.rowwise:
-            raise ValueError(
-                f"n_draws={n_draws} needs rows that are independent given theta, but "
-                f"{type(self.model_).__name__} couples them: leave n_draws at None."
-            )
-        rows = self._rows(X)
-        self.model_.check_data(rows.X)
-        objective, globals_ = self._objective(rows.X), self._globals(rows.weights)
+        what, name = f"n_draws={n_draws} needs rows that are", type(self.model_).__name__
+        self.model_.coupling.require_separable(what, name, "leave n_draws at None")
+        here = self._fitted_model.at(self._rows(X))
         with torch.no_grad():
             terms = importance_bound(
-                objective, self._raw_locals(rows), globals_, rows, int(n_draws)
+                here.objective, here.raw, here.raw_globals, here.rows, int(n_draws)
             )
         return terms.cpu().numpy()
 
@@ -224,17 +230,9 @@ class RowInference(FittedProblem, TransformerMixin):
         return float(terms.mean() if terms.ndim else terms / len(X))
 
     def _terms(self, X):
-        return self._in_pieces(self._validated(X), self._terms_of)
+        return self._in_pieces(X, self._terms_of)
 
-    def _terms_of(self, X):
-        rows = self._rows(X)
-        self.model_.check_data(rows.X)
-        raw, globals_ = self._raw_locals(rows), self._globals(rows.weights)
-        with torch.no_grad():
-            parts = [
-                self._frozen_problem(rows[where]).row_terms(raw[where], globals_)
-                for where in self._chunks(rows)
-            ]
-        terms = torch.cat(parts) if len(parts) > 1 else parts[0]
+    def _terms_of(self, fit, X):
+        terms = fit.at(self._rows(X)).terms()
         require_finite(terms, "ELBO")
         return terms.cpu().numpy()

@@ -1,5 +1,6 @@
-"""A fit, step by step: start, bind the problem, solve, refine the noise, look into other basins."""
+"""A fit, step by step: start, solve, refine the noise, look for other optima, say how far it is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -7,20 +8,20 @@ import torch
 
 from skavi._data.rows import Rows
 from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
-from skavi._fit.inputs import inputs_of
-from skavi._fit.journal import Journal
+from skavi._fit.iterates import ROUGH, Fitted, Iterate
+from skavi._fit.journal import NOTHING, Journal
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise
-from skavi._fit.other_optima import leave_basins
-from skavi._fit.problem import Problem
-from skavi._fit.stages import ROUGH, Climb, Fitted, Iterate
-from skavi._fit.start import start_globals, start_locals
-from skavi._fit.suboptimality import certified
-from skavi.inference_functions import InferenceFunction, Table
+from skavi._fit.nonfinite import what_broke
+from skavi._fit.other_optima import move_to_better_optima
+from skavi._fit.problem import Problem, inputs_of
+from skavi._fit.start import model_start, start_locals
+from skavi._fit.suboptimality import with_noise_error
+from skavi.inference_functions import InferenceFunction
 from skavi.noise import Noise
 from skavi.objective import Objective
-from skavi.solvers import Adam, CoordinateAscent, Solver, State
+from skavi.solvers import Outcome, Setting, Solver, State
 from skavi.solvers._base import unwatched
 
 _REFERENCE_ITERATIONS = 200
@@ -28,13 +29,15 @@ _REFERENCE_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fit_problem` needs beside the data: components, limits and chance.
+    """What `fit_model` needs beside the data: components, limits and chance.
 
     Attributes
     ----------
     objective : Objective
     function : InferenceFunction or None
         None asks for the default one.
+    reference : InferenceFunction or None
+        What is fitted first, so that `function` starts near its factors; None: nothing.
     noise, solver : Noise, Solver or None
         None asks for the automatic choice.
     tol : float
@@ -49,6 +52,7 @@ class Plan:
 
     objective: Objective
     function: InferenceFunction | None
+    reference: InferenceFunction | None
     noise: Noise | None
     solver: Solver | None
     tol: float
@@ -58,121 +62,171 @@ class Plan:
     single: bool = False
 
 
-def fit_problem(
-    plan: Plan, rows: Rows, start: State | None, progress: Callable[[Iterate], bool]
+def fit_model(
+    plan: Plan, noise: Noise, rows: Rows, start: State, progress: Callable[[Iterate], bool]
 ) -> Fitted:
-    """Solve the problem of `plan` from `start` = (raw local targets, raw globals), if given.
+    """Fit q(theta) and the map from rows to factors, near raw factors of all rows.
 
     `progress` is called after each iteration; True stops the fit.
     """
-    fitted = _solved(plan, rows, start, progress)
+    problem, solver, state = _bound(plan, noise, rows, start)
+    stages = Stages(solver, plan.max_iter, progress, plan.journal)
+    refined = plan.noise is None and bool(problem.noise.refined())
+    state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
+    if refined:
+        problem, state = refine_noise(problem, state, plan.tol, stages)
+    if state.n_owned and problem.noise.deterministic and not solver.uses_model_updates:
+        state = move_to_better_optima(problem, state, plan.tol, stages)
+    if refined:
+        stages.solve(problem, state, plan.tol)
+    assert stages.outcome is not None
+    return Fitted(problem, solver, stages.outcome, stages.failure)
+
+
+def how_far(fitted: Fitted, tol: float) -> Fitted:
+    """Return the fit with an estimate of how far it is from the optimum, its noise rule's too."""
     if fitted.failure:
         return fitted
-    problem, solver = fitted.problem, fitted.solver
-    return replace(fitted, outcome=certified(problem, solver, fitted.outcome, plan.tol))
+    outcome = with_noise_error(fitted.problem, fitted.solver, fitted.outcome, tol)
+    return replace(fitted, outcome=outcome)
 
 
-def _solved(plan, rows, start, progress):
-    noise = plan.noise or default_noise(plan.objective, plan.function, rows.n_total)
-    _check_solver(plan, noise, rows)
-    if start is None:
-        start, noise = _reference(plan, noise, rows)
-    problem, solver, targets = _bound(plan, noise, rows, start)
-    state = plan.journal.once(lambda: best_start(problem, targets, start.globals_).copied())
-    return _climbed(plan, problem, solver, state, progress)
+class Stages:
+    """Runs of one solver, stage after stage, on one count of iterations and one curve."""
+
+    def __init__(self, solver, max_iter, progress, journal):
+        self.solver, self.left, self.progress = solver, max_iter, progress
+        self.journal = journal
+        self.outcome: Outcome | None = None
+        self.noise, self.stage = None, 0
+        self.stopped, self.failure = False, ""
+
+    def solve(self, problem, state, tol):
+        """Run the solver from a state to `tol` nats a row; return where it ends."""
+        if self.outcome is not None and (self.left <= 0 or self.stopped):
+            reached = self.outcome.suboptimality <= tol * problem.total_weight
+            self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
+            return state
+
+        before = self.outcome.curve if self.outcome else []
+        if problem.noise is not self.noise:
+            self.noise, self.stage = problem.noise, self.stage + 1
+
+        def report(run):
+            iterate = Iterate(problem, self.solver, run, before, self.stage)
+            self.stopped = self.progress(iterate)
+            return self.stopped
+
+        new = self.journal.recall()
+        if new is NOTHING:
+            run = self.solver.joined(problem, state, tol)
+            new = self.journal.keep(run.climb(self.left, self.journal.watch(run, report)))
+        if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
+            self._note_failure(problem, new, len(before))
+        self.left -= len(new.curve)
+        self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
+        return self.outcome.state
+
+    def _note_failure(self, problem, outcome, n_before):
+        """Say what is not finite; without a finite iterate to keep there is no fit."""
+        there = outcome.state if outcome.broken is None else outcome.broken
+        with torch.no_grad():
+            cause = what_broke(problem, there)
+        self.failure = f"iteration {n_before + len(outcome.curve) + 1}: {cause}"
+        finite = [elbo for elbo in outcome.curve if math.isfinite(elbo)]
+        if not finite and not n_before:
+            raise FloatingPointError(
+                f"{type(self.solver).__name__} met numbers that are not finite, and could not get "
+                f"round them, in {self.failure}. Check the scale of X and of the priors, the "
+                "model's densities for overflow, and the learning rate of a solver that has one."
+            )
+        self.stopped = True
 
 
-def _check_solver(plan, noise, rows):
-    """Refuse a solver that cannot solve the problem, before any work."""
-    if plan.solver is None:
-        return
-    objective = plan.objective
-    n_parameters = objective.family.n_parameters(objective.n_latents)
-    function = plan.function or default_function(n_parameters, objective.model)
-    problem = Problem(objective, function, rows, rows.X, noise, plan.generator)
-    plan.solver.check_problem(problem)
+# --- where it starts ------------------------------------------------------------------------------
 
 
-def _reference(plan: Plan, noise: Noise, rows: Rows) -> tuple[State, Noise]:
-    """Return raw factors of all rows and globals to start from, and the noise to start with.
+def starting_point(plan: Plan, rows: Rows, start: State | None) -> tuple[State, Noise]:
+    """Return raw factors of all rows and of q(theta) to start near, and the noise to start with.
 
-    Factorized VI starts at the model's own start; amortized VI at a factorized fit where one is
-    cheap (q(theta) on a subset of rows when there are many), under the noise rule that this fit
-    was refined to: a network would exploit the errors of a coarse one.
+    Those given; or the model's own start; or, where `plan` has a reference, its fit on few rows,
+    under the noise rule that it was refined to: a network would exploit the errors of a coarse one.
     """
-    objective, model = plan.objective, plan.objective.model
-    globals_ = start_globals(objective, rows, plan.generator)
-    own = State({"values": start_locals(objective, globals_, rows.X)}, globals_)
-    factorized = plan.function is not None and plan.function.tabular
-    if factorized or not noise.deterministic or (model.one_log_joint and not model.rowwise):
-        return own, noise
+    setting = Setting(plan.objective, plan.function, plan.noise, rows.n_total)
+    noise = plan.noise or default_noise(setting)
+    _check_solver(plan, replace(setting, noise=noise))
+    if start is not None:
+        return start, noise
+    start = model_start(plan.objective, rows, plan.generator)
+    if plan.reference is None or not noise.deterministic:
+        return start, noise
+    few = plan.objective.model.coupling.representatives(rows)
+    if few is None:
+        return start, noise
     try:
-        there, refined = _factorized_first(plan, noise, rows, own)
+        there, refined = _reference_fit(plan, noise, rows, few, start)
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.group.size > 1:  # the other processes may have got there
             raise
-        return own, noise  # it was to be a better start, no more
-    return there, refined if affordable(refined, objective, plan.function, rows.n_total) else noise
+        return start, noise  # a start that is less good will do
+    return there, refined if affordable(refined, setting) else noise
 
 
-def _factorized_first(plan, noise, rows, start):
-    """Return where a factorized fit ends, for all rows, and the noise rule it was refined to.
+def _check_solver(plan, setting):
+    """Refuse a solver that cannot solve the problem, before any work."""
+    if plan.solver is None:
+        return
+    if plan.function is None:
+        objective = plan.objective
+        n_outputs = objective.family.n_parameters(objective.n_latents)
+        setting = replace(setting, function=default_function(n_outputs, objective.model))
+    plan.solver.check_setting(setting)
 
-    Other solvers than coordinate ascent find q(theta) on a few rows; all are then solved for it.
+
+def _reference_fit(plan, noise, rows, few, start):
+    """Return where the fit of the reference ends, for all rows, and its noise rule.
+
+    Where the model's own updates fit it, on all rows; else q(theta) is found on a few, and all rows
+    are then solved for it.
     """
-    objective, table = plan.objective, Table()
-    solver = default_solver(objective, table, noise, rows.n_total, 0)
-    cheap = isinstance(solver, CoordinateAscent)
-    few = rows if cheap else rows.representatives(objective.model.ordered)
-    most = plan.max_iter if cheap else min(plan.max_iter, _REFERENCE_ITERATIONS)
+    objective = plan.objective
+    setting = Setting(objective, plan.reference, noise, rows.n_total)
+    everyone = default_solver(setting).uses_model_updates
+    few = rows if everyone else few
     if few is not rows:
-        start = State({"values": start_locals(objective, start.globals_, few.X)}, start.globals_)
-    quiet = replace(plan, function=table, solver=None, max_iter=most)
-    fitted = _solved(quiet, few, start, unwatched)
+        raw_locals = start_locals(objective, start.raw_globals, few.X)
+        start = replace(start, raw_locals=raw_locals)
+    most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
+    plan = replace(plan, function=plan.reference, reference=None, solver=None, max_iter=most)
+    noise = plan.noise or default_noise(replace(setting, n_rows=few.n_total))
+    fitted = fit_model(plan, noise, few, start, unwatched)
     there = fitted.outcome.state
-    if not cheap or fitted.problem.rows.X is not rows.X:
-        problem, globals_ = local_problem(fitted.problem, rows), there.globals_
-        raw = plan.journal.once(lambda: solve_rows(problem, globals_, plan.tol)[0].clone())
-        there = State({"values": raw}, globals_)
+    if not everyone or fitted.problem.rows.X is not rows.X:
+        problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
+        raw = plan.journal.once(lambda: solve_rows(problem, raw_globals, plan.tol)[0].clone())
+        there = State(raw, {}, raw_globals)
     return there, fitted.problem.noise
 
 
 def _bound(plan, noise, rows, start):
-    """Return the problem of all components, its solver, and raw factors to bring it near."""
-    objective, targets = plan.objective, start.parameters["values"]
+    """Return the problem of all components, its solver, and a state near the start."""
+    objective, targets = plan.objective, start.raw_locals
     function = plan.function or default_function(targets.shape[1], objective.model)
-    if not function.tabular:
-        reading = objective.model.reading(objective.global_factor(start.globals_))
-        objective = replace(objective, model=reading)
+    q_theta = objective.global_factor(start.raw_globals)
+    objective = replace(objective, model=function.reading(objective.model, q_theta))
     inputs = rows.ask(inputs_of, objective.model, function, rows.X)
     function = rows.ask(function.fit_inputs, inputs, rows.weights)
     features = function.features(inputs)
     n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
-    solver = plan.solver or default_solver(objective, function, noise, rows.n_total, n_parameters)
-    if function.tabular and isinstance(solver, CoordinateAscent):
-        X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
-        rows = rows if X is rows.X else Rows(X, weights)  # all ranks' rows, on every rank
-        features, targets = X, start_locals(objective, start.globals_, X)
+    setting = Setting(objective, function, noise, rows.n_total, n_parameters)
+    solver = plan.solver or default_solver(setting)
     problem = Problem(
         objective, function, rows, features, noise, plan.generator, single=plan.single
     )
-    if plan.solver is None and isinstance(solver, Adam) and objective.has_coordinate_updates:
+    stochastic = not solver.needs_deterministic_noise
+    if plan.solver is None and stochastic and objective.has_coordinate_updates:
         # q(theta) stays at the factorized optimum: the function alone is left to fit.
         problem = replace(problem, frozen_globals=True)
-    return problem, solver, targets
-
-
-def _climbed(plan, problem, solver, state, progress):
-    """Climb on one count of iterations; a noise rule that was chosen here is refined on the way."""
-    climb = Climb(solver, plan.max_iter, progress, plan.journal)
-    coarse = plan.noise is None and bool(problem.noise.refined())
-    state = climb(problem, state, max(plan.tol, ROUGH) if coarse else plan.tol)
-    if coarse:
-        problem, state = refine_noise(problem, state, plan.tol, climb)
-    sweeps = isinstance(solver, CoordinateAscent)
-    if problem.function.tabular and problem.noise.deterministic and not sweeps:
-        state = leave_basins(problem, state, plan.tol, climb)
-    if coarse:
-        climb(problem, state, plan.tol)
-    assert climb.outcome is not None
-    return Fitted(problem, solver, climb.outcome, climb.failure)
+    state = plan.journal.once(lambda: best_start(problem, targets, start.raw_globals).copied())
+    problem, state = solver.prepare(problem, state)
+    return problem, solver, state

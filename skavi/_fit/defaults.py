@@ -23,26 +23,20 @@ from skavi._data.cells import Cells
 from skavi._fit.turned_spheres import TurnedSpheres
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis
-from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, Noise, QuasiMonteCarlo
 from skavi.objective import Objective
-from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
-from skavi.solvers._newton import MAX_COUPLED_UNKNOWNS, n_unknowns
-from skavi.solvers._newton_network import MAX_PARAMETERS
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting, Solver
 
 #: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
 BUDGET = 8_000_000
 _MAX_PRODUCT_DIMENSION = 4
 _MAX_NARROW_DIMENSION, _MAX_WIDE_LATENTS = 5, 2
-_MAX_NEWTON_GLOBALS = 40
-_MAX_NEWTON_LATENTS = 10
 _MAX_QUASI_GLOBALS = 100
 _MAX_DRAWS = 4096
 _MAX_TURNED_DIMENSION = 1000
-_MAX_DENSE_UNKNOWNS = 1000
 _MAX_MIXED_GLOBALS = 50_000
 _MAX_FULL_GLOBALS = 20_000
 _FALLING = 100
-_MAX_GRAM = 5e10  # operations of a Gauss-Newton step
 _BATCH = 1000
 _MOST_NUMBERS = 1_000_000_000
 
@@ -66,25 +60,25 @@ def default_function(n_outputs, model):
     return MLP(hidden_layer_sizes=tuple(max(16, size) for size in sizes))
 
 
-def budget(objective: Objective, function) -> int:
+def budget(setting: Setting) -> int:
     """Return how many numbers (rows x nodes x latents) a deterministic evaluation may take.
 
     Newton's systems of tables and linear functions are put together piece by piece, so only time
     limits them.
     """
-    model = objective.model
-    whole = function is None or not (function.tabular or function.linear)
-    return BUDGET if whole or not model.rowwise or model.ordered else _MOST_NUMBERS
+    in_pieces = setting.function is not None and setting.function.linear
+    return _MOST_NUMBERS if in_pieces and setting.coupling.independent else BUDGET
 
 
-def default_noise(objective: Objective, function, n_rows: int):
+def default_noise(setting: Setting) -> Noise:
     """Choose a deterministic rule if one evaluation is of a size for it."""
+    objective, n_rows = setting.objective, setting.n_rows
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
-    most = budget(objective, function)
+    most = budget(setting)
     narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
-    if dimension <= _MAX_PRODUCT_DIMENSION or narrow:  # q(theta) is, so that three nodes do for it
+    if dimension <= _MAX_PRODUCT_DIMENSION or narrow:  # three nodes do for so many globals
         n_nodes = 3
         if n_rows * n_latents * n_nodes**dimension <= most:
             return GaussHermite(n_nodes)
@@ -96,46 +90,25 @@ def default_noise(objective: Objective, function, n_rows: int):
     return MonteCarlo()
 
 
-def default_solver(objective: Objective, function, noise, n_rows: int, n_parameters: int):
+def default_solver(setting: Setting) -> Solver:
     """Choose the fastest solver that fits the model, the noise and the inference function."""
-    if noise.deterministic and not function.tabular and _is_rough(objective, function):
-        schedule = falling if function.regressed else None
+    objective, n_rows = setting.objective, setting.n_rows
+    if not setting.noise.deterministic:
+        return Adam(batch_size=setting.coupling.batch_size(n_rows, _BATCH))
+    near = setting.function.regressed
+    coarse = near and objective.model.coarsest_tol > 0  # the start is nearly enough
+    long = objective.space.size > _MAX_FULL_GLOBALS  # a pass over all rows is
+    if setting.n_parameters > 0 and (coarse or long):
+        schedule = falling if near else None
         return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=schedule)
-    if not noise.deterministic:
-        big = not objective.model.one_log_joint and n_rows > 2 * _BATCH
-        return Adam(batch_size=_BATCH if big else None)
-    if function.tabular and objective.has_coordinate_updates:
-        many = objective.space.size > _MAX_MIXED_GLOBALS
-        return CoordinateAscent(memory=0) if many else CoordinateAscent()
-    n_global = objective.global_family.n_parameters(objective.space.size)
-    small = n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
-    if not objective.model.rowwise:
-        few = n_unknowns(objective, n_rows) <= MAX_COUPLED_UNKNOWNS
-        banded = small and not objective.model.one_log_joint
-        return Newton() if function.tabular and (few or banded) else LBFGS()
-    if small and _has_newton_form(objective, function, n_rows, n_parameters):
-        return Newton()
-    return LBFGS()
-
-
-def _is_rough(objective, function):
-    """Say whether steps on a few rows each do: all rows' are long, or a start is nearly enough."""
-    near = function.regressed and objective.model.coarsest_tol > 0
-    return near or objective.space.size > _MAX_FULL_GLOBALS
+    many = objective.space.size > _MAX_MIXED_GLOBALS
+    sweeps = CoordinateAscent(memory=0) if many else CoordinateAscent()
+    return next(solver for solver in (sweeps, Newton(), LBFGS()) if solver.suits(setting))
 
 
 def falling(iteration):
     """Return the multiplier of a learning rate that falls as one over the steps taken."""
     return 1 / (1 + iteration / _FALLING)
-
-
-def _has_newton_form(objective, function, n_rows, n_parameters):
-    if function.tabular:
-        return True
-    if function.linear:
-        return n_parameters <= _MAX_DENSE_UNKNOWNS
-    n_outputs = n_rows * objective.family.n_parameters(objective.n_latents)
-    return n_parameters <= MAX_PARAMETERS and n_outputs * n_parameters**2 <= _MAX_GRAM
 
 
 def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):
@@ -161,8 +134,9 @@ def _dimension(objective, n_rows):
     return objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
 
 
-def affordable(noise, objective: Objective, function, n_rows: int) -> bool:
+def affordable(noise, setting: Setting) -> bool:
     """Say whether one evaluation under `noise` stays within the budget."""
+    objective, n_rows = setting.objective, setting.n_rows
     try:
         n_noise = objective.n_latents * objective.noise_blocks(n_rows)
         nodes = noise.nodes(objective.n_drawn_globals, n_noise, 1, None)
@@ -171,4 +145,4 @@ def affordable(noise, objective: Objective, function, n_rows: int) -> bool:
     n_nodes = 1 if nodes is None else len(nodes.weights)
     if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
         return False
-    return n_rows * objective.n_latents * n_nodes <= budget(objective, function)
+    return n_rows * objective.n_latents * n_nodes <= budget(setting)

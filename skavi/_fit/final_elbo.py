@@ -22,10 +22,10 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
 
     Few draws at first, more where they leave too much over, in parts that fit memory.
     """
-    if problem.noise.deterministic and not hasattr(problem.noise, "n_draws"):
+    if problem.noise.deterministic and problem.noise.n_draws is None:
         return float(problem.elbo(state)), 0.0
     objective, X = problem.objective, problem.rows.X
-    own = getattr(problem.noise, "n_draws", 1)
+    own = problem.noise.n_draws or 1
     most = max(_MOST_DRAWS, 2 * own)
     n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
     most = max(4, min(most, _CHUNK_BUDGET // n_cells))

@@ -1,122 +1,167 @@
-"""The fitted problem, rebuilt from numpy: rows, objective, q(theta) and the rows' own factors."""
+"""A fit as an object: its components and numbers, and where it stands on any rows."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from skavi._data.blockwise import evaluated
 from skavi._data.cells import Cells
-from skavi._data.rows import Rows, cells_a_row, distinct
-from skavi._data.user_tables import device_named, rows_of, validated_table
+from skavi._data.rows import Rows, cells_a_row
 from skavi._fit.defaults import evaluation_noise
-from skavi._fit.inputs import inputs_of, windows_of
 from skavi._fit.local_problems import chunk_size, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
-from skavi._fit.problem import Problem
+from skavi._fit.problem import Problem, inputs_of, windows_of
 from skavi._numerics.aligned import aligned
-from skavi._platform.forks_and_threads import check_fork
-from skavi._platform.memory import require_memory_of_rows
 from skavi._platform.user_warnings import warn
-from skavi.families import Family
-from skavi.inference_functions import InferenceFunction, Table
+from skavi.families import Family, NormalFactors
+from skavi.inference_functions import InferenceFunction, Parameters, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise
-from skavi.objective import bind
-from skavi.posterior import GlobalPosterior
+from skavi.objective import Objective, bind
+from skavi.solvers import State
+
+_TOL = 1e-9
 
 
-class FittedProblem:
-    """What everything that works on a fit begins with: tensors of its numpy state and of X."""
+@dataclass(frozen=True)
+class FittedModel:
+    """What a fit found, as numpy arrays, and what follows from it for rows.
 
-    model_: LatentVariableModel
-    inference_function_: InferenceFunction
-    noise_: Noise
-    family_: Family
-    global_family_: Family
-    global_posterior_: GlobalPosterior
-    n_features_in_: int
+    Attributes
+    ----------
+    model : LatentVariableModel
+    family, global_family : Family
+    function : InferenceFunction
+    noise : Noise
+    parameters : dict of str to ndarray
+        Of the function; empty where every row has a factor of its own.
+    raw_globals : ndarray
+        Unconstrained parameters of q(theta).
+    n_features : int
+    tol : float
+        Nats a row.
+    device : torch.device
+    """
+
+    model: LatentVariableModel
+    family: Family
+    global_family: Family
+    function: InferenceFunction
+    noise: Noise
+    parameters: dict[str, np.ndarray]
+    raw_globals: np.ndarray
+    n_features: int
     tol: float
-    device: str | torch.device
-    _raw_globals: np.ndarray
-    _parameters: dict[str, np.ndarray]
+    device: torch.device
 
-    def _validated(self, X):
-        """Return X as a float array of the fitted width."""
-        check_is_fitted(self)
-        check_fork()
-        require_memory_of_rows(self, X)
-        sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing
-        return validated_table(self, X, sparse, missing, reset=False)
+    @cached_property
+    def objective(self) -> Objective:
+        """The ELBO of the fitted components."""
+        like = torch.zeros(1, self.n_features, dtype=torch.float64, device=self.device)
+        return bind(self.model, self.family, self.global_family, like)
 
-    def _rows(self, X, sample_weight=None, sparse=None):
-        sparse = self.model_.accepts_sparse if sparse is None else sparse
-        return rows_of(X, sample_weight, device_named(self.device), sparse)
+    def raw_globals_like(self, like: Tensor) -> Tensor:
+        """Return the parameters of q(theta) as a tensor beside another one."""
+        return aligned(self.raw_globals).to(like)
 
-    def _objective(self, X):
-        return bind(self.model_, self.family_, self.global_family_, X)
+    def shared_like(self, like: Tensor) -> Parameters:
+        """Return the function's parameters as tensors beside another one."""
+        return {name: aligned(value).to(like) for name, value in self.parameters.items()}
 
-    def _globals(self, like):
-        return aligned(self._raw_globals).to(like)
+    def on_cpu(self) -> "FittedModel":
+        """Return the same fit for rows on the CPU."""
+        return replace(self, device=torch.device("cpu"))
 
-    def _function_parameters(self, like):
-        return {name: aligned(value).to(like) for name, value in self._parameters.items()}
+    # --- on rows --------------------------------------------------------------------------------
 
-    def _frozen_problem(self, rows):
-        objective, noise = self._objective(rows.X), self.noise_
+    def at(self, rows: Rows) -> "Position":
+        """Return where the fit stands on rows: their factors, with q(theta) given."""
+        self.model.check_data(rows.X)
+        return Position(self, rows, self.raw_locals(rows), self.raw_globals_like(rows.weights))
+
+    def state(self, rows: Rows) -> State:
+        """Return where a fit of rows goes on from."""
+        raw_globals = self.raw_globals_like(rows.weights)
+        if self.parameters:
+            return State(None, self.shared_like(rows.weights), raw_globals)
+        return State(self.raw_locals(rows), {}, raw_globals)
+
+    def start_for(self, objective: Objective, rows: Rows) -> State:
+        """Return where this fit stands, as raw factors of another objective's own families.
+
+        Raises
+        ------
+        ValueError
+            If it was fitted on other features, or with a model of other latents or globals.
+        """
+        if self.n_features != rows.X.shape[1]:
+            raise ValueError(
+                f"init was fitted on {self.n_features} features, but X has {rows.X.shape[1]}."
+            )
+        own = self.objective
+        if own.n_latents != objective.n_latents or own.space.shapes != objective.space.shapes:
+            raise ValueError(
+                "init was fitted with a model of other latents or globals: "
+                f"{own.n_latents} latents, globals {dict(own.space.shapes)}; here "
+                f"{objective.n_latents} latents, globals {dict(objective.space.shapes)}."
+            )
+        factors = own.local_factors(self.raw_locals(rows))
+        q_theta = own.global_factor(self.raw_globals_like(rows.weights))
+        raw_globals = objective.global_family.raw(q_theta)
+        return State(objective.family.raw(factors), {}, raw_globals)
+
+    def frozen_problem(self, rows: Rows) -> Problem:
+        """Return the problem of rows with factors of their own, q(theta) given."""
+        noise = self.noise
         if not noise.deterministic:
-            noise = evaluation_noise(objective, len(rows))
+            noise = evaluation_noise(self.objective, len(rows))
         generator = torch.Generator().manual_seed(0)
-        return Problem(objective, Table(), rows, rows.X, noise, generator, frozen_globals=True)
+        return Problem(self.objective, Table(), rows, rows.X, noise, generator, frozen_globals=True)
 
-    def _factors(self, X):
-        rows = self._rows(X)
-        self.model_.check_data(rows.X)
-        objective = self._objective(rows.X)
-        with torch.no_grad():
-            raw = self._raw_locals(rows)
-            factors = objective.local_factors(raw)
-        spread = factors.sd + factors.sd.reciprocal()
-        if not bool(torch.isfinite(raw.sum() + spread.sum())):
-            require_finite(raw + spread.sum(-1, keepdim=True), "posterior")
-        return factors
+    def pieces(self, rows: Rows) -> list[slice]:
+        """Cut rows into slices of bounded memory; where rows are coupled there is but one."""
+        noise = self.noise
+        if not noise.deterministic:
+            noise = evaluation_noise(self.objective, len(rows))
+        size = chunk_size(self.objective, noise, cells_a_row(rows.X))
+        return self.model.coupling.pieces(len(rows), size)
 
-    def _raw_locals(self, rows):
-        """Return raw local parameters of any rows: the function's output, or their solutions.
+    def raw_locals(self, rows: Rows) -> Tensor:
+        """Return raw factors of any rows: the function's output, or their solutions."""
+        return self.function.row_factors(self, rows)
+
+    def evaluated_locals(self, rows: Rows) -> Tensor:
+        """Return the function's output.
 
         A row that lacks a cell of a column without holes at fit is solved: no function learned it.
         """
-        function = self.inference_function_
-        if function.tabular:
-            with named_singularity("X"):
-                return self._solved_locals(rows)
-        raw = self._evaluated_locals(rows)
-        if self.model_.allows_missing and Cells.of(rows.X).observed is not None:
-            unreadable = function.unreadable(windows_of(self.model_, function, rows.X))
+        function, shared = self.function, self.shared_like(rows.weights)
+        inputs = inputs_of(self.model, function, rows.X)
+        with torch.no_grad():
+            raw = evaluated(lambda part: function.evaluate(shared, function.features(part)), inputs)
+        if self.model.allows_missing and Cells.of(rows.X).observed is not None:
+            unreadable = function.unreadable(windows_of(self.model, function, rows.X))
             if bool(unreadable.any()):
-                raw[unreadable] = self._solved_locals(rows[unreadable])
+                raw[unreadable] = self._solved(rows[unreadable])
         return raw
 
-    def _evaluated_locals(self, rows):
-        function = self.inference_function_
-        parameters = self._function_parameters(rows.weights)
-        inputs = inputs_of(self.model_, function, rows.X)
-        with torch.no_grad():
-            return evaluated(
-                lambda part: function.evaluate(parameters, function.features(part)), inputs
-            )
+    def solved_locals(self, rows: Rows) -> Tensor:
+        """Return the rows' own optimal factors, q(theta) given."""
+        with named_singularity("X"):
+            return self._solved(rows)
 
-    def _solved_locals(self, rows):
-        globals_, solved, converged = self._globals(rows.weights), [], True
-        whole = self.model_.ordered or not self.model_.rowwise
-        index = torch.arange(len(rows), device=rows.X.device)
-        if not whole:  # each distinct row once: equal rows are equal to the last bit, in any order
-            X, index = distinct(rows.X)
-            rows = Rows(X, rows.weights.new_ones(len(X)))
-        for where in self._chunks(rows):
-            part = rows[where]
-            ones = Rows(part.X, torch.ones_like(part.weights))
-            raw, fine = solve_rows(self._frozen_problem(ones), globals_, min(self.tol, 1e-9))
+    def _solved(self, rows):
+        raw_globals, solved, converged = self.raw_globals_like(rows.weights), [], True
+        # Each distinct row once: equal rows are equal to the last bit, in any order.
+        X, index = self.model.coupling.distinct(rows.X)
+        rows = Rows(X, rows.weights.new_ones(len(X)))
+        for piece in self.pieces(rows):
+            problem = self.frozen_problem(rows[piece])
+            raw, fine = solve_rows(problem, raw_globals, min(self.tol, _TOL))
             solved.append(raw)
             converged &= fine
         if not converged:
@@ -126,10 +171,56 @@ class FittedProblem:
             )
         return torch.cat(solved)[index]
 
-    def _chunks(self, rows):
-        """Cut rows into slices of bounded memory; where rows are coupled there is but one."""
-        size = len(rows)
-        if self.model_.rowwise and not self.model_.ordered:
-            noise = self._frozen_problem(rows).noise
-            size = chunk_size(self._objective(rows.X), noise, cells_a_row(rows.X))
-        return [slice(first, first + size) for first in range(0, len(rows), size)]
+
+@dataclass(frozen=True)
+class Position:
+    """Where a fit stands on rows.
+
+    Attributes
+    ----------
+    fit : FittedModel
+    rows : Rows
+    raw : Tensor of shape (n_rows, P)
+        The rows' factors.
+    raw_globals : Tensor
+        q(theta), held.
+    """
+
+    fit: FittedModel
+    rows: Rows
+    raw: Tensor
+    raw_globals: Tensor
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem of these rows with factors of their own, q(theta) given."""
+        return self.fit.frozen_problem(self.rows)
+
+    @property
+    def objective(self) -> Objective:
+        """The ELBO of the fitted components."""
+        return self.fit.objective
+
+    def factors(self) -> NormalFactors:
+        """Return the rows' factors.
+
+        Raises
+        ------
+        FloatingPointError
+            If one is not finite.
+        """
+        with torch.no_grad():
+            factors = self.objective.local_factors(self.raw)
+        spread = factors.sd + factors.sd.reciprocal()
+        if not bool(torch.isfinite(self.raw.sum() + spread.sum())):
+            require_finite(self.raw + spread.sum(-1, keepdim=True), "posterior")
+        return factors
+
+    def terms(self) -> Tensor:
+        """Return the rows' ELBO terms, shape (n_rows,), or one number for all, piece by piece."""
+        fit, parts = self.fit, []
+        with torch.no_grad():
+            for piece in fit.pieces(self.rows):
+                problem = fit.frozen_problem(self.rows[piece])
+                parts.append(problem.row_terms(self.raw[piece], self.raw_globals))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -20,10 +20,13 @@ from skavi._fit.journal_trees import Decoder, Encoder
 from skavi._platform.archive import DamagedFileError, read_archive, remove, write_archive
 from skavi._platform.user_warnings import warn
 from skavi._platform.version import __version__
-from skavi.solvers import Outcome, Progress, Run
+from skavi.solvers import Progress, Run
 
-_KIND = "skavi checkpoint 1"
+_KIND = "skavi checkpoint 2"
 _SAME_DENSITY = 1e-9
+
+#: In the place of what a step came to, where it has not been done.
+NOTHING = object()
 
 
 class Journal:
@@ -40,9 +43,17 @@ class Journal:
         """Return what a step computes: tensors, numbers, a `State` or an `Outcome`."""
         return compute(*arguments)
 
-    def climb(self, begin: Callable[[], Run], max_iter: int, progress: Progress) -> Outcome:
-        """Return the outcome of a run."""
-        return begin().climb(max_iter, progress)
+    def recall(self) -> Any:
+        """Return what the next step came to when an earlier process did it, else `NOTHING`."""
+        return NOTHING
+
+    def keep(self, value: Any) -> Any:
+        """Note what a step came to, and return it."""
+        return value
+
+    def watch(self, run: Run, progress: Progress) -> Progress:
+        """Take over where an earlier process left a run; return what to call in its iterations."""
+        return progress
 
     def close(self) -> None:
         """Clear up after a fit that is complete."""
@@ -124,21 +135,28 @@ class StoredJournal(Journal):
             )
 
     def once(self, compute, *arguments):
+        value = self.recall()
+        return self.keep(compute(*arguments)) if value is NOTHING else value
+
+    def recall(self):
         if self.n_recalled == len(self.done):
-            self.done.append((compute(*arguments), self.generator.get_state()))
+            return NOTHING
         value, generator_state = self.done[self.n_recalled]
         self.n_recalled += 1
         self.generator.set_state(generator_state.cpu())
         return value
 
-    def climb(self, begin, max_iter, progress):
-        return self.once(lambda: self._climb(begin(), max_iter, progress))
+    def keep(self, value):
+        self.done.append((value, self.generator.get_state()))
+        self.n_recalled += 1
+        return value
 
-    def _climb(self, run, max_iter, progress):
+    def watch(self, run, progress):
         if self.running is not None:
             memory, curve, generator_state = self.running
             run.resume(memory, curve)
             self.generator.set_state(generator_state.cpu())
+            self.running = None
 
         def watch(run):
             stopped = progress(run)
@@ -148,9 +166,7 @@ class StoredJournal(Journal):
                 self._save(run)
             return stopped
 
-        outcome = run.climb(max_iter, watch)
-        self.running = None
-        return outcome
+        return watch
 
     def _save(self, run):
         """Write everything; if that fails say so, once, and go on: the file before is whole."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
-from skavi._fit.other_optima import other_basins
+from skavi._fit.other_optima import other_optima
 from skavi._fit.problem import Problem
 from skavi._fit.start import start_locals
 from skavi.inference_functions import Table
@@ -29,21 +29,21 @@ def local_problem(problem: Problem, rows: Rows) -> Problem:
         rows=ones,
         features=rows.X,
         frozen_globals=True,
-        _kept=[],
+        nodes=None,
     )
 
 
-def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | None = None):
+def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor | None = None):
     """Solve every row's local problem with q(theta) frozen; in closed form where there is one.
 
     Parameters
     ----------
     problem : Problem
-    globals_ : Tensor
+    raw_globals : Tensor
     tol : float
         Nats a row.
     start : Tensor of shape (n_rows, P), default=None
-        Raw parameters to climb from; a closed form does not climb.
+        Raw parameters to start from; a closed form needs none.
 
     Returns
     -------
@@ -52,21 +52,20 @@ def solve_rows(problem: Problem, globals_: Tensor, tol: float, start: Tensor | N
     """
     objective, X = problem.objective, problem.rows.X
     if objective.has_coordinate_updates:
-        factor = objective.global_factor(globals_)
-        best = objective.model.local_optimum(factor, X, objective.family)
+        q_theta = objective.global_factor(raw_globals)
+        best = objective.model.local_optimum(q_theta, X, objective.family)
         return objective.family.raw(best), True
-    raw = start_locals(objective, globals_, X) if start is None else start
-    solver, limit = Newton(), _LOCAL_ITERATIONS
-    if not objective.model.rowwise:
-        solver = default_solver(objective, problem.function, problem.noise, len(raw), 0)
-        limit = limit if isinstance(solver, Newton) else _COUPLED_ITERATIONS
-    outcome = solver.solve(problem, State({"values": raw}, globals_), tol, limit)
-    raw = outcome.state.parameters["values"]
-    moved = other_basins(problem, raw, globals_, tol) if objective.model.rowwise else None
+    raw = start_locals(objective, raw_globals, X) if start is None else start
+    apart = objective.model.coupling.separable
+    solver = Newton() if apart else default_solver(problem.setting)
+    limit = _LOCAL_ITERATIONS if solver.second_order else _COUPLED_ITERATIONS
+    outcome = solver.solve(problem, State(raw, {}, raw_globals), tol, limit)
+    solved = outcome.state.raw_locals
+    assert solved is not None
+    moved = other_optima(problem, solved, raw_globals, tol)
     if moved is not None:
-        state = State({"values": moved}, globals_)
-        outcome = solver.solve(problem, state, tol, limit)
-    return outcome.state.parameters["values"], outcome.converged
+        outcome = solver.solve(problem, State(moved, {}, raw_globals), tol, limit)
+    return outcome.state.raw_locals, outcome.converged
 
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:

@@ -31,11 +31,9 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"{type(model).__name__}.n_latents({n_features}) returned {n_latents!r}: it must be an "
             "integer >= 1."
         )
-    if not model.rowwise and not bool((rows.weights == 1).all()) and model.one_log_joint:
-        raise ValueError(
-            f"sample_weight needs a term a row, but {type(model).__name__} gives one log joint for "
-            "all rows: subclass HierarchicalModel, or leave sample_weight out."
-        )
+    if not bool((rows.weights == 1).all()):
+        remedy = "subclass HierarchicalModel, or leave sample_weight out"
+        model.coupling.require_row_terms("sample_weight", type(model).__name__, remedy)
     objective = bind(model, family, global_family, rows.X)
     globals_ = start_globals(objective, rows, generator)
     theta = objective.space.constrain(objective.global_factor(globals_).mean)

@@ -1,23 +1,23 @@
 """Where an inference function starts: near factors that rows have of their own.
 
-A network's ELBO has many poor local optima: where two basins of a row meet, the function has to
-jump, and a gradient never tells it so. Regression on the rows' own factors does, guided by where
-they jump, and with a robust loss a few rows that it cannot follow do not spoil the others. So
-several networks climb a mixture of both, on a subset of rows with q(theta) given, and the best
-goes on.
+A network's ELBO has many poor local optima: where two optima of a row are equally good, the
+function has to jump, and a gradient never tells it so. Regression on the rows' own factors does,
+guided by where they jump, and with a robust loss a few rows that it cannot follow do not spoil the
+others. So several networks maximise a mixture of both, on a subset of rows with q(theta) given, and
+the best goes on.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
-from skavi._fit.problem import Problem, Pull
-from skavi._numerics.sums import add_up, inner
-from skavi.solvers import Adam, Newton, State
+from skavi._fit.problem import Problem
+from skavi._numerics.sums import inner
+from skavi.solvers import State
 
 _FIRST_SHARE, _SHARE = 0.05, 0.5  # of the ELBO
 _ROUNDS = (3, 4, 8)  # iterations of Gauss-Newton; half of the starts go on to the next round
@@ -31,10 +31,62 @@ _MOST_GUIDED, _KEPT_GUIDED = 80, 4
 _GUIDED_BUDGET = 3e8  # rows times parameters
 _BUDGET = 3e10  # operations of one Gauss-Newton step from every start
 _TOL = 1e-4
+_OUTLIER = 10.0  # nats: a pull that grows beyond grows as its logarithm
 
 
-def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
-    """Return parameters that bring the function near `targets`, raw factors of all rows.
+@dataclass(frozen=True)
+class Pull:
+    """A pull of every row towards a given factor, and how much of the ELBO is left beside it.
+
+    Attributes
+    ----------
+    share : float
+        Of the ELBO's terms; the rest is minus c log(1 + r^2 / 2 c), r the distance from `targets`
+        in natural steps (Cauchy's loss).
+    targets : Tensor of shape (n_rows, P)
+    steps : Tensor of shape (n_rows, P)
+    """
+
+    share: float
+    targets: Tensor
+    steps: Tensor
+
+    def __getitem__(self, index) -> "Pull":
+        return Pull(self.share, self.targets[index], self.steps[index])
+
+    def mixed(self, terms: Tensor, raw: Tensor) -> Tensor:
+        """Mix the rows' ELBO terms with the pull of their raw parameters."""
+        pull = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
+        pull = _OUTLIER * torch.log1p(pull / _OUTLIER)
+        return self.share * terms - (1 - self.share) * pull
+
+
+@dataclass(frozen=True)
+class PulledProblem(Problem):
+    """A problem in which every row is also pulled towards a factor."""
+
+    pull: Pull | None = None
+
+    is_start = True
+
+    @classmethod
+    def of(cls, problem: Problem, pull: Pull) -> "PulledProblem":
+        """Return a problem with a pull mixed into its rows' terms."""
+        return cls(
+            **{each.name: getattr(problem, each.name) for each in fields(Problem)}, pull=pull
+        )
+
+    def restricted(self, index):
+        assert self.pull is not None
+        return PulledProblem.of(super().restricted(index), self.pull[index])
+
+    def row_terms(self, raw, raw_globals):
+        assert self.pull is not None
+        return self.pull.mixed(super().row_terms(raw, raw_globals), raw)
+
+
+def best_start(problem: Problem, targets: Tensor, raw_globals: Tensor) -> State:
+    """Return a state in which the rows' factors are near `targets`, raw factors of all rows.
 
     One regression does for functions that have one, and where it reaches the targets' own ELBO; of
     several random ones, and of guided ones, the best are brought nearer.
@@ -43,25 +95,24 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
 
     def random_start():
         reading = problem.features, targets, rows.weights, problem.generator
-        return State(rows.ask(function.start, *reading), globals_)
+        raw_locals, shared = rows.ask(function.start, *reading)
+        return State(raw_locals, shared, raw_globals)
 
-    states = [random_start()]
-    if function.n_starts == 1 or isinstance(_solver(problem, targets), Adam):
+    states, n_more = [random_start()], function.n_starts - 1
+    if not n_more or not _solver(problem, targets).needs_deterministic_noise:
         return states[0]
     with torch.no_grad():
-        enough = float(problem.elbo_of(targets, globals_)) - _CLOSE * problem.total_weight
+        enough = float(problem.elbo_of(targets, raw_globals)) - _CLOSE * problem.total_weight
     states, reached = _ranked(problem, states)
     if reached >= enough:
         return states[0]
-    states += [random_start() for _ in range(function.n_starts - 1)]
-    model = problem.objective.model
-    alone = not model.rowwise or model.one_log_joint  # some of its rows would be another model
-    if function.guided and not alone:
-        states += [State(guided, globals_) for guided in _guided(problem, targets)]
+    states += [random_start() for _ in range(n_more)]
+    states += [State(None, shared, raw_globals) for shared in _guided(problem, targets)]
     states, reached = _ranked(problem, states)
-    if reached >= enough or alone:
+    some = _few(problem, targets, _ROWS)
+    if reached >= enough or some is None:
         return states[0]
-    few, near = _few(problem, targets, _ROWS)
+    few, near = some
     nearer = states[: _affordable(few, near)]
     for n_iter in _ROUNDS:
         nearer, _ = _ranked(few, _pulled(few, near, nearer, _FIRST_SHARE, n_iter))
@@ -74,22 +125,26 @@ def best_start(problem: Problem, targets: Tensor, globals_: Tensor) -> State:
 
 
 def _guided(problem, targets):
-    """Return the parameters of the regressions, of many guided ones, that come nearest."""
-    function = problem.function
-    few, near = _few(problem, targets, _EXAMPLES)
+    """Return parameters of the regressions, of many guided ones, that come nearest."""
+    function, some = problem.function, _few(problem, targets, _EXAMPLES)
+    if some is None:
+        return []
+    few, near = some
     features, weights, family = few.features, few.rows.weights, problem.objective.family
     steps = family.steps(problem.objective.local_factors(near))
     n_numbers = len(features) * _n_parameters(problem, targets)
     found = []
     for _ in range(min(_MOST_GUIDED, int(_GUIDED_BUDGET / n_numbers))):
-        reading = features, near, steps, weights, problem.generator
-        parameters = function.guided_start(*reading)
-        left = (function.evaluate(parameters, features) - near) / steps
+        start = function.guided_start(features, near, steps, weights, problem.generator)
+        if start is None:
+            return []
+        _, shared = start
+        left = (function.evaluate(shared, features) - near) / steps
         distance = float(inner(weights, left.square().sum(1)))
         if math.isfinite(distance):
-            found.append((distance, parameters))
+            found.append((distance, shared))
     found.sort(key=lambda pair: pair[0])
-    return [parameters for _, parameters in found[:_KEPT_GUIDED]]
+    return [shared for _, shared in found[:_KEPT_GUIDED]]
 
 
 def _ranked(problem, states):
@@ -101,53 +156,32 @@ def _ranked(problem, states):
 
 
 def _few(problem, targets, most):
-    """Restrict the problem, with q(theta) given, to rows that stand for all of them.
+    """Restrict the problem, with q(theta) given, to rows that stand for all, on every rank.
 
-    Half of the choice follows the rows' squared distance from their mean, so that no far corner is
-    left out, and weights make up for it: Bachem, Lucic & Krause (2018), lightweight coresets.
+    None where some of the rows would be another model.
     """
-    rows, n = problem.rows, problem.rows.n_total
-    problem = replace(problem, frozen_globals=True)
-    if n <= most:
-        return _taken(problem, targets, torch.arange(n, device=targets.device))
-    if problem.objective.model.ordered:
-        index = torch.arange(most, device=targets.device)
-        few, near = _taken(problem, targets, index)
-        weights = few.rows.weights * n / most
-    else:
-        group = rows.group
-        share = rows.weights / group.sum(add_up(rows.weights))
-        centre = group.sum(share @ problem.features)
-        distance = share * ((problem.features - centre) ** 2).sum(-1)
-        spread = group.sum(add_up(distance)).clamp_min(1e-300)
-        chance = group.gather(0.5 * share + 0.5 * distance / spread)
-        at = (torch.arange(most).to(chance) + 0.5) / most * add_up(chance)
-        index = torch.searchsorted(chance.cumsum(0), at).clamp_max(n - 1)
-        few, near = _taken(problem, targets, index)
-        weights = few.rows.weights / (most * chance[index])
-    return replace(few, rows=Rows(few.rows.X, weights)), near
-
-
-def _taken(problem, targets, index):
-    """Return the problem of some of all ranks' rows, on every rank, and their targets."""
-    problem.nodes()
     rows, take = problem.rows, problem.rows.group.take
-    few = replace(problem, rows=rows.take(index), features=take(problem.features, index))
-    return few, take(targets, index)
+    coreset = problem.objective.model.coupling.coreset(rows, problem.features, most)
+    if coreset is None:
+        return None
+    index, weights = coreset
+    few = Rows(rows.take(index).X, weights)
+    features = take(problem.features, index)
+    restricted = replace(problem, rows=few, features=features, frozen_globals=True)
+    return restricted, take(targets, index)
 
 
 def _pulled(problem, targets, states, share, n_iter):
-    """Climb a mixture of ELBO and pull from every state."""
+    """Maximise a mixture of ELBO and pull from every state."""
     objective, solver = problem.objective, _solver(problem, targets)
     steps = objective.family.steps(objective.local_factors(targets))
-    problem = replace(problem, pull=Pull(share, targets, steps))
-    n_iter *= 1 if isinstance(solver, Newton) else _PATIENCE
+    problem = PulledProblem.of(problem, Pull(share, targets, steps))
+    n_iter *= 1 if solver.second_order else _PATIENCE
     return [solver.solve(problem, s, _TOL, n_iter).state.copied() for s in states]
 
 
 def _solver(problem, targets):
-    here = problem.objective, problem.function, problem.noise, problem.rows.n_total
-    return default_solver(*here, _n_parameters(problem, targets))
+    return default_solver(replace(problem.setting, n_parameters=_n_parameters(problem, targets)))
 
 
 def _n_parameters(problem, targets):

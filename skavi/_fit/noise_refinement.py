@@ -1,19 +1,19 @@
 """Noise rules that are chosen for the user, refined until the ELBO stands still."""
 
 from skavi._fit.defaults import affordable, nearly_exact
-from skavi._fit.stages import ROUGH
+from skavi._fit.iterates import ROUGH
 from skavi._fit.suboptimality import NOISE_TOLERANCE
 
 _MAX_REFINEMENTS = 6
 
 
-def refine_noise(problem, state, tol, climb):
+def refine_noise(problem, state, tol, stages):
     """Take more nodes of an automatic rule until the ELBO stands still."""
     for _ in range(_MAX_REFINEMENTS):
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)
         for finer in problem.noise.refined():
-            if not affordable(finer, problem.objective, problem.function, problem.rows.n_total):
+            if not affordable(finer, problem.setting):
                 continue
             change = abs(float(problem.with_noise(finer).elbo(state)) - old)
             if not change <= worst:
@@ -21,7 +21,7 @@ def refine_noise(problem, state, tol, climb):
         if finer_rule is None:
             break
         problem = problem.with_noise(finer_rule)
-        state = climb(problem, state, max(tol, ROUGH))
+        state = stages.solve(problem, state, max(tol, ROUGH))
     return problem, state
 
 

@@ -27,25 +27,25 @@ def what_broke(problem, state: State) -> str:
     problem = problem.apart()
     objective, raw = problem.objective, problem.raw(state)
     factors = objective.local_factors(raw)
-    if not bool(torch.isfinite(state.globals_).all()):
-        return f"q(theta) of {_globals_that_broke(objective, state.globals_)} is not finite"
+    if not bool(torch.isfinite(state.raw_globals).all()):
+        return f"q(theta) of {_globals_that_broke(objective, state.raw_globals)} is not finite"
     if not bool(torch.isfinite(raw).all()):
         return f"the inference function is not finite {_rows(raw)}"
-    if not bool(torch.isfinite(objective.global_term(state.globals_)).all()):
+    if not bool(torch.isfinite(objective.global_term(state.raw_globals)).all()):
         return "the prior of the globals is not finite"
-    terms = problem.row_terms(raw, state.globals_)
+    terms = problem.row_terms(raw, state.raw_globals)
     if not bool(torch.isfinite(terms).all()):
-        term = _term_that_broke(problem, factors, state.globals_)
+        term = _term_that_broke(problem, factors, state.raw_globals)
         return f"the {term} is not finite {_rows(terms)}"
-    gradient = _gradient(problem, raw, state.globals_)
+    gradient = _gradient(problem, raw, state.raw_globals)
     bad = "" if bool(torch.isfinite(gradient).all()) else f" {_rows(gradient)}"
     return f"the ELBO is finite, but not its derivatives{bad}"
 
 
-def _gradient(problem, raw, globals_):
+def _gradient(problem, raw, raw_globals):
     with torch.enable_grad():
         raw = raw.detach().requires_grad_(True)
-        elbo = problem.elbo_of(raw, globals_.detach())
+        elbo = problem.elbo_of(raw, raw_globals.detach())
         return torch.autograd.grad(elbo, raw, materialize_grads=True)[0]
 
 
@@ -64,7 +64,7 @@ def _globals_that_broke(objective: Objective, raw):
     return ", ".join(map(repr, names)) or "the globals"
 
 
-def _term_that_broke(problem, factors, globals_):
+def _term_that_broke(problem, factors, raw_globals):
     """Try prior and likelihood apart, at the centre of every factor."""
     model, X = problem.objective.model, problem.rows.X
     own = type(model)
@@ -72,7 +72,7 @@ def _term_that_broke(problem, factors, globals_):
         own.log_local is not HierarchicalModel.log_local
     ):
         return "log joint"
-    theta = problem.objective.space.constrain(problem.objective.global_factor(globals_).mean)
+    theta = problem.objective.space.constrain(problem.objective.global_factor(raw_globals).mean)
     for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):
         try:
             values = density(theta, factors.mean, X)

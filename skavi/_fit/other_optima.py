@@ -1,4 +1,4 @@
-"""Other basins: a row's local problem may have several optima; look beyond the nearest.
+"""Other optima: a row's local problem may have several; look beyond the nearest.
 
 With one or two latents a row, the ELBO at the centre of q(theta) is screened over a grid of means
 and sds in one batched evaluation. Where a row has further local optima of comparable height,
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skavi._data.rows import Rows, cells_a_row
-from skavi._fit.stages import ROUGH
+from skavi._fit.iterates import ROUGH
 from skavi.families import DiagonalFactors
 from skavi.solvers import Newton, State
 
@@ -30,42 +30,40 @@ _CELLS = 200_000  # of X, at all points that are looked at in one evaluation
 _MAX_ROUNDS = 5
 
 
-def leave_basins(problem, state, tol, climb):
-    """Move rows whose factor has a better optimum elsewhere, and climb on, until none does."""
+def move_to_better_optima(problem, state, tol, stages):
+    """Move rows whose factor has a better optimum elsewhere, and go on, until none does."""
     for _ in range(_MAX_ROUNDS):
         frozen = replace(problem, frozen_globals=True)
-        raw = state.parameters["values"]
-        moved = climb.journal.once(other_basins, frozen, raw, state.globals_, tol)
-        if not problem.rows.group.any(moved is not None):
+        found = stages.journal.once(other_optima, frozen, state.raw_locals, state.raw_globals, tol)
+        if not problem.rows.group.any(found is not None):
             break
-        values = raw if moved is None else moved
-        state = climb(problem, State({"values": values}, state.globals_), max(tol, ROUGH))
+        moved = state if found is None else replace(state, raw_locals=found)
+        state = stages.solve(problem, moved, max(tol, ROUGH))
     return state
 
 
-def other_basins(problem, raw: Tensor, globals_: Tensor, tol: float) -> Tensor | None:
+def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tensor | None:
     """Return raw factors with better ones put in for some rows, or None if there are none."""
     objective = problem.objective
-    if not objective.model.rowwise or objective.n_latents > _MAX_LATENTS or objective.model.ordered:
+    if objective.n_latents > _MAX_LATENTS or not objective.model.coupling.independent:
         return None
-    return _moved(problem, raw, globals_, tol, _frame(problem, raw, globals_))
+    return _moved(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
 
 
-def _moved(problem, raw, globals_, tol, frame):
+def _moved(problem, raw, raw_globals, tol, frame):
     objective = problem.objective
     if len(raw) > _MOST_ROWS:
-        return _in_pieces(problem, raw, globals_, tol, frame)
-    starts, owner = _screened(objective, problem.rows.X, raw, globals_, frame)
+        return _in_pieces(problem, raw, raw_globals, tol, frame)
+    starts, owner = _screened(objective, problem.rows.X, raw, raw_globals, frame)
     if not len(owner):
         return None
     rows = problem.rows
     unit = replace(problem, rows=Rows(rows.X, torch.ones_like(rows.weights)))
     several = unit.restricted(owner)
-    state = State({"values": objective.family.raw(starts)}, globals_)
-    solved = Newton().solve(several, state, max(tol, ROUGH), _LOCAL_ITERATIONS, lambda *_: False)
-    found = solved.state.parameters["values"]
-    new = several.row_terms(found, globals_)
-    old = problem.row_terms(raw, globals_)
+    state = State(objective.family.raw(starts), {}, raw_globals)
+    found = Newton().solve(several, state, max(tol, ROUGH), _LOCAL_ITERATIONS).state.raw_locals
+    new = several.row_terms(found, raw_globals)
+    old = problem.row_terms(raw, raw_globals)
     best = old.clone().scatter_reduce(0, owner, new, "amax")
     margin = 10 * max(tol, ROUGH)
     wins = (new >= best[owner]) & (new > (old + margin)[owner])
@@ -76,20 +74,20 @@ def _moved(problem, raw, globals_, tol, frame):
     return moved
 
 
-def _in_pieces(problem, raw, globals_, tol, frame):
+def _in_pieces(problem, raw, raw_globals, tol, frame):
     """Look piece by piece: Newton's method holds hundreds of numbers a start."""
     moved, any_moved = raw.clone(), False
     for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
-        better = _moved(problem.restricted(part), raw[part], globals_, tol, frame)
+        better = _moved(problem.restricted(part), raw[part], raw_globals, tol, frame)
         if better is not None:
             moved[part], any_moved = better, True
     return moved if any_moved else None
 
 
-def _frame(problem, raw, globals_):
+def _frame(problem, raw, raw_globals):
     """Return the middle of a grid for all rows, and how far it reaches each way."""
     objective, rows = problem.objective, problem.rows
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     centre, spread = objective.model.initial_locals(theta, rows.X)
     away = (objective.local_factors(raw).mean - centre).abs()
     largest, add_up = rows.group.largest, rows.group.sum
@@ -97,26 +95,26 @@ def _frame(problem, raw, globals_):
     return add_up(centre.sum(0)) / rows.n_total, reach
 
 
-def _screened(objective, X, raw, globals_, frame):
+def _screened(objective, X, raw, raw_globals, frame):
     """Return what `_screen` does of all rows, a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
     size = max(1, _NUMBERS // (_POINTS[k] ** k * len(_WIDTHS)))
     for first in range(0, len(raw), size):
         part = slice(first, first + size)
-        starts, owner = _screen(objective, X[part], raw[part], globals_, frame)
+        starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame)
         means.append(starts.mean)
         sds.append(starts.sd)
         owners.append(owner + first)
     return DiagonalFactors(torch.cat(means), torch.cat(sds)), torch.cat(owners)
 
 
-def _screen(objective, X, raw, globals_, frame):
+def _screen(objective, X, raw, raw_globals, frame):
     """Return starts in the other basins of every row's ELBO, and the rows they belong to.
 
     With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
     the ELBO of every (m, s) on the grid costs one small matrix product an axis.
     """
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
     centre, reach = frame
     axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)

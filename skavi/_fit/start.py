@@ -6,6 +6,7 @@ from torch import Tensor
 from skavi._data.rows import Rows
 from skavi.families import DiagonalFactors, NormalFactors
 from skavi.objective import Objective
+from skavi.solvers import State
 
 _SD = 0.1
 
@@ -28,9 +29,9 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
     return objective.global_family.raw(DiagonalFactors(centre, _SD * spread))
 
 
-def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
+def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor:
     """Return raw local parameters at the closed-form optimum, or at the model's own start."""
-    model, family, factor = objective.model, objective.family, objective.global_factor(globals_)
+    model, family, factor = objective.model, objective.family, objective.global_factor(raw_globals)
     mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
     mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
     start: NormalFactors = DiagonalFactors(mean, sd)
@@ -39,10 +40,17 @@ def start_locals(objective: Objective, globals_: Tensor, X: Tensor) -> Tensor:
     return family.raw(start)
 
 
+def model_start(objective: Objective, rows: Rows, generator) -> State:
+    """Return where the model itself would start: raw factors of all rows and of the globals."""
+    raw_globals = start_globals(objective, rows, generator)
+    return State(start_locals(objective, raw_globals, rows.X), {}, raw_globals)
+
+
 def density_at_start(objective: Objective, rows: Rows) -> float:
     """Return the model's log density at a point that needs no random state, to tell it by."""
-    globals_ = start_globals(objective, rows, torch.Generator().manual_seed(0))
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
-    z = objective.local_factors(start_locals(objective, globals_, rows.X)).mean
+    start = model_start(objective, rows, torch.Generator().manual_seed(0))
+    theta = objective.space.constrain(objective.global_factor(start.raw_globals).mean)
+    assert start.raw_locals is not None
+    z = objective.local_factors(start.raw_locals).mean
     with torch.no_grad():
         return float(objective.model.log_terms(theta, z, rows.X).sum())

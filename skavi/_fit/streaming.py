@@ -16,23 +16,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
-from skavi._data.ranks import shared_by_ranks
+from skavi._curvature import NonnegativeBlocks, arrow_derivatives, eliminate
 from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
-from skavi._fit.inputs import inputs_of
+from skavi._fit.fitted_model import FittedModel
+from skavi._fit.iterates import Fitted
 from skavi._fit.local_problems import solve_rows
-from skavi._fit.problem import Problem
-from skavi._fit.stages import Fitted
+from skavi._fit.problem import Problem, inputs_of
 from skavi._numerics.aligned import aligned
-from skavi.families import LOG_2PI, NormalFactors
-from skavi.models import FactorAnalysis
+from skavi.families import LOG_2PI, Family, NormalFactors
 from skavi.models._global_space import GlobalSpace
 from skavi.objective import Objective
-from skavi.solvers import LBFGS, CoordinateAscent, State
-from skavi.solvers._newton_arrow import Arrow
+from skavi.solvers import LBFGS, Solver
 
 _MOST_UNKNOWNS = 1000  # of q(theta), for its curvature to be taken
 
@@ -63,43 +60,41 @@ class Remembered(GlobalSpace):
         return -spread - 0.5 * departure @ self.stiffness @ departure
 
 
-def check_streamed(estimator, X) -> None:
-    """Refuse, before any work, a fit that cannot go on without the rows that it has seen.
-
-    X is what the user passed: one rank's part of a table is refused, too.
-    """
-    model = estimator.model if estimator.model is not None else FactorAnalysis()
+def check_streamed(model, family: Family | None, solver: Solver | None) -> None:
+    """Refuse, before any work, a fit that cannot go on without the rows that it has seen."""
     name = type(model).__name__
-    if not model.rowwise or model.ordered:
-        raise ValueError(
-            f"partial_fit needs rows that are independent given theta, but {name} couples them: "
-            "fit all rows at once."
-        )
-    family = model.global_family(estimator.global_family)
+    what = "partial_fit needs rows that are"
+    model.coupling.require_independent(what, name, "fit all rows at once")
+    family = model.global_family(family)
     if not family.random:
         raise ValueError(
             f"partial_fit needs a q(theta) with a spread, which says how much earlier rows told, "
             f"but that of {name} is {family}: use DiagonalNormal() or FullNormal(), or fit with "
             "Adam(batch_size=...)."
         )
-    if isinstance(estimator.solver, CoordinateAscent):
+    if solver is not None and solver.uses_model_updates:
         raise ValueError(
-            f"solver={estimator.solver} knows the model's own prior only, but in partial_fit "
+            f"solver={solver} knows the model's own prior only, but in partial_fit "
             "earlier rows take its place: leave solver at None, or use LBFGS()."
         )
-    if shared_by_ranks(X):
-        raise ValueError(
-            "partial_fit takes rows in one process, but X is this rank's part of a table: use fit."
-        )
 
 
-def went_on(estimator, rows: Rows, generator, single: bool) -> Fitted:
-    """Fit new rows from where an estimator stands; `single`: they came in single precision."""
-    problem, state = _problem(estimator, rows, generator)
+def go_on(
+    fit: FittedModel,
+    rows: Rows,
+    stiffness: np.ndarray | None,
+    solver: Solver | None,
+    generator,
+    max_iter: int,
+    single: bool,
+) -> Fitted:
+    """Fit new rows from where a fit stands; `single`: they came in single precision."""
+    problem, state = _problem(fit, rows, stiffness, generator)
     problem = replace(problem, single=single)
-    solver = _solver(estimator, problem, state)
-    solver.check_problem(problem)
-    outcome = solver.solve(problem, state, estimator.tol, estimator.max_iter)
+    if solver is None:
+        solver = default_streaming_solver(problem, state)
+    solver.check_setting(problem.setting)
+    outcome = solver.solve(problem, state, fit.tol, max_iter)
     if outcome.broken is not None or not math.isfinite(outcome.curve[-1]):
         raise FloatingPointError(
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
@@ -108,45 +103,37 @@ def went_on(estimator, rows: Rows, generator, single: bool) -> Fitted:
     return Fitted(problem, solver, outcome)
 
 
-def _problem(estimator, rows, generator):
+def _problem(fit, rows, stiffness, generator):
     """Bind the new rows to the components of the fit, and to what it remembers."""
-    function, objective = estimator.inference_function_, estimator._objective(rows.X)
-    globals_ = estimator._globals(rows.weights)
-    before, stiffness = objective.global_factor(globals_), estimator._stiffness
+    state, objective = fit.state(rows), fit.objective
     if stiffness is not None:
         stiffness = aligned(stiffness).to(rows.weights)
+    before = objective.global_factor(state.raw_globals)
     objective = replace(objective, space=Remembered(objective.space, before, stiffness))
-    features = function.features(inputs_of(objective.model, function, rows.X))
-    problem = Problem(objective, function, rows, features, estimator.noise_, generator)
-    if function.tabular:
-        return problem, State({"values": estimator._raw_locals(rows)}, globals_)
-    return problem, State(estimator._function_parameters(globals_), globals_)
+    features = fit.function.features(inputs_of(objective.model, fit.function, rows.X))
+    return Problem(objective, fit.function, rows, features, fit.noise, generator), state
 
 
-def _solver(estimator, problem, state):
-    """Return the solver asked for, or one that reads no prior but that of the problem."""
-    if estimator.solver is not None:
-        return clone(estimator.solver)
-    objective, function = problem.objective, problem.function
-    n_parameters = sum(value.numel() for value in state.parameters.values())
-    n_rows = len(problem.rows)
-    solver = default_solver(objective, function, problem.noise, n_rows, n_parameters)
-    return LBFGS() if isinstance(solver, CoordinateAscent) else solver
+def default_streaming_solver(problem, state) -> Solver:
+    """Return a solver that reads no prior but that of the problem."""
+    n_parameters = sum(value.numel() for value in state.shared.values())
+    solver = default_solver(replace(problem.setting, n_parameters=n_parameters))
+    return LBFGS() if solver.uses_model_updates else solver
 
 
-def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray | None:
+def stiffness_after(fit: FittedModel, rows: Rows, objective: Objective) -> np.ndarray | None:
     """Return the curvature of a fitted ELBO in the mean of q(theta), once rows have answered.
 
     From at most 2,000 rows that stand for all; None where q(theta) has too many parameters.
     """
-    size, globals_ = objective.space.size, estimator._globals(rows.weights)
-    if not 0 < globals_.numel() <= _MOST_UNKNOWNS:
+    size, raw_globals = objective.space.size, fit.raw_globals_like(rows.weights)
+    if not 0 < raw_globals.numel() <= _MOST_UNKNOWNS:
         return None
-    few = rows[rows.weights > 0].representatives(objective.model.ordered)
-    alone = estimator._frozen_problem(Rows(few.X, torch.ones_like(few.weights)))
-    raw, _ = solve_rows(alone, globals_, estimator.tol)
+    few = rows[rows.weights > 0].thinned()
+    alone = fit.frozen_problem(Rows(few.X, torch.ones_like(few.weights)))
+    raw, _ = solve_rows(alone, raw_globals, fit.tol)
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)
-    schur = _schur(weighted, raw, globals_)
+    schur = _schur(weighted, raw, raw_globals)
     means, others = slice(None, size), slice(size, None)
     # Not lstsq: its default driver pivots by memory that torch leaves as it is.
     answer = torch.linalg.pinv(schur[others, others], hermitian=True) @ schur[others, means]
@@ -155,11 +142,8 @@ def stiffness_after(estimator, rows: Rows, objective: Objective) -> np.ndarray |
     return ((vectors * values.clamp_min(0)) @ vectors.mT).cpu().numpy()
 
 
-def _schur(problem, raw, globals_):
+def _schur(problem, raw, raw_globals):
     """Return minus the Hessian in the globals' parameters, the rows' own maximised out."""
-    _, _, H, C, H_globals, _, steps = Arrow(problem).derivatives(raw, globals_)
-    values, vectors = torch.linalg.eigh(-0.5 * (H + H.mT))
-    inverse = torch.where(values > 0, 1 / values, torch.zeros_like(values))
-    pulled = vectors.mT @ C
-    schur = -H_globals - torch.einsum("npq,np,npr->qr", pulled, inverse, pulled)
-    return schur / steps / steps.unsqueeze(-1)
+    d = arrow_derivatives(problem, raw, raw_globals)
+    schur = eliminate(NonnegativeBlocks(-d.H), d).schur
+    return schur / d.steps / d.steps.unsqueeze(-1)

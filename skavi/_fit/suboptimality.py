@@ -11,52 +11,31 @@ import torch
 
 from skavi._fit.defaults import affordable
 from skavi._fit.problem import Problem
-from skavi.solvers import Newton, Outcome, Solver
-from skavi.solvers._loss import remaining
+from skavi.solvers import Outcome, Solver
 
 #: Nats in all that a noise rule may cost a fit that counts as converged.
 NOISE_TOLERANCE = 2e-3
 
 
-def certified(problem: Problem, solver: Solver, outcome: Outcome, tol: float) -> Outcome:
+def with_noise_error(problem: Problem, solver: Solver, outcome: Outcome, tol: float) -> Outcome:
     """Return the outcome with the noise rule's part in `suboptimality` and `converged`."""
-    noise = problem.noise
-    if not noise.deterministic or not bool(torch.isfinite(outcome.state.globals_).all()):
+    noise, state = problem.noise, outcome.state
+    if not noise.deterministic or not bool(torch.isfinite(state.raw_globals).all()):
         return outcome
-    here = problem.objective, problem.function, problem.rows.n_total
-    finer = [rule for rule in noise.refined() if affordable(rule, *here)] or noise.independent()
+    setting = problem.setting
+    finer = [rule for rule in noise.refined() if affordable(rule, setting)] or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
-    solved = _left_by(solver, problem, outcome, tol * problem.total_weight)
+    solved = solver.leftover(problem, outcome, tol * problem.total_weight)
 
-    def biases(rules):
-        bounds = (problem.with_noise(rule) for rule in rules)
-        return [_remaining(bound, solver, outcome.state, allowed) for bound in bounds]
+    def errors(rules):
+        finer_problems = (problem.with_noise(rule) for rule in rules)
+        return [solver.remaining(finer, state, allowed) for finer in finer_problems]
 
-    bias = max(biases(finer), default=0.0)
-    if bias > allowed:  # how much too coarse, two rules say better than one
-        bias = max([bias, *biases(rule for each in finer for rule in each.independent()[:1])])
+    error = max(errors(finer), default=0.0)
+    if error > allowed:  # how much too coarse, two rules say better than one
+        error = max([error, *errors(rule for each in finer for rule in each.independent()[:1])])
     return replace(
         outcome,
-        suboptimality=max(solved, bias),
-        converged=outcome.converged and bias <= allowed,
+        suboptimality=max(solved, error),
+        converged=outcome.converged and error <= allowed,
     )
-
-
-def _left_by(solver, problem, outcome, tol):
-    """Return what the solver left over, in nats: by the Hessian where it did not look at that.
-
-    Adam watches gains alone, and Gauss-Newton steps of a network are damped and leave out its own
-    curvature. Minibatches are for data that a few hundred passes are too many for.
-    """
-    table_or_linear = problem.function.tabular or problem.function.linear
-    damped = isinstance(solver, Newton) and not table_or_linear
-    whole = getattr(solver, "batch_size", None) in (None, problem.rows.n_total)
-    if damped or (not solver.needs_deterministic_noise and whole):
-        return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
-    return outcome.suboptimality
-
-
-def _remaining(problem, solver, state, tol):
-    if isinstance(solver, Newton):
-        return solver.begin(problem, state, 1.0).decrement()
-    return remaining(problem, state, tol)

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
+from skavi._estimators.fitted_estimator import position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
-from skavi._fit.problem import Problem
 from skavi._platform.html import html_table
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
@@ -128,14 +127,13 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
         factorized = [factorized]
-    X = amortized._validated(X)
-    start = _Point.of(amortized, X)
-    solved, _ = solve_rows(start.problem, start.globals_, amortized.tol, start=start.raw)
-    high = [*(_Point.of(fit, X) for fit in factorized), replace(start, raw=solved)]
+    start, tol = position_on(amortized, X), amortized.tol
+    solved, _ = solve_rows(start.problem, start.raw_globals, tol, start=start.raw)
+    high = [*(position_on(fit, X) for fit in factorized), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compared(start, high)
     total = elbo_factorized - elbo_amortized
     return AmortizationGap(
-        per_row=_gains(start, solved, amortized.tol).cpu().numpy().copy(),
+        per_row=_gains(start, solved, tol).cpu().numpy().copy(),
         total=total,
         relative=total / max(abs(elbo_factorized), 1e-300),
         elbo_amortized=elbo_amortized,
@@ -160,67 +158,46 @@ def unfitted(amortized, init):
 _SHARED = ("family", "global_family", "noise", "max_iter", "tol", "device", "random_state")
 
 
-@dataclass(frozen=True)
-class _Point:
-    """Factors of all rows and q(theta), with q(theta) frozen."""
+def _elbo(position, noise):
+    problem = position.problem.with_noise(noise)
+    with torch.no_grad():
+        return float(problem.elbo_of(position.raw, position.raw_globals))
 
-    problem: Problem
-    raw: Tensor
-    globals_: Tensor
 
-    @classmethod
-    def of(cls, estimator, X):
-        """Return where a fit stands on the rows of X."""
-        rows = estimator._rows(X)
-        problem = estimator._frozen_problem(rows)
-        return cls(problem, estimator._raw_locals(rows), estimator._globals(rows.weights))
-
-    def elbo(self, noise):
-        with torch.no_grad():
-            return float(self.problem.with_noise(noise).elbo_of(self.raw, self.globals_))
-
-    def terms(self, raw):
-        with torch.no_grad():
-            return self.problem.row_terms(raw, self.globals_)
+def _terms(position, raw):
+    with torch.no_grad():
+        return position.problem.row_terms(raw, position.raw_globals)
 
 
 def _compared(low, high):
     """ELBO at `low`, the best of `high`, and the difference's standard error: common noise."""
     own = low.problem.noise
-    drawn = hasattr(own, "n_draws")
-    rules = [
-        evaluation_noise(low.problem.objective, len(low.raw), 2 * own.n_draws, 20_000 + i)
-        for i in range(_N_SCRAMBLES if drawn else 0)
-    ]
-    values = np.array([[p.elbo(rule) for p in (low, *high)] for rule in rules or [own]])
+    rules = [own]
+    if own.n_draws is not None:
+        n_draws, seeds = 2 * own.n_draws, range(20_000, 20_000 + _N_SCRAMBLES)
+        rules = [evaluation_noise(low.objective, len(low.raw), n_draws, seed) for seed in seeds]
+    values = np.array([[_elbo(p, rule) for p in (low, *high)] for rule in rules])
     best = 1 + int(values[:, 1:].mean(0).argmax())
     difference = values[:, best] - values[:, 0]
-    se = float(np.std(difference, ddof=1) / math.sqrt(len(rules))) if rules else 0.0
+    drawn = len(rules) > 1
+    se = float(np.std(difference, ddof=1) / math.sqrt(len(rules))) if drawn else 0.0
     return float(values[:, 0].mean()), float(values[:, best].mean()), se
 
 
 def _gains(start, solved, tol):
     """What each row's factor gains on its own, shape (n_rows,)."""
-    model, before = start.problem.objective.model, start.terms(start.raw)
-    if model.rowwise:
-        return start.terms(solved) - before
+    coupling, before = start.objective.model.coupling, _terms(start, start.raw)
+    if coupling.separable:
+        return _terms(start, solved) - before
     # A chain's term reads its own row and the one before: every other row can be solved at once.
     n = len(start.raw)
-    stride = n if model.one_log_joint else 2
+    n_colours = coupling.n_colours(n)
     gains = start.raw.new_zeros(n)
-    for first in range(min(stride, n)):
-        index = torch.arange(first, n, stride, device=gains.device)
-        change = start.terms(_solved_alone(start, index, tol)) - before
-        gains[index] = shares(change, index)
+    for first in range(min(n_colours, n)):
+        index = torch.arange(first, n, n_colours, device=gains.device)
+        change = _terms(start, _solved_alone(start, index, tol)) - before
+        gains[index] = coupling.shares(change, index)
     return gains
-
-
-def shares(change, index):
-    """Change that each row of `index` has made: to its own term and to the next, or to the one."""
-    if not change.dim():
-        return change
-    padded = torch.cat([change, change.new_zeros(1)])
-    return padded[index] + padded[index + 1]
 
 
 class _SomeRows(Table):
@@ -229,24 +206,24 @@ class _SomeRows(Table):
     def __init__(self, index, held):
         self.index, self.held = index, held
 
-    def evaluate(self, parameters, features):
-        return self.held.index_copy(0, self.index, parameters["values"])
+    def raw(self, raw_locals, shared, features):
+        return self.held.index_copy(0, self.index, raw_locals)
 
 
 def _solved_alone(start, index, tol):
     """Return raw factors with those of `index` at their optimum given all others."""
     function = _SomeRows(index, start.raw)
     problem = replace(start.problem, function=function)
-    state = State({"values": start.raw[index]}, start.globals_)
+    state = State(start.raw[index], {}, start.raw_globals)
     share = tol * len(index) / len(start.raw)  # tol is a row's, the solver's an average over all
     outcome = LBFGS().solve(problem, state, share, _MAX_ITER, lambda *_: False)
-    return function.evaluate(outcome.state.parameters, problem.features)
+    return problem.raw(outcome.state)
 
 
 def _gradient_norm(start):
     """Norm of factorized VI's gradient, in natural units, shape (n_rows,)."""
     raw = start.raw.clone().requires_grad_(True)
-    total = start.problem.row_terms(raw, start.globals_).sum()
+    total = start.problem.row_terms(raw, start.raw_globals).sum()
     (gradient,) = torch.autograd.grad(total, raw)
-    objective = start.problem.objective
+    objective = start.objective
     return (gradient * objective.family.steps(objective.local_factors(start.raw))).norm(dim=1)

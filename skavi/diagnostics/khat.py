@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from skavi._estimators.fitted_estimator import position_on
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
-from skavi.diagnostics.gap import shares
 from skavi.posterior._draws import FittedPosterior, check_draws
 
 #: Below this q is near enough for estimates under the posterior at any number of draws.
@@ -136,10 +136,7 @@ def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
     """
     require("arviz_stats", "skavi[arviz]")
     check_draws(n_draws, _FEWEST_DRAWS)
-    fitted, state = (
-        FittedPosterior.of(estimator, estimator._validated(X)),
-        private_state(random_state),
-    )
+    fitted, state = FittedPosterior.of(position_on(estimator, X)), private_state(random_state)
     joint = np.array([float(d.log_joint - d.log_q) for d in fitted.draws(n_draws, state)])
     rows = _row_weights(fitted, n_draws, state)
     return PSISKHat(
@@ -163,16 +160,17 @@ def _row_weights(fitted, n_draws, state):
     Rows that meet in no term are drawn together: all of them, every other one of a chain, or one
     at a time.
     """
-    n, blocks = len(fitted.X), fitted.objective.noise_blocks(len(fitted.X))
+    n, coupling = len(fitted.X), fitted.model.coupling
+    n_colours = coupling.n_colours(n)
     logs = np.empty((n_draws, n))
     still = torch.zeros(len(fitted.globals_.mean), dtype=torch.float64)
-    for first in range(min(blocks, n)):
-        index = torch.arange(first, n, blocks)
+    for first in range(min(n_colours, n)):
+        index = torch.arange(first, n, n_colours)
         for s in range(n_draws):
             local = torch.zeros_like(fitted.factors.mean)
             shape = len(index), local.shape[1]
             local[index] = torch.as_tensor(state.standard_normal(shape))
             draw = fitted.at(local, still)
-            terms = draw.log_terms[index] if blocks == 1 else shares(draw.log_terms, index)
+            terms = coupling.shares(draw.log_terms, index)
             logs[s, index.numpy()] = (terms - draw.log_q_rows[index]).numpy()
     return logs

@@ -10,19 +10,19 @@ Rows meet only in the globals, so H is an arrow and a Schur complement gives eve
 linear in the number of rows; where rows are coupled H is dense.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
 
+from skavi._curvature import Blocks, arrow_derivatives, dense_derivatives, eliminate
+from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import unfitted
-from skavi.solvers._newton_arrow import Arrow
-from skavi.solvers._newton_dense import Coupled
 
 _MOST_UNKNOWNS = 4000
 _FAR = 1e-2
@@ -146,68 +146,67 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     >>> float(linear_response(vi, X).global_sd["theta"].round(4))  # sqrt((1 + 1) / 3)
     0.8165
     """
-    X = estimator._validated(X)
-    if not estimator.inference_function_.tabular:
-        estimator = unfitted(estimator, estimator).fit(X, sample_weight=sample_weight)
-    rows = estimator._rows(X, sample_weight)
-    problem = replace(estimator._frozen_problem(rows), frozen_globals=False)
+    fit, rows = fitted_model(estimator), validated_rows(estimator, X, sample_weight)
+    if fit.parameters:
+        factorized = unfitted(estimator, estimator).fit(X, sample_weight=sample_weight)
+        fit = fitted_model(factorized)
+    here = fit.at(rows)
+    problem = replace(here.problem, frozen_globals=False)
     _check_size(problem)
-    raw, globals_ = estimator._raw_locals(rows), estimator._globals(rows.weights)
-    response = _of_rows if problem.objective.model.rowwise else _of_coupled
-    blocks, inverse, suboptimality = response(problem, raw, globals_)
+    apart = problem.objective.model.coupling.separable
+    blocks, inverse, suboptimality = (_of_rows if apart else _of_coupled)(
+        problem, here.raw, here.raw_globals
+    )
     if suboptimality > _FAR:
         warn(
             f"The ELBO is about {suboptimality:.1e} nats below its maximum, where linear response "
             "holds: fit with a smaller tol or a larger max_iter.",
             ConvergenceWarning,
         )
-    return _result(problem.objective, raw, globals_, blocks, inverse, suboptimality)
+    return _result(here, blocks, inverse, suboptimality)
 
 
 def _check_size(problem):
     objective, weights = problem.objective, problem.rows.weights
-    model = objective.model
+    name = type(objective.model).__name__
     if not bool((weights > 0).all()):
         raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
     unknowns = objective.global_family.n_parameters(objective.space.size)
-    if not model.rowwise:
-        unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
+    if not objective.model.coupling.separable:
+        unknowns = problem.setting.n_unknowns
         if not bool((weights == 1).all()):
-            raise ValueError(f"{type(model).__name__} couples its rows: sample_weight must be one.")
+            raise ValueError(f"{name} couples its rows: sample_weight must be one.")
     if unknowns > _MOST_UNKNOWNS:
         raise ValueError(
-            f"{type(model).__name__} has {unknowns} variational parameters that meet in one "
+            f"{name} has {unknowns} variational parameters that meet in one "
             f"matrix, but linear_response takes up to {_MOST_UNKNOWNS}."
         )
 
 
-def _of_rows(problem, raw, globals_):
+def _of_rows(problem, raw, raw_globals):
     """Covariances of every row's parameters, and of the globals', through the arrow.
 
     A weight of w stands for w equal rows, each with the same factor: the globals feel them all,
     while a row's own block is that of one of them.
     """
-    g, g_globals, H, C, H_globals, row_steps, steps = Arrow(problem).derivatives(raw, globals_)
-    weights = problem.rows.weights
-    factor = _cholesky(-H / weights[:, None, None])
-    C = C / weights[:, None, None]
-    response = torch.cholesky_solve(C, factor)
-    schur = -H_globals - torch.einsum("n,npq,npr->qr", weights, C, response)
-    schur_factor = _cholesky(schur)
-    inverse = torch.cholesky_inverse(schur_factor)
-    own = torch.cholesky_inverse(factor)
-    blocks = own + response @ inverse @ response.mT
-    free = torch.cholesky_solve(g.unsqueeze(-1), factor).squeeze(-1)
-    right = g_globals + torch.einsum("npq,np->q", C, free)
-    decrement = 0.5 * float((g * free / weights.unsqueeze(-1)).sum() + right @ inverse @ right)
-    blocks = blocks * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2)
-    return blocks, inverse * steps.unsqueeze(-1) * steps, decrement
+    d, weights = arrow_derivatives(problem, raw, raw_globals), problem.rows.weights
+    with _at_a_maximum():
+        rows = Blocks(-0.5 * (d.H + d.H.mT))
+        left = eliminate(rows, d)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(0.5 * (left.schur + left.schur.mT)))
+    own = rows.inverse_blocks() * weights[:, None, None]
+    blocks = own + left.response @ inverse @ left.response.mT
+    decrement = 0.5 * float((d.g * left.free).sum() + left.right @ inverse @ left.right)
+    blocks = blocks * d.row_steps.unsqueeze(-1) * d.row_steps.unsqueeze(-2)
+    return blocks, inverse * d.steps.unsqueeze(-1) * d.steps, decrement
 
 
-def _of_coupled(problem, raw, globals_):
+def _of_coupled(problem, raw, raw_globals):
     """The same from one dense Hessian."""
-    gradient, hessian, row_steps, steps = Coupled(problem).curvature(raw, globals_)
-    inverse = torch.cholesky_inverse(_cholesky(-hessian))
+    gradient, hessian, row_steps, steps = dense_derivatives(problem, raw, raw_globals)
+    with _at_a_maximum():
+        factor = torch.linalg.cholesky(-0.5 * (hessian + hessian.mT))
+    inverse = torch.cholesky_inverse(factor)
     decrement = 0.5 * float(gradient @ inverse @ gradient)
     lengths = torch.cat([row_steps.reshape(-1), steps])
     inverse = inverse * lengths.unsqueeze(-1) * lengths
@@ -217,22 +216,24 @@ def _of_coupled(problem, raw, globals_):
     return blocks, inverse[n * p :, n * p :], decrement
 
 
-def _cholesky(A: Tensor) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(0.5 * (A + A.mT))
-    if bool((info != 0).any()):
+@contextmanager
+def _at_a_maximum():
+    try:
+        yield
+    except torch.linalg.LinAlgError:
         raise ValueError(
             "The ELBO is not at a maximum in all its parameters: linear response is not defined "
             "here. Fit to convergence (converged_), or choose another start."
-        )
-    return factor
+        ) from None
 
 
-def _result(objective, raw, globals_, blocks, inverse, suboptimality):
+def _result(here, blocks, inverse, suboptimality):
+    objective = here.objective
     k, size = objective.n_latents, objective.space.size
     covariance = blocks[:, :k, :k]
     sd, mean_field = {}, {}
     for name in objective.space.slices:
-        at = globals_.detach().clone().requires_grad_(True)
+        at = here.raw_globals.detach().clone().requires_grad_(True)
         mean, before = objective.space.moments(name, objective.global_factor(at))
         slopes = [
             torch.autograd.grad(number, at, retain_graph=True)[0] for number in mean.reshape(-1)
@@ -245,7 +246,7 @@ def _result(objective, raw, globals_, blocks, inverse, suboptimality):
         sd=_array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
         global_sd=sd,
         unconstrained_global_covariance=_array(inverse[:size, :size]),
-        mean_field_sd=_array(objective.local_factors(raw).sd),
+        mean_field_sd=_array(objective.local_factors(here.raw).sd),
         mean_field_global_sd=mean_field,
         suboptimality=suboptimality,
     )

@@ -209,7 +209,7 @@ def calibration(
 def _of_known_globals(estimator, n_simulations, n_samples, state):
     check_is_fitted(estimator)
     model = estimator.model_
-    if model.rowwise and not model.ordered:  # each row stands for itself: all at once
+    if model.coupling.independent:  # each row stands for itself: all at once
         rows = [estimator.sample(1, state) for _ in range(n_simulations)]
         X, Z = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         return Calibration({"z": _row_ranks(estimator.posterior(X), Z)}, 0)

@@ -16,6 +16,7 @@ from skavi._data.cells import Cells
 from skavi._data.ranks import largest
 
 Parameters = dict[str, Tensor]
+Start = tuple[Tensor | None, Parameters]
 
 
 class InferenceFunction(Component):
@@ -28,16 +29,14 @@ class InferenceFunction(Component):
     True
     """
 
-    #: Whether outputs are linear in the parameters: ``features @ parameters["coefficients"]``.
+    #: Whether raw factors are linear in what a fit moves.
     linear: bool = False
-    #: Whether there is a free factor for every training row, and nothing for other rows.
-    tabular: bool = False
     #: Whether `start` comes near its targets by regression.
     regressed: bool = True
     #: How many random starts to choose from; 1 where a start is not random.
     n_starts: int = 1
-    #: Whether there is a `guided_start` as well.
-    guided: bool = False
+    #: Adam's step, in natural units, where the user gives none.
+    learning_rate: float = 0.003
     context: tuple[int, int] | None
     #: Moments of the training inputs, once fitted.
     input_mean_: np.ndarray | None = None
@@ -123,8 +122,11 @@ class InferenceFunction(Component):
     @abstractmethod
     def start(
         self, features: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
-    ) -> Parameters:
-        """Return parameters that come close to the `targets`, shape (n_rows, n_outputs)."""
+    ) -> Start:
+        """Return (raw_locals, shared) that come close to the `targets`, shape (n_rows, n_outputs).
+
+        The rows' own factors (None where a function gives them), and the function's parameters.
+        """
 
     def guided_start(
         self,
@@ -133,8 +135,8 @@ class InferenceFunction(Component):
         steps: Tensor,
         weights: Tensor,
         generator: torch.Generator,
-    ) -> Parameters:
-        """Return parameters that come close to targets which change abruptly from row to row.
+    ) -> Start | None:
+        """Return a start close to targets which change abruptly from row to row; None: no such.
 
         Parameters
         ----------
@@ -145,11 +147,23 @@ class InferenceFunction(Component):
         weights : Tensor of shape (n_rows,)
         generator : torch.Generator
         """
-        raise NotImplementedError
+        return None
 
-    @abstractmethod
+    def raw(self, raw_locals: Tensor | None, shared: Parameters, features: Tensor) -> Tensor:
+        """Return every row's factor as unconstrained numbers, shape (n_rows, n_outputs)."""
+        return self.evaluate(shared, features)
+
     def evaluate(self, parameters: Parameters, features: Tensor) -> Tensor:
-        """Return outputs, shape (n_rows, n_outputs)."""
+        """Return the outputs of a function of `features`, shape (n_rows, n_outputs)."""
+        raise NotImplementedError(f"{type(self).__name__} is no function of features.")
+
+    def reading(self, model, q_theta):
+        """Return the model with its `summary` of rows set up by q(theta), for good."""
+        return model.reading(q_theta)
+
+    def row_factors(self, fit, rows) -> Tensor:
+        """Return the raw factors of any rows under a fitted model."""
+        return fit.evaluated_locals(rows)
 
     def jacobian(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Return the outputs' derivatives in all parameters, (n_rows, n_outputs, n_parameters).

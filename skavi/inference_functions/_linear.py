@@ -10,7 +10,9 @@ from skavi.inference_functions._base import InferenceFunction
 from skavi.inference_functions._regression import least_squares
 
 
-class _LinearInParameters(InferenceFunction):
+class LinearFunction(InferenceFunction):
+    """Outputs ``features @ coefficients``."""
+
     linear = True
 
     def n_parameters(self, n_features, n_outputs):
@@ -18,13 +20,13 @@ class _LinearInParameters(InferenceFunction):
 
     @over_ranks
     def start(self, features, targets, weights, generator):
-        return {"coefficients": least_squares(features, targets, weights)}
+        return None, {"coefficients": least_squares(features, targets, weights)}
 
-    def evaluate(self, parameters, features):
-        return features @ parameters["coefficients"]
+    def evaluate(self, shared, features):
+        return features @ shared["coefficients"]
 
 
-class Constant(_LinearInParameters):
+class Constant(LinearFunction):
     """Give every row the same factor: the smallest inference function.
 
     Parameters
@@ -50,7 +52,7 @@ class Constant(_LinearInParameters):
         return inputs.new_ones(len(inputs), 1)
 
 
-class Polynomial(_LinearInParameters):
+class Polynomial(LinearFunction):
     """Polynomial in the (standardised) inputs, cross terms included.
 
     Parameters

@@ -56,7 +56,6 @@ class MLP(InferenceFunction):
     """
 
     n_starts = 8
-    guided = True
 
     def __init__(self, hidden_layer_sizes=(64, 64), activation="relu", context=None):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -155,7 +154,7 @@ class MLP(InferenceFunction):
         weight[n_carried // 2 : n_carried] = -carried
         rest = targets - linear[0] - hidden @ weight
         weight[n_carried:], bias = ridge_regression(hidden[:, n_carried:], rest, weights, ridge)
-        return parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
+        return None, parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
 
     def _carried(self, slope):
         """Split a linear map (inputs, outputs) into directions read and what they contribute."""

@@ -66,7 +66,7 @@ class TorchFunction(InferenceFunction):
                 f"inference_function maps {len(features[:2])} rows of {features.shape[1]} inputs "
                 f"to shape {shape}, but the factors need {needed}: means and log sds."
             )
-        return parameters
+        return None, parameters
 
     def evaluate(self, parameters, features):
         with in_turn():  # it puts the parameters into the module, and the module's own back

@@ -15,7 +15,8 @@ class Table(InferenceFunction):
     Table()
     """
 
-    tabular = True
+    linear = True
+    learning_rate = 0.05
     context = (0, 0)
 
     @over_ranks
@@ -30,7 +31,13 @@ class Table(InferenceFunction):
 
     @over_ranks
     def start(self, features, targets, weights, generator):
-        return {"values": targets.clone()}
+        return targets.clone(), {}
 
-    def evaluate(self, parameters, features):
-        return parameters["values"]
+    def raw(self, raw_locals, shared, features):
+        return raw_locals
+
+    def reading(self, model, q_theta):
+        return model
+
+    def row_factors(self, fit, rows):
+        return fit.solved_locals(rows)

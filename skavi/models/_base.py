@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from skavi._component import Component
+from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._global_space import GlobalSpace, Theta
@@ -48,10 +49,8 @@ class LatentVariableModel(Component, ABC):
     #: The window that closes the amortization gap, None if none does; "unknown": ask
     #: `skavi.can_close_gap`, which measures it.
     ideal_context: tuple[int, int] | str | None = "unknown"
-    #: Whether ``p(z_n, x | z_-n, theta)`` depends on no other row's latent.
-    rowwise: bool = False
-    #: Whether the log density is one number for all rows, not a term a row.
-    one_log_joint: bool = True
+    #: How rows meet given theta.
+    coupling: Coupling = JOINT
     #: Whether missing cells (NaN in X) are marginalised.
     allows_missing: bool = False
     #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
@@ -63,8 +62,6 @@ class LatentVariableModel(Component, ABC):
     positive_only: bool = False
     #: Nats a row below which no fit of the model is asked to come; the estimator's ``tol`` if more.
     coarsest_tol: float = 0.0
-    #: Whether the rows are a series in time order, so that no row can be moved or left out.
-    ordered: bool = False
     #: What rows before the first and after the last read as, in a window.
     padding: float = 0.0
 
@@ -236,8 +233,7 @@ class HierarchicalModel(LatentVariableModel):
     """
 
     ideal_context = (0, 0)
-    rowwise = True
-    one_log_joint = False
+    coupling: Coupling = INDEPENDENT
 
     @abstractmethod
     def local_prior(self, theta: Theta) -> Distribution:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from skavi._data.coupling import CHAIN, SERIES, Coupling
 from skavi.distributions import Flat, defaults_of, log_prob
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel, LatentVariableModel
@@ -48,7 +49,7 @@ class TimeSeriesModel(HierarchicalModel):
     """
 
     context = ideal_context = (1, 0)
-    ordered = True
+    coupling: Coupling = SERIES
     initial: float = 0.0
 
     @property
@@ -170,8 +171,7 @@ class MarkovModel(LatentVariableModel):
 
     context = (2, 2)
     ideal_context = None
-    ordered = True
-    one_log_joint = False
+    coupling: Coupling = CHAIN
 
     @abstractmethod
     def initial_prior(self, theta: Theta) -> Distribution:

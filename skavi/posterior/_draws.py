@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -71,16 +72,12 @@ class FittedPosterior:
     globals_: NormalFactors
 
     @classmethod
-    def of(cls, estimator, X) -> "FittedPosterior":
-        """Return where a fit stands on the rows of X, which it has validated."""
-        rows = estimator._rows(X)
-        estimator.model_.check_data(rows.X)
-        X = rows.X.cpu()
-        objective = estimator._objective(X)
-        with torch.no_grad():
-            factors = objective.local_factors(estimator._raw_locals(rows).cpu())
-        globals_ = objective.global_factor(estimator._globals(rows.weights.cpu()))
-        return cls(objective, X, factors, globals_)
+    def of(cls, position) -> "FittedPosterior":
+        """Return q where a fit stands on rows: its `Position`."""
+        objective = position.fit.on_cpu().objective
+        X = position.rows.X.cpu()
+        factors = objective.local_factors(position.raw.cpu())
+        return cls(objective, X, factors, objective.global_factor(position.raw_globals.cpu()))
 
     @property
     def model(self) -> LatentVariableModel:
@@ -119,10 +116,24 @@ def check_draws(n_draws, fewest):
         raise ValueError(f"n_draws={n_draws!r} must be an integer >= {fewest}.")
 
 
-def arviz_tree(estimator, X, index, n_draws, random_state):
+@dataclass(frozen=True)
+class DrawNames:
+    """Labels along the dimensions of ArviZ's variables; None: 0, 1, ...
+
+    Attributes
+    ----------
+    rows, features : array-like or None
+    latents : array-like of at least n_latents names
+    """
+
+    rows: Any
+    features: Any
+    latents: Any
+
+
+def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, random_state):
     """Return draws of a fit on validated rows as ArviZ's DataTree: `RowInference.to_arviz`."""
-    check_draws(n_draws, 1)
-    fitted, state = FittedPosterior.of(estimator, X), private_state(random_state)
+    state = private_state(random_state)
     taken = {"x", "z"} & set(fitted.objective.space.slices)
     if taken:
         raise ValueError(
@@ -134,12 +145,13 @@ def arviz_tree(estimator, X, index, n_draws, random_state):
         groups = _groups(fitted, fitted.draws(n_draws, state))
     observed = X.toarray() if scipy.sparse.issparse(X) else X
     groups["observed_data"] = {"x": np.array(observed, dtype=np.float64)}
+    features = np.arange(X.shape[1]) if names.features is None else names.features
     coords = {
-        "row": row_labels(index, X.shape[0]),
-        "feature": getattr(estimator, "feature_names_in_", np.arange(X.shape[1])),
-        "latent": np.array(estimator.get_feature_names_out()[: fitted.factors.mean.shape[1]]),
+        "row": row_labels(names.rows, X.shape[0]),
+        "feature": features,
+        "latent": np.array(names.latents[: fitted.factors.mean.shape[1]]),
     }
-    attrs = {"inference_library": "skavi", "elbo": estimator.elbo_}
+    attrs = {"inference_library": "skavi", "elbo": elbo}
     return data_tree(groups, {**fitted.model.global_dims(), **_DIMS}, coords, attrs)
 
 

@@ -9,7 +9,10 @@ from torch import Tensor
 from skavi._data.ranks import over_ranks
 from skavi._data.rows import taken
 from skavi.solvers._adam_steps import move_rows, move_whole
-from skavi.solvers._base import Memory, Outcome, Run, Solver, State, natural_steps
+from skavi.solvers._base import Memory, Outcome, Run, Solver
+from skavi.solvers._loss import remaining
+from skavi.solvers._minibatches import Minibatches
+from skavi.solvers._state import natural_steps
 
 _WINDOW = 200
 _DECAY, _SMALLEST = 0.3, 0.003
@@ -64,14 +67,23 @@ class Adam(Solver):
             self._require_integer("batch_size", 1)
         self._require("schedule", self.schedule is None or callable(self.schedule), "callable")
 
-    def check_problem(self, problem):
-        super().check_problem(problem)
-        model = problem.objective.model
-        if self.batch_size is not None and model.one_log_joint:
-            raise ValueError(
-                f"Adam(batch_size={self.batch_size}) needs a term a row, but "
-                f"{type(model).__name__} gives one log joint for all rows: use batch_size=None."
+    def check_setting(self, setting):
+        super().check_setting(setting)
+        if self.batch_size is not None:
+            setting.coupling.require_row_terms(
+                f"Adam(batch_size={self.batch_size})",
+                type(setting.objective.model).__name__,
+                "use batch_size=None",
             )
+
+    def leftover(self, problem, outcome, tol):
+        """Where steps saw all rows, ask the Hessian: Adam itself watches gains alone.
+
+        Minibatches are for data that a few hundred passes are too many for.
+        """
+        if self.batch_size in (None, problem.n_rows):
+            return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+        return outcome.suboptimality
 
     @over_ranks
     def begin(self, problem, state, tol):
@@ -113,30 +125,30 @@ class _Ascent(Run):
 
     def __init__(self, solver, problem, state, tol):
         self.least = tol * problem.total_weight
-        self.dtype, self.schedule, n = state.globals_.dtype, solver.schedule, problem.rows.n_total
+        self.dtype, self.schedule = state.raw_globals.dtype, solver.schedule
+        n = problem.rows.n_total
         if problem.single:
             problem, state = problem.in_single(), state.to(torch.float32)
-        self.problem = problem
-        self.batch_size = min(solver.batch_size or n, n)
-        self.lazy = self.batch_size < n and problem.function.tabular
+        self.problem, self.origin, self.owned = problem, state, state.n_owned
+        self.batches = None
+        if solver.batch_size is not None and solver.batch_size < n:
+            self.batches = Minibatches(problem, state, solver.batch_size)
+        self.lazy = self.batches is not None and self.owned > 0
         self.window = _WINDOW
         if self.lazy:
-            self.window *= math.ceil(math.ceil(n / self.batch_size) / 20)
-        self.names, self.frozen = list(state.parameters), state.globals_
-        lengths, global_lengths = natural_steps(problem, state)
-        values, self.lengths = list(state.parameters.values()), list(lengths.values())
-        if not problem.frozen_globals:
-            values.append(state.globals_)
-            self.lengths.append(global_lengths)
+            self.window *= math.ceil(math.ceil(n / solver.batch_size) / 20)
+        moved = not problem.frozen_globals
+        values = state.tensors(with_globals=moved)
+        self.lengths = natural_steps(problem, state).tensors(with_globals=moved)
         # Slopes are compared with Adam's epsilon: in natural steps as they are, others a row.
-        n_own = len(self.names)
-        scale = 1.0 if problem.function.tabular else problem.total_weight
-        self.scales = [scale] * n_own + [1.0] * (len(values) - n_own)
+        self.scales = [1.0] * len(values)
+        shared = slice(self.owned, self.owned + len(state.shared))
+        self.scales[shared] = [problem.total_weight] * len(state.shared)
         self.units = [
             length if scale == 1.0 else length / scale
             for length, scale in zip(self.lengths, self.scales, strict=True)
         ]
-        self.rate = solver.learning_rate or (0.05 if problem.function.tabular else 0.003)
+        self.rate = solver.learning_rate or problem.function.learning_rate
         self.undo: tuple | None = None
         values = [value.clone() for value in values]
         super().__init__(
@@ -152,9 +164,8 @@ class _Ascent(Run):
         )
 
     def step(self, memory):
-        n, size = self.problem.rows.n_total, self.batch_size
         multiplier = self.schedule(memory.n_iter) if self.schedule else 1.0
-        batch = self.problem.draw_batch(size) if size < n else None
+        batch = self.batches.draw() if self.batches is not None else None
 
         def read(table, i):
             return taken(table, batch.index) if batch and self._in_place(i) else table
@@ -212,18 +223,14 @@ class _Ascent(Run):
         ]
 
     def _own_elbo(self, leaves, batch):
-        leaves = list(leaves)
-        globals_ = self.frozen if self.problem.frozen_globals else leaves.pop()
-        state = State(dict(zip(self.names, leaves, strict=True)), globals_)
-        if batch is None:
+        state = self.origin.with_tensors(leaves)
+        if self.batches is None:
             return self.problem.own_elbo(state)
-        if self.lazy:
-            return self.problem.batch_elbo_of(leaves[0], globals_, batch)
-        return self.problem.batch_elbo(state, batch)
+        return self.batches.own_elbo(state, batch)
 
     def _added_up(self, elbo, gradients):
         """Add the ELBO and its gradients up over ranks, but for those of a rank's own rows."""
-        group, owned = self.problem.rows.group, int(self.problem.function.tabular)
+        group, owned = self.problem.rows.group, self.owned
         if group.size == 1:
             return float(elbo), gradients
         shared = gradients[owned:]
@@ -234,7 +241,7 @@ class _Ascent(Run):
 
     def _norm(self, slopes):
         """Return the length of the gradient in nats, the rows' own part that of all ranks."""
-        group, owned = self.problem.rows.group, int(self.problem.function.tabular)
+        group, owned = self.problem.rows.group, self.owned
         lengths = [slope.norm() for slope in slopes]
         if group.size > 1 and owned:
             lengths[0] = group.sum(lengths[0] ** 2).sqrt()
@@ -315,10 +322,7 @@ class _Ascent(Run):
         if self.undo is not None and self.undo[0] == memory.n_iter:
             _, index, rows = self.undo  # a step began to move the table, and was interrupted
             memory.values[0][index] = rows
-        values = list(memory.averages or memory.values)
-        globals_ = self.frozen if self.problem.frozen_globals else values.pop()
-        moved = State(dict(zip(self.names, values, strict=True)), globals_)
-        return moved.to(self.dtype)
+        return self.origin.with_tensors(memory.averages or memory.values).to(self.dtype)
 
     def outcome(self):
         return Outcome(

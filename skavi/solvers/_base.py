@@ -7,45 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from skavi._component import Component
 from skavi._data.ranks import ALONE, Group
-from skavi.inference_functions import Parameters
-
-
-@dataclass(frozen=True)
-class State:
-    """What a solver moves.
-
-    Attributes
-    ----------
-    parameters : dict of str to Tensor
-        Of the inference function.
-    globals_ : Tensor
-        Raw parameters of q(theta).
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skavi.solvers import State
-    >>> State({"values": torch.zeros(3, 2)}, torch.zeros(2)).parameters["values"].shape
-    torch.Size([3, 2])
-    """
-
-    parameters: Parameters
-    globals_: Tensor
-
-    def to(self, dtype: torch.dtype) -> "State":
-        """Return the same numbers in another precision."""
-        parameters = {name: value.to(dtype) for name, value in self.parameters.items()}
-        return State(parameters, self.globals_.to(dtype))
-
-    def copied(self) -> "State":
-        """Return the same numbers in memory of their own, laid out row by row."""
-        own = {"memory_format": torch.contiguous_format}
-        parameters = {name: value.clone(**own) for name, value in self.parameters.items()}
-        return State(parameters, self.globals_.clone(**own))
+from skavi.solvers._loss import remaining
+from skavi.solvers._state import State
 
 
 @dataclass(frozen=True)
@@ -216,6 +182,10 @@ class Solver(Component):
 
     #: Whether the solver needs the same noise at each evaluation.
     needs_deterministic_noise: bool = True
+    #: Whether an iteration uses second derivatives, so that a few come near an optimum.
+    second_order: bool = False
+    #: Whether steps are the model's own closed-form updates, which know no prior but its own.
+    uses_model_updates: bool = False
 
     @abstractmethod
     def begin(self, problem, state, tol) -> Run:
@@ -230,6 +200,22 @@ class Solver(Component):
             Suboptimality to reach, in nats a row.
         """
 
+    def suits(self, setting) -> bool:
+        """Say whether this solver is the fastest in such a `Setting`, as far as it knows."""
+        return True
+
+    def prepare(self, problem, state):
+        """Return problem and state in the form in which this solver is fastest."""
+        return problem, state
+
+    def remaining(self, problem, state, tol) -> float:
+        """Estimate by one Newton step how far a state is below the optimum, to about `tol` nats."""
+        return remaining(problem, state, tol)
+
+    def leftover(self, problem, outcome: Outcome, tol) -> float:
+        """Return what a run of this solver left over, in nats, to about `tol`."""
+        return outcome.suboptimality
+
     def solve(self, problem, state, tol, max_iter, progress=unwatched) -> Outcome:
         """Return the `Outcome` of at most `max_iter` iterations from `state`."""
         return self.joined(problem, state, tol).climb(max_iter, progress)
@@ -240,25 +226,10 @@ class Solver(Component):
         run.group = problem.rows.group
         return run
 
-    def check_problem(self, problem):
-        """Raise a ValueError if this solver cannot solve the problem."""
-        if self.needs_deterministic_noise and not problem.noise.deterministic:
+    def check_setting(self, setting):
+        """Raise a ValueError if this solver cannot solve problems of such a `Setting`."""
+        if self.needs_deterministic_noise and not setting.noise.deterministic:
             raise ValueError(
-                f"{type(self).__name__} needs deterministic noise, but noise={problem.noise} draws "
+                f"{type(self).__name__} needs deterministic noise, but noise={setting.noise} draws "
                 "afresh at each step: use solver=Adam(), or noise=QuasiMonteCarlo()."
             )
-
-
-def natural_steps(problem, state):
-    """Return the length of a natural step in each number of the state, as a `State`-like pair.
-
-    The table's numbers and the globals are measured in the factors' own sds (`Family.steps`), the
-    parameters of other functions in ones.
-    """
-    objective = problem.objective
-    globals_ = objective.global_family.steps(objective.global_factor(state.globals_))
-    parameters = {name: torch.ones_like(value) for name, value in state.parameters.items()}
-    if "values" in parameters:
-        factors = objective.local_factors(state.parameters["values"])
-        parameters["values"] = objective.family.steps(factors)
-    return parameters, globals_

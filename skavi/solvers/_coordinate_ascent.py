@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from skavi._data.ranks import over_ranks
-from skavi.solvers._base import Memory, Outcome, Run, Solver, State
+from skavi._data.rows import Rows
+from skavi.inference_functions import Table
+from skavi.solvers._base import Memory, Outcome, Run, Solver
+from skavi.solvers._state import State
 
 # The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
 # sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
@@ -49,17 +52,33 @@ class CoordinateAscent(Solver):
     def check(self):
         self._require_integer("memory", 0)
 
-    def check_problem(self, problem):
-        super().check_problem(problem)
-        objective = problem.objective
+    uses_model_updates = True
+
+    def check_setting(self, setting):
+        super().check_setting(setting)
+        objective = setting.objective
         families = objective.family, objective.global_family
-        if not objective.model.has_coordinate_updates(*families) or not problem.function.tabular:
+        if not self.suits(setting):
             raise ValueError(
                 "CoordinateAscent needs closed-form updates, which "
                 f"{type(objective.model).__name__} does not offer for "
-                f"{type(problem.function).__name__}, {families[0]} and {families[1]}: use "
+                f"{type(setting.function).__name__}, {families[0]} and {families[1]}: use "
                 "solver=LBFGS()."
             )
+
+    def suits(self, setting):
+        return isinstance(setting.function, Table) and setting.objective.has_coordinate_updates
+
+    def prepare(self, problem, state):
+        """Put fewer weighted rows in the place of all, where the model knows some that do."""
+        rows, objective = problem.rows, problem.objective
+        X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
+        if X is rows.X:
+            return problem, state
+        q_theta = objective.global_factor(state.raw_globals)
+        best = objective.model.local_optimum(q_theta, X, objective.family)
+        fewer = replace(problem, rows=Rows(X, weights), features=X)  # on every rank, of all ranks
+        return fewer, replace(state, raw_locals=objective.family.raw(best))
 
     @over_ranks
     def begin(self, problem, state, tol):
@@ -68,7 +87,7 @@ class CoordinateAscent(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory(Memory):
-    globals_: Tensor
+    raw_globals: Tensor
     raw: Tensor
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     calm: int = 0
@@ -84,16 +103,17 @@ class _Ascent(Run):
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
         self.total_weight = problem.total_weight
-        raw, elbo = self.sweeps.locals_and_elbo(state.globals_, state.parameters["values"])
-        super().__init__(_Memory(elbo=elbo, globals_=state.globals_, raw=raw))
+        raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, state.raw_locals)
+        super().__init__(_Memory(elbo=elbo, raw_globals=state.raw_globals, raw=raw))
 
     def step(self, memory):
-        swept = self.sweeps.sweep(memory.globals_, memory.raw)
+        swept = self.sweeps.sweep(memory.raw_globals, memory.raw)
         lengths = self.sweeps.lengths(swept)
-        residual = float(((swept - memory.globals_) / lengths).norm())
-        pairs = [*memory.pairs[-self.n_pairs :], (memory.globals_, swept)] if self.n_pairs else []
+        residual = float(((swept - memory.raw_globals) / lengths).norm())
+        newest = memory.raw_globals, swept
+        pairs = [*memory.pairs[-self.n_pairs :], newest] if self.n_pairs else []
         mixed = _anderson(pairs, lengths)
-        globals_, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
+        raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
         gain = elbo - memory.elbo
         # A sweep of rate r leaves r / (1 - r) times its own gain; the move bounds it as well.
         remaining = max(gain, 0.5 * residual**2)
@@ -106,7 +126,7 @@ class _Ascent(Run):
             n_iter=memory.n_iter + 1,
             elbo=elbo,
             finished=calm >= 2,
-            globals_=globals_,
+            raw_globals=raw_globals,
             raw=raw,
             pairs=pairs,
             calm=calm,
@@ -117,7 +137,7 @@ class _Ascent(Run):
         )
 
     def state(self):
-        return State({"values": self.memory.raw}, self.memory.globals_)
+        return State(self.memory.raw, {}, self.memory.raw_globals)
 
     def outcome(self):
         return Outcome(
@@ -136,29 +156,29 @@ class _Sweeps:
         self.problem, self.objective = problem, problem.objective
         self.rows, self.model = problem.rows, problem.objective.model
 
-    def locals_and_elbo(self, globals_, start=None):
+    def locals_and_elbo(self, raw_globals, start=None):
         objective = self.objective
-        factor = objective.global_factor(globals_)
+        factor = objective.global_factor(raw_globals)
         before = None if start is None else objective.local_factors(start)
         factors = self.model.local_optimum(factor, self.rows.X, objective.family, before)
         raw = objective.family.raw(factors)
-        return raw, float(self.problem.elbo_of(raw, globals_))
+        return raw, float(self.problem.elbo_of(raw, raw_globals))
 
-    def sweep(self, globals_, raw):
+    def sweep(self, raw_globals, raw):
         if self.problem.frozen_globals:
-            return globals_
+            return raw_globals
         objective = self.objective
         factor = self.rows.ask(
             self.model.global_optimum,
-            objective.global_factor(globals_),
+            objective.global_factor(raw_globals),
             objective.local_factors(raw),
             self.rows.X,
             self.rows.weights,
         )
         return objective.global_family.raw(factor)
 
-    def lengths(self, globals_):
-        return self.objective.global_family.steps(self.objective.global_factor(globals_))
+    def lengths(self, raw_globals):
+        return self.objective.global_family.steps(self.objective.global_factor(raw_globals))
 
     def better_of(self, mixed, swept, memory):
         """Return the mixed step if it climbs (to rounding), else the plain sweep."""

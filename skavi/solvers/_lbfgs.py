@@ -8,7 +8,8 @@ from torch import Tensor
 
 from skavi._data.ranks import over_ranks
 from skavi.solvers._base import Memory, Outcome, Run, Solver
-from skavi.solvers._loss import Loss, newton_step
+from skavi.solvers._conjugate_gradients import newton_step
+from skavi.solvers._loss import Loss
 
 _SUFFICIENT, _CURVATURE = 1e-4, 0.9
 _MAX_TRIALS = 30

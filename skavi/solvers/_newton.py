@@ -2,20 +2,27 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from skavi._data import coupling as kinds
+from skavi._data.coupling import Coupling
 from skavi._data.ranks import over_ranks
 from skavi._numerics.sums import add_up
-from skavi.solvers._base import Memory, Outcome, Run, Solver, State, unwatched
+from skavi.inference_functions import Table
+from skavi.inference_functions._linear import LinearFunction
+from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
+from skavi.solvers._loss import remaining
 from skavi.solvers._newton_arrow import Arrow
 from skavi.solvers._newton_banded import Chain
-from skavi.solvers._newton_dense import Coupled, Dense
-from skavi.solvers._newton_network import GaussNewton
+from skavi.solvers._newton_dense import Coupled, Linear
+from skavi.solvers._newton_network import Network
+from skavi.solvers._newton_system import System
+from skavi.solvers._state import State
 
-_MAX_GLOBALS = 400
-MAX_COUPLED_UNKNOWNS = 600
 _SHORTEST = 1e-9
 _AT_ROUNDING = 1e-9
 _AT_A_STAND = 10
@@ -54,42 +61,71 @@ class Newton(Solver):
     True
     """
 
-    def check_problem(self, problem):
-        super().check_problem(problem)
-        model = problem.objective.model
-        unknowns = n_unknowns(problem.objective, problem.rows.n_total)
-        if not model.rowwise and not problem.function.tabular:
+    second_order = True
+
+    def check_setting(self, setting):
+        super().check_setting(setting)
+        name = type(setting.objective.model).__name__
+        system = system_of(setting.function, setting.coupling)
+        if system is None:
             raise ValueError(
                 f"Newton fits inference functions of models whose rows meet only in the globals, "
-                f"but {type(model).__name__} couples its rows: use solver=LBFGS()."
+                f"but {name} couples its rows: use solver=LBFGS()."
             )
-        if not model.rowwise and model.one_log_joint and unknowns > MAX_COUPLED_UNKNOWNS:
-            raise ValueError(
-                f"Newton solves up to {MAX_COUPLED_UNKNOWNS} unknowns of a model that couples its "
-                f"rows, but {type(model).__name__} has {unknowns}: use "
-                "solver=LBFGS()."
-            )
-        if problem.objective.space.size > _MAX_GLOBALS:
-            raise ValueError(
-                f"Newton handles up to {_MAX_GLOBALS} globals, this model has "
-                f"{problem.objective.space.size}: use solver=LBFGS()."
-            )
+        system.check(setting)
+
+    def suits(self, setting):
+        system = system_of(setting.function, setting.coupling)
+        return system is not None and system.suits(setting)
 
     @over_ranks
     def begin(self, problem, state, tol):
         return _Ascent(problem, state, tol)
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched):
-        rowwise = problem.objective.model.rowwise
-        if problem.frozen_globals and problem.function.tabular and rowwise:
+        separable = problem.objective.model.coupling.separable
+        if problem.frozen_globals and state.n_owned and separable:
             return _solve_rows(problem, state, tol, max_iter)
         return super().solve(problem, state, tol, max_iter, progress)
+
+    def remaining(self, problem, state, tol):
+        return _Ascent(problem, state, 1.0).decrement()
+
+    def leftover(self, problem, outcome, tol):
+        system = system_of(problem.function, problem.objective.model.coupling)
+        if system is not None and system.damped:
+            return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+        return outcome.suboptimality
+
+
+@singledispatch
+def system_of(function, coupling: Coupling) -> Any:
+    """Return the kind of system on which Newton fits a function, None if there is none."""
+    return Network if coupling.separable else None
+
+
+@system_of.register
+def _(function: LinearFunction, coupling):
+    return Linear if coupling.separable else None
+
+
+@system_of.register
+def _(function: Table, coupling):
+    return _TABLE_SYSTEMS[type(coupling)]
+
+
+_TABLE_SYSTEMS: dict[type[Coupling], type[System]] = {
+    kinds.Independent: Arrow,
+    kinds.Series: Arrow,
+    kinds.Chain: Chain,
+    kinds.Joint: Coupled,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory(Memory):
     unknowns: Tensor
-    globals_: Tensor
+    raw_globals: Tensor
     value: Tensor
     damping: float
     pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -102,41 +138,41 @@ class _Ascent(Run):
     """Newton steps on one system."""
 
     def __init__(self, problem, state, tol):
-        linear, tabular = problem.function.linear, problem.function.tabular
-        model = problem.objective.model
-        table = Arrow if model.rowwise else Coupled if model.one_log_joint else Chain
-        self.system = (Dense if linear else table if tabular else GaussNewton)(problem)
+        self.system = system_of(problem.function, problem.objective.model.coupling)(problem)
         self.tolerance = tol * problem.total_weight
         self.least_gain = max(tol / 100, _LEAST_GAIN) * problem.total_weight
-        unknowns, globals_ = self.system.read(state), state.globals_
-        value, damping = self.system.value(unknowns, globals_), self.system.damping
-        memory = _Memory(unknowns=unknowns, globals_=globals_, value=value, damping=damping)
-        super().__init__(memory)
+        unknowns, raw_globals = self.system.read(state), state.raw_globals
+        super().__init__(
+            _Memory(
+                unknowns=unknowns,
+                raw_globals=raw_globals,
+                value=self.system.value(unknowns, raw_globals),
+                damping=self.system.first_damping,
+            )
+        )
 
     def step(self, memory):
-        system, here = self.system, (memory.unknowns, memory.globals_, memory.value)
-        system.damping, system.pieces = memory.damping, memory.pieces
-        step = system.step(memory.unknowns, memory.globals_)
+        here = memory.unknowns, memory.raw_globals
+        step = self.system.step(*here, memory.damping, memory.pieces)
         if not math.isfinite(step.gradient_norm):
             raise FloatingPointError("the gradient is not finite")
-        found = system.move(*here, step)
-        unknowns, globals_, value = found or here
-        elbo = system.elbo(value)
-        creeps = bool(system.pieces) and self._gained(elbo) <= self.least_gain
-        stands = found is None or creeps
+        move = self.system.move(*here, memory.value, step)
+        elbo = self.system.elbo(move.value)
+        creeps = bool(move.pieces) and self._gained(elbo) <= self.least_gain
+        stands = not move.gained or creeps
         # Where no step gains any more, rounding may leave what `converged_` still allows.
-        decrement = step.decrement if found else min(step.decrement, system.decrement_left())
+        decrement = step.decrement if move.gained else min(step.decrement, move.left)
         converged = decrement <= self.tolerance * (_AT_A_STAND if stands else 1)
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
             elbo=elbo,
             finished=converged or stands,
-            unknowns=unknowns,
-            globals_=globals_,
-            value=value,
-            damping=system.damping,
-            pieces=system.pieces,
+            unknowns=move.unknowns,
+            raw_globals=move.raw_globals,
+            value=move.value,
+            damping=move.damping,
+            pieces=move.pieces,
             decrement=decrement,
             gradient_norm=step.gradient_norm,
             converged=converged,
@@ -149,10 +185,12 @@ class _Ascent(Run):
 
     def decrement(self):
         """Return what a step from here is estimated to gain, in nats."""
-        return max(self.system.step(self.memory.unknowns, self.memory.globals_).decrement, 0.0)
+        memory = self.memory
+        step = self.system.step(memory.unknowns, memory.raw_globals, memory.damping)
+        return max(step.decrement, 0.0)
 
     def state(self):
-        return self.system.write(self.memory.unknowns, self.memory.globals_)
+        return self.system.write(self.memory.unknowns, self.memory.raw_globals)
 
     def outcome(self):
         memory = self.memory
@@ -168,33 +206,27 @@ class _Ascent(Run):
 
 def _solve_rows(problem, state, tol, max_iter):
     """Solve every row on its own, q(theta) given; rows that have converged are left in peace."""
-    raw, globals_ = state.parameters["values"].clone(), state.globals_
-    separable = not problem.objective.model.ordered
+    raw, raw_globals = state.raw_locals.clone(), state.raw_globals
+    apart = problem.objective.model.coupling.independent
     everyone = torch.arange(len(raw), device=raw.device)
     active, decrement = everyone, raw.new_full((len(raw),), math.inf)
     longest = raw.new_ones(len(raw))
     n_iter = 0
     while len(active) and n_iter < max_iter:
         n_iter += 1
-        system = Arrow(problem.restricted(active) if separable else problem)
-        which = active if separable else everyone
-        step = system.step(raw[which], globals_)
-        raw[which], gained = system.move_rows(raw[which], globals_, step, longest[which])
+        system = Arrow(problem.restricted(active) if apart else problem)
+        which = active if apart else everyone
+        step = system.step(raw[which], raw_globals)
+        raw[which], gained = system.move_rows(raw[which], raw_globals, step, longest[which])
         decrement[which] = step.row_decrement
         further = (4 * longest[which]).clamp_max(1.0)
         longest[which] = torch.where(gained, further, longest[which] / 64)
         live = (decrement > tol) & (longest > _SHORTEST)
         active = live.nonzero()[:, 0]
     return Outcome(
-        state=State({"values": raw}, globals_),
+        state=State(raw, {}, raw_globals),
         curve=[math.nan] * max(n_iter, 1),
         converged=bool((decrement <= max(tol, _AT_ROUNDING)).all()),
         suboptimality=float(add_up(decrement)),
         gradient_norm=math.nan,
     )
-
-
-def n_unknowns(objective, n_rows):
-    """Count the numbers that factorized VI moves."""
-    local = objective.family.n_parameters(objective.n_latents)
-    return n_rows * local + objective.global_family.n_parameters(objective.space.size)

@@ -8,15 +8,19 @@ differentiable problems"; Burke, Lewis & Overton (2005), "A robust gradient samp
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from torch import Tensor
 
-from skavi.solvers._base import State
-from skavi.solvers._newton_arrow import Step, System, gradient_of, positive
+from skavi._curvature import arrow_derivatives, gradient_of, positive
+from skavi.solvers._newton_system import Move, Step, System
+from skavi.solvers._state import State
 
 MAX_PARAMETERS = 2000
+_MAX_GRAM = 5e10  # operations of a step
 _LEAST_DAMPING, _LIGHT_DAMPING = 1e-9, 1e-6
 _MAX_JACOBIAN = 4_000_000  # numbers that are held at once: they should stay in the cache
 _STRIPS, _STRIP = 8, 64  # of columns; so many at least
@@ -25,91 +29,63 @@ _KINKED_TRIALS, _KINKED_GROWTH = 20, 4
 _MOST_PIECES = 40
 
 
-class GaussNewton(System):
-    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
+@dataclass(frozen=True)
+class LocalModel:
+    """The ELBO near a point: a quadratic, and tangents found beyond kinks.
 
-    def __init__(self, problem):
-        super().__init__(problem)
-        self.damping = 1e-2
+    Attributes
+    ----------
+    matrix : Tensor of shape (size, size)
+        Minus its curvature, in natural units.
+    right : Tensor of shape (size,)
+        Its gradient.
+    here, units : Tensor of shape (size,)
+        The point in plain units, and what a natural unit is in them.
+    pieces : list of (Tensor, Tensor)
+        Tangents: slope in plain units, and constant.
+    above : Tensor of shape (1 + n_pieces,)
+        How far each tangent lies from the ELBO at the point, after 0 for its own.
+    """
 
-    def read(self, state):
-        self.shapes = {name: value.shape for name, value in state.parameters.items()}
-        size = sum(value.numel() for value in state.parameters.values())
-        if size > MAX_PARAMETERS:
-            raise ValueError(
-                f"Newton fits inference functions of up to {MAX_PARAMETERS} parameters, but "
-                f"{type(self.problem.function).__name__} has {size}: use solver=LBFGS()."
-            )
-        return torch.cat([value.reshape(-1) for value in state.parameters.values()])
+    matrix: Tensor
+    right: Tensor
+    here: Tensor
+    units: Tensor
+    pieces: list[tuple[Tensor, Tensor]]
+    above: Tensor
 
-    def write(self, flat, globals_):
-        return State(self._named(flat), globals_)
+    def with_pieces(self, pieces) -> "LocalModel":
+        return LocalModel(self.matrix, self.right, self.here, self.units, pieces, self.above)
 
-    def _named(self, flat):
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
-        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
-
-    def raw(self, flat):
-        return self.problem.function.evaluate(self._named(flat), self.problem.features)
-
-    def value(self, flat, globals_):
-        return self.total(self.raw(flat), globals_)
-
-    def step(self, flat, globals_):
-        raw = self.raw(flat)
-        g, g_globals, H, C, H_globals, row_steps, steps = self.derivatives(raw, globals_)
-        size, n_globals = len(flat), C.shape[-1]
-        factor = torch.linalg.cholesky(positive(-H))
-        carried = torch.cat([g.unsqueeze(-1), -C], -1)
-        carried = torch.linalg.solve_triangular(factor, carried, upper=False)
-        factor = factor.mT / row_steps.unsqueeze(1)
-        top, rest = flat.new_zeros(size, size), flat.new_zeros(size, 1 + n_globals)
-        n_part = max(1, _MAX_JACOBIAN // (raw.shape[-1] * size))
-        for part in torch.arange(len(raw), device=raw.device).split(n_part):
-            root = (factor[part] @ self._jacobian(flat, part)).reshape(-1, size)
-            top = top + _gram(root)
-            rest = rest + root.mT @ carried[part].reshape(-1, 1 + n_globals)
-        top, rest = self.group.sum(top), self.group.sum(rest)
-        right, side = torch.cat([rest[:, 0], g_globals]), rest[:, 1:]
-        self.system = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -H_globals], 1)])
-        self.right, self.steps = right, steps
-        self._note_kinks(flat, globals_, raw)
-        solution, _ = self._solved(self.damping)
-        norm = float(right.norm()) / self.problem.total_weight
-        return Step(solution, (None, steps), self._decrement(), norm)
-
-    def _note_kinks(self, flat, globals_, raw):
-        self.units = torch.cat([torch.ones_like(flat), self.steps])[: len(self.right)]
-        self.here = torch.cat([flat, globals_])[: len(self.right)]
-        pieces, self.pieces, self.above = self.pieces, [], self.right.new_zeros(1)
-        if pieces:
-            self._keep_near(pieces, self.total(raw, globals_))
-
-    def _keep_near(self, pieces, value):
-        """Keep the tangents that come as near to the ELBO here as a step may lead up."""
-        self.pieces, self.above = [], self.above[:1]
-        most = self._decrement()
+    def near(self, pieces, value) -> "LocalModel":
+        """Return the model with tangents that come as near to the ELBO as a step may lead up."""
+        zero = self.right.new_zeros(1)
+        bare = LocalModel(self.matrix, self.right, self.here, self.units, [], zero)
+        if not pieces:
+            return bare
+        most = bare.decrement()
         heights = torch.stack([slope @ self.here + constant for slope, constant in pieces])
         above = (heights - value).abs()
-        self.pieces = [p for p, a in zip(pieces, above, strict=True) if a <= most]
-        self.above = torch.cat([self.above, above[above <= most]])
+        kept = [p for p, a in zip(pieces, above, strict=True) if a <= most]
+        above = torch.cat([zero, above[above <= most]])
+        return LocalModel(self.matrix, self.right, self.here, self.units, kept, above)
 
-    def _decrement(self):
-        """Return what a step may gain, in nats: where tangents meet, the model of them all."""
-        step, weights = self._solved(_LIGHT_DAMPING)
-        return 0.5 * float(self._slopes() @ weights @ step) + float(weights @ self.above)
-
-    def _slopes(self):
+    def slopes(self) -> Tensor:
+        """Return the gradients of all pieces in natural units, shape (size, 1 + n_pieces)."""
         slopes = [slope * self.units for slope, _ in self.pieces]
         return torch.stack([self.right, *slopes], 1)
 
-    def _jacobian(self, flat, part):
-        return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
+    def decrement(self) -> float:
+        """Return what a step may gain, in nats: where tangents meet, the model of them all."""
+        step, weights = self.solve(_LIGHT_DAMPING)
+        return 0.5 * float(self.slopes() @ weights @ step) + float(weights @ self.above)
 
-    def _solved(self, damping):
-        """Return the step along the shortest mixture of slopes, in the damped metric; and that."""
-        damped, slopes = self.system.clone(), self._slopes()
-        damped.diagonal().add_(damping * self.system.diagonal().abs().mean())
+    def solve(self, damping: float) -> tuple[Tensor, Tensor]:
+        """Return the step along the shortest mixture of slopes in the damped metric, and the
+        weights of that mixture.
+        """
+        damped, slopes = self.matrix.clone(), self.slopes()
+        damped.diagonal().add_(damping * self.matrix.diagonal().abs().mean())
         factor, info = torch.linalg.cholesky_ex(damped)
         own = torch.eye(slopes.shape[1]).to(slopes)[0]
         if int(info):  # the globals' own block may be indefinite
@@ -119,52 +95,136 @@ class GaussNewton(System):
         step = (halfway @ weights).unsqueeze(-1)
         return torch.linalg.solve_triangular(factor.mT, step, upper=True)[:, 0], weights
 
-    def move(self, flat, globals_, value, step):
-        # Pulled are only starts: rounding grows along kinks, and nothing is to be gained there.
-        kinked = not self.problem.function.smooth and self.problem.pull is None
+
+@dataclass(frozen=True)
+class NetworkStep(Step):
+    """A step of all parameters and theta together, in natural units.
+
+    Attributes
+    ----------
+    model : LocalModel
+    damping : float
+        Under which it was solved.
+    """
+
+    model: LocalModel
+    damping: float
+
+
+class Network(System):
+    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
+
+    first_damping = 1e-2
+    damped = True
+
+    @classmethod
+    def suits(cls, setting):
+        n = setting.n_parameters
+        few = n <= MAX_PARAMETERS and setting.n_outputs * n**2 <= _MAX_GRAM
+        return setting.small and few
+
+    def read(self, state):
+        self.shapes = {name: value.shape for name, value in state.shared.items()}
+        size = sum(value.numel() for value in state.shared.values())
+        if size > MAX_PARAMETERS:
+            raise ValueError(
+                f"Newton fits inference functions of up to {MAX_PARAMETERS} parameters, but "
+                f"{type(self.problem.function).__name__} has {size}: use solver=LBFGS()."
+            )
+        return torch.cat([value.reshape(-1) for value in state.shared.values()])
+
+    def write(self, flat, raw_globals):
+        return State(None, self._named(flat), raw_globals)
+
+    def _named(self, flat):
+        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
+        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
+
+    def raw(self, flat):
+        return self.problem.function.evaluate(self._named(flat), self.problem.features)
+
+    def value(self, flat, raw_globals):
+        return self.total(self.raw(flat), raw_globals)
+
+    def step(self, flat, raw_globals, damping=first_damping, pieces=()):
+        raw = self.raw(flat)
+        d = arrow_derivatives(self.problem, raw, raw_globals)
+        size, n_globals = len(flat), d.C.shape[-1]
+        factor = torch.linalg.cholesky(positive(-d.H))
+        carried = torch.cat([d.g.unsqueeze(-1), -d.C], -1)
+        carried = torch.linalg.solve_triangular(factor, carried, upper=False)
+        factor = factor.mT / d.row_steps.unsqueeze(1)
+        top, rest = flat.new_zeros(size, size), flat.new_zeros(size, 1 + n_globals)
+        n_part = max(1, _MAX_JACOBIAN // (raw.shape[-1] * size))
+        for part in torch.arange(len(raw), device=raw.device).split(n_part):
+            root = (factor[part] @ self._jacobian(flat, part)).reshape(-1, size)
+            top = top + _gram(root)
+            rest = rest + root.mT @ carried[part].reshape(-1, 1 + n_globals)
+        top, rest = self.group.sum(top), self.group.sum(rest)
+        right, side = torch.cat([rest[:, 0], d.g_globals]), rest[:, 1:]
+        matrix = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -d.H_globals], 1)])
+        units = torch.cat([torch.ones_like(flat), d.steps])[: len(right)]
+        here = torch.cat([flat, raw_globals])[: len(right)]
+        model = LocalModel(matrix, right, here, units, [], right.new_zeros(1))
+        if pieces:
+            model = model.near(pieces, self.total(raw, raw_globals))
+        solution, _ = model.solve(damping)
+        norm = float(right.norm()) / self.problem.total_weight
+        return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping)
+
+    def _jacobian(self, flat, part):
+        return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
+
+    @property
+    def kinked(self):
+        """Whether steps go along kinks.
+
+        Not from a start, which is left again: rounding grows along kinks.
+        """
+        return not (self.problem.function.smooth or self.problem.is_start)
+
+    def move(self, flat, raw_globals, value, step):
+        """Try steps of more and more damping; along kinks, of more and more slopes as well."""
+        kinked, model, damping = self.kinked, step.model, step.damping
         trials, growth = (_KINKED_TRIALS, _KINKED_GROWTH) if kinked else (_TRIALS, _GROWTH)
-        size, own, solution = len(flat), self.right / self.units, step.local
+        size, own, solution = len(flat), model.right / model.units, step.unknowns
         for trial in range(trials):
-            there = self.here + self.units * solution
-            moved = globals_ if self.frozen else there[size:]
+            there = model.here + model.units * solution
+            moved = raw_globals if self.frozen else there[size:]
             new_value = self.value(there[:size], moved)
             if torch.isfinite(new_value) and new_value > value:
-                self.damping = max(self.damping / _RELIEF, _LEAST_DAMPING)
-                self.pieces = [*self.pieces, (own, value - own @ self.here)] if kinked else []
-                return there[:size], moved, new_value
+                damping = max(damping / _RELIEF, _LEAST_DAMPING)
+                pieces = [*model.pieces, (own, value - own @ model.here)] if kinked else []
+                return Move(there[:size], moved, new_value, True, damping, pieces)
             if kinked:
                 slope = self._slope(there[:size], moved)
                 if torch.isfinite(new_value + slope.sum()):
                     tangent = slope, new_value - slope @ there
-                    self.pieces = [*self.pieces, tangent][-_MOST_PIECES:]
+                    model = model.with_pieces([*model.pieces, tangent][-_MOST_PIECES:])
             if trial % 2 or not kinked:  # the slope is given a chance before a shorter step is
-                self.damping *= growth
-            solution, _ = self._solved(self.damping)
-        if self.pieces:
-            self._keep_near(self.pieces, value)
-        self.left = self._decrement()
-        return None
+                damping *= growth
+            solution, _ = model.solve(damping)
+        if model.pieces:
+            model = model.near(model.pieces, value)
+        return Move(flat, raw_globals, value, False, damping, model.pieces, model.decrement())
 
-    def decrement_left(self):
-        return self.left
-
-    def _slope(self, flat, globals_):
+    def _slope(self, flat, raw_globals):
         """Gradient in plain units of what `value` returns."""
         parts = self.problem.parts()
         with torch.enable_grad():
             flat = flat.detach().requires_grad_(True)
-            globals_ = globals_.detach().requires_grad_(not self.frozen)
-            unknowns = (flat,) if self.frozen else (flat, globals_)
-            pieces = [gradient_of(self._part(part, flat, globals_), unknowns) for part in parts]
+            raw_globals = raw_globals.detach().requires_grad_(not self.frozen)
+            unknowns = (flat,) if self.frozen else (flat, raw_globals)
+            pieces = [gradient_of(self._part(part, flat, raw_globals), unknowns) for part in parts]
             slopes = [self.group.sum(sum(each)) for each in zip(*pieces, strict=True)]
             if not self.frozen:
-                slopes[1] += gradient_of(self.objective.global_term(globals_), (globals_,))[0]
+                slopes[1] += gradient_of(self.objective.global_term(raw_globals), (raw_globals,))[0]
         return torch.cat(slopes)
 
-    def _part(self, part, flat, globals_):
+    def _part(self, part, flat, raw_globals):
         problem = self.problem.restricted(part)
         raw = problem.function.evaluate(self._named(flat), problem.features)
-        return (problem.rows.weights * problem.row_terms(raw, globals_)).sum()
+        return (problem.rows.weights * problem.row_terms(raw, raw_globals)).sum()
 
 
 def _gram(rows):

@@ -1,5 +1,6 @@
 """Every line of the table of automatic choices, which docs/explanation/solvers.rst has too."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from skavi.models import (
 )
 from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import bind
-from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting
 
 
 def chosen(model, n_rows, n_features, function=None, n_parameters=0):
@@ -30,8 +31,9 @@ def chosen(model, n_rows, n_features, function=None, n_parameters=0):
     family, global_family = DiagonalNormal(), clone(model.global_family(None))
     objective = bind(model, family, global_family, X)
     function = function or Table()
-    noise = defaults.default_noise(objective, function, n_rows)
-    return noise, defaults.default_solver(objective, function, noise, n_rows, n_parameters)
+    setting = Setting(objective, function, None, n_rows, n_parameters)
+    noise = defaults.default_noise(setting)
+    return noise, defaults.default_solver(replace(setting, noise=noise))
 
 
 class Walk(LocalLevel):

@@ -1,11 +1,13 @@
 """Where networks start: near the rows' own factors."""
 
 import numpy as np
+import pytest
 import torch
 
 from closed_forms import paper_nonlinear_data
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.rows import Rows
+from skavi._estimators.fitted_estimator import position_on
 from skavi._fit.network_start import _few, best_start
 from skavi._fit.problem import Problem
 from skavi.families import DiagonalNormal
@@ -25,7 +27,7 @@ def _nonlinear_problem(n_rows, width):
     generator = torch.Generator().manual_seed(0)
     features, noise = function.features(x), GaussHermite((24, 3))
     problem = Problem(objective, function, rows, features, noise, generator)
-    targets = objective.family.raw(factorized._factors(x.numpy()))
+    targets = position_on(factorized, x.numpy()).raw
     return problem, targets, torch.as_tensor(factorized._raw_globals), factorized.elbo_
 
 
@@ -38,7 +40,7 @@ def test_a_network_starts_near_the_rows_own_optima():
     start = problem.function.start(
         problem.features, targets, problem.rows.weights, torch.Generator().manual_seed(0)
     )
-    regressed = float(problem.elbo(State(start, globals_)))
+    regressed = float(problem.elbo(State(*start, globals_)))
     started = float(problem.elbo(best_start(problem, targets, globals_)))
     assert started > optimum - 0.02 * abs(optimum)
     assert regressed < optimum - 0.5 * abs(optimum)
@@ -60,6 +62,7 @@ def test_rows_of_the_start_stand_for_all_rows():
     assert float(x.abs().max()) > 0.98 * float(every.abs().max())
 
 
+@pytest.mark.filterwarnings("ignore:.*did not converge")  # at a kink, by a hair, on some machines
 def test_wider_networks_come_closer():
     """Widths 1, 2, 8 on the nonlinear model: about 10%, 2% and under 1% off (paper, figure 4)."""
     x = paper_nonlinear_data()[0][:300].reshape(-1, 1)
@@ -86,7 +89,7 @@ def test_functions_with_one_regression_start_from_it():
         problem.noise,
         problem.generator,
     )
-    start = best_start(constant, targets, globals_).parameters["coefficients"]
+    start = best_start(constant, targets, globals_).shared["coefficients"]
     torch.testing.assert_close(start[0], targets.mean(0))
     assert vi.n_iter_ == 1
 
@@ -98,5 +101,5 @@ def test_many_rows_start_in_pieces(monkeypatch):
     monkeypatch.setattr("skavi._fit.problem._NUMBERS", 500)
     problem.generator.manual_seed(0)
     pieces = best_start(problem, targets, globals_)
-    for name, value in whole.parameters.items():
-        torch.testing.assert_close(pieces.parameters[name], value, rtol=1e-6, atol=1e-8)
+    for name, value in whole.shared.items():
+        torch.testing.assert_close(pieces.shared[name], value, rtol=1e-6, atol=1e-8)

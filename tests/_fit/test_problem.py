@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from skavi import AmortizedVI, FactorizedVI, _final_elbo
-from skavi._fit.inputs import inputs_of
-from skavi._fit.problem import Problem, _drawn_rows
+from skavi import AmortizedVI, FactorizedVI
+from skavi._data.coupling import draw_rows
+from skavi._fit import final_elbo
+from skavi._fit.problem import Problem, inputs_of
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, LinearModel
 from skavi.noise import ClosedForm, MonteCarlo, QuasiMonteCarlo
-from skavi.solvers import Adam, State
+from skavi.solvers import Adam
 
 COLUMN = np.random.default_rng(0).normal(size=(60, 1))
 
@@ -18,7 +19,7 @@ COLUMN = np.random.default_rng(0).normal(size=(60, 1))
 @pytest.mark.parametrize(("n", "size"), [(10, 2), (10, 4), (10, 7), (10, 10), (10**12, 5)])
 def test_a_batch_has_different_rows_however_many_there_are(n, size):
     """Of 1e12 rows nothing of that length could be held, let alone permuted."""
-    index = _drawn_rows(n, size, torch.Generator().manual_seed(0))
+    index = draw_rows(n, size, torch.Generator().manual_seed(0))
     assert len(index.unique()) == size
     assert int(index.min()) >= 0
     assert int(index.max()) < n
@@ -30,7 +31,7 @@ def test_every_set_of_rows_is_drawn_as_often(size):
     n, n_draws, generator = 10, 4000, torch.Generator().manual_seed(1)
     together = torch.zeros(n, n)
     for _ in range(n_draws):
-        index = _drawn_rows(n, size, generator)
+        index = draw_rows(n, size, generator)
         together[index[:, None], index] += 1 / n_draws
     for share, expected in [
         (together.diagonal(), size / n),
@@ -41,14 +42,12 @@ def test_every_set_of_rows_is_drawn_as_often(size):
 
 
 def _bound(vi, X):
-    rows = vi._rows(X)
+    rows, fit = vi._rows(X), vi._fitted_model
     generator = torch.Generator().manual_seed(0)
     function = vi.inference_function_
     features = function.features(inputs_of(vi.model_, function, rows.X))
-    problem = Problem(vi._objective(rows.X), function, rows, features, vi.noise_, generator)
-    parameters = {name: torch.as_tensor(value) for name, value in vi._parameters.items()}
-    state = State(parameters or {"values": vi._raw_locals(rows)}, vi._globals(rows.X))
-    return problem, state
+    problem = Problem(fit.objective, function, rows, features, vi.noise_, generator)
+    return problem, fit.state(rows)
 
 
 @pytest.mark.parametrize("estimator", [FactorizedVI, AmortizedVI])
@@ -64,7 +63,7 @@ def test_the_final_elbo_of_a_stochastic_fit_is_within_its_error(monkeypatch, bud
     """Beside the closed form of the same q, whether all rows fit one part or not."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 1)) @ np.ones((1, 4)) + 0.5 * rng.normal(size=(120, 4))
-    monkeypatch.setattr(_final_elbo, "_CHUNK_BUDGET", budget)
+    monkeypatch.setattr(final_elbo, "_CHUNK_BUDGET", budget)
     vi = AmortizedVI(
         FactorAnalysis(1), MLP((8,)), noise=MonteCarlo(), solver=Adam(schedule=_short), max_iter=300
     )
@@ -72,7 +71,7 @@ def test_the_final_elbo_of_a_stochastic_fit_is_within_its_error(monkeypatch, bud
         vi.set_params(random_state=0).fit(X)
     problem, state = _bound(vi, X)
     exact = float(problem.with_noise(ClosedForm()).elbo(state))
-    elbo, error = _final_elbo.final_elbo(problem, state)
+    elbo, error = final_elbo.final_elbo(problem, state)
     assert 0 < error < 1e-3 * abs(exact)
     assert abs(elbo - exact) < 5 * error
 
@@ -92,8 +91,8 @@ def test_the_final_elbo_is_off_by_its_standard_error_and_no_bias(monkeypatch):
     exact = float(problem.with_noise(ClosedForm()).elbo(state))
     off = []
     for seed in range(0, 6400, 64):
-        monkeypatch.setattr(_final_elbo, "_SEED", seed)
-        elbo, error = _final_elbo.final_elbo(problem, state)
+        monkeypatch.setattr(final_elbo, "_SEED", seed)
+        elbo, error = final_elbo.final_elbo(problem, state)
         off.append((elbo - exact) / error)
     assert abs(np.mean(off)) < 4 * 1.18 / 10  # four standard errors of a mean of 100
     assert 0.8 < np.std(off) < 1.6  # 1.18, with a hundred of them: four standard errors again

@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from skavi import AmortizedVI, FactorizedVI, _memory
+from skavi import AmortizedVI, FactorizedVI
+from skavi._platform import memory
 from skavi._platform.memory import available_bytes, require_memory
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Polynomial
@@ -48,7 +49,7 @@ def rows(n, d):
     ],
 )
 def test_a_fit_that_cannot_fit_says_so_at_once(vi, data, names, monkeypatch):
-    monkeypatch.setattr(vi, "_fit", None, raising=False)  # no work is begun
+    monkeypatch.setattr(vi, "_prepared", None, raising=False)  # no work is begun
     with pytest.raises(
         MemoryError, match=r"fit of .* needs at least .*B of memory, but .*B are"
     ) as e:
@@ -61,9 +62,9 @@ def test_minibatches_are_counted_as_they_are_drawn():
     """10^6 rows x 10^5 draws would be 800 GB; a batch of 10 rows is 8 MB."""
     noise = MonteCarlo(10**5)
     big = FactorizedVI(LinearModel(), noise=noise, solver=Adam(batch_size=10))
-    _memory.require_memory_of_fit(big, rows(10**6, 1))
+    memory.require_memory_of_fit(big, rows(10**6, 1))
     with pytest.raises(MemoryError, match="n_draws=100000"):
-        _memory.require_memory_of_fit(big.set_params(solver=None), rows(10**6, 1))
+        memory.require_memory_of_fit(big.set_params(solver=None), rows(10**6, 1))
 
 
 def test_what_is_asked_of_a_fit_is_checked_too():
@@ -84,7 +85,7 @@ def test_what_is_asked_of_a_fit_is_checked_too():
 
 def test_what_fits_is_not_refused(monkeypatch):
     """The count is of what is surely held: with ten times that much free, a fit passes."""
-    monkeypatch.setattr(_memory, "available_bytes", lambda: 10 * 8 * 2 * X.shape[0] * 2)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10 * 8 * 2 * X.shape[0] * 2)
     assert FactorizedVI(FactorAnalysis(2)).fit(X).converged_
 
 
@@ -96,7 +97,7 @@ def test_limits_of_the_container_count(monkeypatch, tmp_path):
     for text, expected in (("1000\n", 1000), ("max\n", None)):
         limit = tmp_path / "memory.max"
         limit.write_text(text)
-        monkeypatch.setattr(_memory, "_LIMITS", (str(limit), str(tmp_path / "missing")))
+        monkeypatch.setattr(memory, "_LIMITS", (str(limit), str(tmp_path / "missing")))
         assert expected is None or available_bytes() == expected
     require_memory(10, "this", "that")
     with pytest.raises(MemoryError, match=r"this needs at least 8 EB of memory, but .*: that\."):

@@ -168,7 +168,7 @@ def test_the_elbo_of_a_restored_iterate_is_evaluated_anew(overfitting):
     assert vi.stopped_early_
     # In closed form at the same solution: rows' terms less KL(q(theta) | p(theta)).
     vi.noise_ = ClosedForm()
-    divergence = vi._objective(torch.as_tensor(train)).global_term(torch.as_tensor(vi._raw_globals))
+    divergence = vi._fitted_model.objective.global_term(torch.as_tensor(vi._raw_globals))
     exact = vi.score_samples(train).sum() + float(divergence)
     assert abs(vi.elbo_ - exact) < 4 * vi.elbo_se_  # four standard errors of the estimate
     assert abs(vi.elbo_curve_[-1] - exact) > 4 * vi.elbo_se_  # what the solver saw was rougher

@@ -80,9 +80,9 @@ def test_closed_forms_agree_with_nodes():
     model = FactorAnalysis(1, "diagonal")
     vi = FactorizedVI(model, tol=1e-9).fit(HOLES)
     rows = vi._rows(HOLES)
-    problem, raw = vi._frozen_problem(rows), vi._raw_locals(rows)
-    exact = problem.row_terms(raw, vi._globals(rows.X))
-    nodes = problem.with_noise(QuasiMonteCarlo(4096)).row_terms(raw, vi._globals(rows.X))
+    here = vi._fitted_model.at(rows)
+    exact = here.problem.row_terms(here.raw, here.raw_globals)
+    nodes = here.problem.with_noise(QuasiMonteCarlo(4096)).row_terms(here.raw, here.raw_globals)
     # Only the noise is drawn: a smooth function of 5 numbers under 4,096 points.
     torch.testing.assert_close(nodes, exact, rtol=0, atol=2e-3)
 

@@ -232,7 +232,7 @@ def test_no_fit_is_above_the_evidence(fits):
 
 def test_scores_of_training_rows_and_the_globals_make_up_the_elbo(fits):
     X, factorized, _ = fits
-    objective = factorized._objective(torch.as_tensor(X))
+    objective = factorized._fitted_model.objective
     globals_ = float(objective.global_term(torch.as_tensor(factorized._raw_globals)))
     total = factorized.score_samples(X).sum() + globals_
     assert total == pytest.approx(factorized.elbo_, rel=1e-7)  # tol nats a row

@@ -137,7 +137,7 @@ def test_products_go_through_vmap_without_a_loop(with_grad, capfd):
 def test_draws_of_a_topic_model_are_evaluated_at_once(fitted):
     """To rounding what a loop over the draws gives."""
     rows = SparseRows.from_scipy(X[:20])
-    objective, globals_ = fitted._objective(rows), torch.as_tensor(fitted._raw_globals)
+    objective, globals_ = fitted._fitted_model.objective, torch.as_tensor(fitted._raw_globals)
     raw = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     nodes = QuasiMonteCarlo(8).nodes(objective.n_drawn_globals, objective.n_latents, 20, None)
     batched, looped = (
@@ -239,7 +239,7 @@ def test_arviz_gets_predictions_and_likelihoods(fitted):
 def test_a_given_q_of_the_topics_changes_no_term(fitted):
     """What is worked out once for all steps is what each would have worked out."""
     rows = SparseRows.from_scipy(X[:20])
-    objective, globals_ = fitted._objective(rows), torch.as_tensor(fitted._raw_globals)
+    objective, globals_ = fitted._fitted_model.objective, torch.as_tensor(fitted._raw_globals)
     raw = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = objective.given(globals_)
     assert torch.equal(given.global_term(globals_), objective.global_term(globals_))
@@ -526,7 +526,7 @@ def test_the_summary_is_near_the_factors():
     """Its softmax, counts over their sum, is within 0.1 of the factorized fit's proportions."""
     rows = torch.as_tensor(X)
     vi = FactorizedVI(TopicModel(3), random_state=0).fit(X)
-    objective = vi._objective(rows)
+    objective = vi._fitted_model.objective
     model = vi.model_.reading(objective.global_factor(torch.as_tensor(vi._raw_globals)))
     shares = model.summary(rows)[:, :3].softmax(1).numpy()
     assert np.sqrt(np.mean((shares - vi.model_.proportions(vi.transform(X))) ** 2)) < 0.1

@@ -27,6 +27,7 @@ from skavi.models import (
 from skavi.noise import FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, State
 from skavi.solvers._loss import newton_step
+from skavi.solvers._minibatches import Minibatches
 
 SCHOOLS = np.array(
     [[28, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11], [18, 10], [12, 18]], dtype=float
@@ -97,15 +98,14 @@ def test_pieces_of_a_series_add_up_to_its_elbo():
     """The mean over all pieces is exact: every term is in one piece, its left neighbour led in."""
     vi = FactorizedVI(LocalLevel(1.0, 1.0), solver=LBFGS()).fit(COLUMN)
     rows = vi._rows(COLUMN)
-    objective = vi._objective(rows.X)
+    objective = vi._fitted_model.objective
     generator = torch.Generator().manual_seed(0)
     problem = Problem(objective, Table(), rows, rows.X, vi.noise_, generator)
-    raw, globals_ = vi._raw_locals(rows), vi._globals(rows.X)
-    state = State({"values": raw}, globals_)
-    pieces = {}
+    state, pieces = vi._fitted_model.state(rows), {}
+    batches = Minibatches(problem, state, 25)
     for _ in range(200):
-        batch = problem.draw_batch(25)
-        pieces[int(batch.index[-1])] = problem.batch_elbo_of(raw[batch.index], globals_, batch)
+        batch = batches.draw()
+        pieces[int(batch.index[-1])] = batches.own_elbo(state.of_rows(batch.index), batch)
     assert len(pieces) == 3
     assert float(sum(pieces.values()) / 3) == pytest.approx(float(problem.elbo(state)), rel=1e-12)
 
@@ -114,15 +114,12 @@ def test_batches_of_independent_rows_are_unbiased():
     vi = FactorizedVI(LinearModel()).fit(COLUMN)
     rows = vi._rows(COLUMN)
     generator = torch.Generator().manual_seed(0)
-    problem = Problem(vi._objective(rows.X), Table(), rows, rows.X, vi.noise_, generator)
-    state = State({"values": vi._raw_locals(rows)}, vi._globals(rows.X))
-    values = []
+    problem = Problem(vi._fitted_model.objective, Table(), rows, rows.X, vi.noise_, generator)
+    state, values = vi._fitted_model.state(rows), []
+    batches = Minibatches(problem, state, 7)
     for _ in range(400):
-        batch = problem.draw_batch(7)
-        estimate = problem.batch_elbo_of(
-            state.parameters["values"][batch.index], state.globals_, batch
-        )
-        values.append(float(estimate))
+        batch = batches.draw()
+        values.append(float(batches.own_elbo(state.of_rows(batch.index), batch)))
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values) - float(problem.elbo(state))) < 4 * error
 
@@ -132,14 +129,15 @@ def test_no_row_has_a_better_basin_than_the_one_found():
     X = np.linspace(-20, 20, 41)[:, None]
     vi = FactorizedVI(NonlinearModel()).fit(X)
     rows = vi._rows(X)
-    problem, globals_ = vi._frozen_problem(rows), vi._globals(rows.X)
-    found = problem.row_terms(vi._raw_locals(rows), globals_)
+    here = vi._fitted_model.at(rows)
+    problem, globals_ = here.problem, here.raw_globals
+    found = problem.row_terms(here.raw, globals_)
     means = torch.linspace(-10, 10, 161, dtype=torch.float64)
     log_sds = torch.linspace(-3.5, 1.0, 19, dtype=torch.float64)
     grid = torch.cartesian_prod(means, log_sds)
     value = torch.stack([problem.row_terms(point.expand(len(X), 2), globals_) for point in grid])
-    start = State({"values": grid[value.argmax(0)]}, globals_)
-    best = Newton().solve(problem, start, 1e-10, 200, None).state.parameters["values"]
+    start = State(grid[value.argmax(0)], {}, globals_)
+    best = Newton().solve(problem, start, 1e-10, 200, None).state.raw_locals
     # Newton's own stop, 1e-9 nats a row, on either side.
     assert float((problem.row_terms(best, globals_) - found).max()) < 1e-7
 
@@ -282,14 +280,14 @@ def test_rows_in_pieces_are_the_rows_at_once(function, monkeypatch):
     model = NonlinearModel()
 
     def fitted():
-        if function.tabular:
+        if isinstance(function, Table):
             return FactorizedVI(model).fit(COLUMN)
         return AmortizedVI(model, function).fit(COLUMN)
 
     whole = fitted()
     monkeypatch.setattr("skavi._fit.problem._NUMBERS", 500)
     pieces = fitted()
-    assert len(pieces._frozen_problem(pieces._rows(COLUMN)).parts()) > 5
+    assert len(pieces._fitted_model.frozen_problem(pieces._rows(COLUMN)).parts()) > 5
     assert pieces.n_iter_ == whole.n_iter_
     assert pieces.elbo_ == pytest.approx(whole.elbo_, rel=1e-12)
 

@@ -1,0 +1,342 @@
+"""Second derivatives of the ELBO, and the elimination of the rows' part of them.
+
+With raw factors first and q(theta)'s parameters last, minus the Hessian is
+
+    [ A   -C ]    A: a block a row (rows meet in theta alone), a band (neighbours meet), or dense;
+    [ -C'  D ]    C: a border, D: a corner.
+
+Maximising over the rows' part leaves the Schur complement D - C'A^-1 C in theta: Newton steps,
+linear response and streams all use it. Units are natural: `Family.steps`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import cho_solve_banded, cholesky_banded
+from torch import Tensor
+
+from skavi._numerics.aligned import aligned
+from skavi._numerics.sums import add_up
+
+_FLOOR = 1e-3
+_COLOURS = 3  # rows this far apart have no neighbour in common
+_LIFTS = 30
+
+
+# --- derivatives --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Gradient and Hessian, in natural units.
+
+    Attributes
+    ----------
+    g, g_globals : Tensor
+        Gradient in the rows' raw parameters, and in those of q(theta), shape (Q,).
+    H : Tensor
+        Hessian of the rows' part: blocks (n, P, P), or a band in LAPACK's upper form (2 P, n P).
+    C : Tensor
+        Mixed derivatives: (n, P, Q) beside blocks, (n P, Q) beside a band.
+    H_globals : Tensor of shape (Q, Q)
+    row_steps, steps : Tensor
+        Natural steps of the rows' parameters (n, P), and of all those of q(theta).
+    """
+
+    g: Tensor
+    g_globals: Tensor
+    H: Tensor
+    C: Tensor
+    H_globals: Tensor
+    row_steps: Tensor
+    steps: Tensor
+
+
+def natural_lengths(problem, raw, raw_globals):
+    """Return the natural steps of the rows' parameters, and of those of q(theta)."""
+    objective = problem.objective
+    row_steps = objective.family.steps(objective.local_factors(raw))
+    return row_steps, objective.global_family.steps(objective.global_factor(raw_globals))
+
+
+def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
+    """Differentiate the ELBO of rows that meet in theta alone; rows (n, P), q(theta) (Q,).
+
+    The gradient is differentiated backwards once more. Rows do not meet, so one pass for
+    column p of all rows' gradients, summed, gives column p of every row's own block; a pass
+    for one global gives its row of the border.
+    """
+    row_steps, steps = natural_lengths(problem, raw, raw_globals)
+    n_global = 0 if problem.frozen_globals else raw_globals.numel()
+    pieces = [_plain_arrow(problem, raw, raw_globals, part) for part in problem.parts()]
+    g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
+    sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
+    g_globals, H_globals = (problem.rows.group.sum(each) for each in sums)
+    if not problem.frozen_globals:
+        slope, curvature = _of_global_term(problem.objective, raw_globals)
+        g_globals, H_globals = g_globals + slope, H_globals + curvature
+    used = steps[:n_global]
+    return Derivatives(
+        g=g * row_steps,
+        g_globals=g_globals * used,
+        H=H * row_steps.unsqueeze(-1) * row_steps.unsqueeze(-2),
+        C=C * row_steps.unsqueeze(-1) * used,
+        H_globals=H_globals * used * used[:, None],
+        row_steps=row_steps,
+        steps=steps,
+    )
+
+
+def _plain_arrow(problem, raw, raw_globals, part):
+    """Derivatives of some rows' terms in plain units: g, H, C; sums over them for globals."""
+    weights, whole = problem.rows.weights[part], len(raw)
+    some = problem if part == slice(0, whole) else problem.restricted(part)
+    n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
+    with torch.enable_grad():
+        raw = raw[part].detach().requires_grad_(True)
+        raw_globals = raw_globals.detach().requires_grad_(n_global > 0)
+        unknowns = (raw, raw_globals) if n_global else (raw,)
+        value = (weights * some.row_terms(raw, raw_globals)).sum()
+        gradients = gradient_of(value, unknowns, create_graph=True)
+        g, g_globals = gradients[0], gradients[1] if n_global else raw_globals
+        columns = [gradient_of(g[:, p].sum(), (raw,))[0] for p in range(n_row)]
+        borders = [gradient_of(g_globals[q], unknowns) for q in range(n_global)]
+    H, g, g_globals = torch.stack(columns, -1), g.detach(), g_globals.detach()[:n_global]
+    if not n_global:
+        return g, H, raw.new_empty(*raw.shape, 0), g_globals, raw.new_empty(0, 0)
+    C = torch.stack([border[0] for border in borders], -1)
+    return g, H, C, g_globals, torch.stack([border[1] for border in borders])
+
+
+def _of_global_term(objective, raw_globals):
+    with torch.enable_grad():
+        raw_globals = raw_globals.detach().requires_grad_(True)
+        value = objective.global_term(raw_globals)
+        (slope,) = gradient_of(value, (raw_globals,), create_graph=True)
+        rows = [gradient_of(entry, (raw_globals,))[0] for entry in slope]
+    return slope.detach(), torch.stack(rows) if rows else slope.new_empty(0, 0)
+
+
+def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
+    """Differentiate the ELBO of a chain, in which neighbouring rows meet.
+
+    A Hessian column of every third row comes out of one backward pass, since such rows have no
+    neighbour in common.
+    """
+    n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
+    row_steps, steps = natural_lengths(problem, raw, raw_globals)
+    lengths, used = row_steps.reshape(-1), steps[:n_global]
+    with torch.enable_grad():
+        raw = raw.detach().requires_grad_(True)
+        raw_globals = raw_globals.detach().requires_grad_(n_global > 0)
+        unknowns = (raw, raw_globals) if n_global else (raw,)
+        slopes = gradient_of(total(problem, raw, raw_globals), unknowns, create_graph=True)
+        band = raw.new_zeros(2 * n_row, raw.numel())
+        for colour in range(min(_COLOURS, len(raw))):
+            for p in range(n_row):
+                column = gradient_of(slopes[0][colour::_COLOURS, p].sum(), (raw,))[0]
+                _put(band, column.detach(), colour, p)
+        borders = [gradient_of(slopes[1][q], unknowns) for q in range(n_global)]
+    g_globals = slopes[1].detach() if n_global else raw.new_empty(0).detach()
+    C, H_globals = raw.new_empty(raw.numel(), 0), raw.new_empty(0, 0)
+    if borders:
+        C = torch.stack([one[0].reshape(-1) for one in borders], -1).detach()
+        H_globals = torch.stack([one[1] for one in borders]).detach()
+    return Derivatives(
+        g=slopes[0].detach().reshape(-1) * lengths,
+        g_globals=g_globals * used,
+        H=_scaled(band, lengths),
+        C=C.detach() * lengths.unsqueeze(-1) * used,
+        H_globals=H_globals * used * used.unsqueeze(-1),
+        row_steps=row_steps,
+        steps=steps,
+    )
+
+
+def _put(band: Tensor, column: Tensor, colour: int, p: int) -> None:
+    """Write a coloured Hessian column into the band: ``band[u + i - j, j] = H[i, j]``, i <= j."""
+    n, n_row = column.shape
+    upper = len(band) - 1
+    rows = torch.arange(colour, n, _COLOURS, device=band.device)
+    j = rows * n_row + p
+    for q in range(p + 1):  # of the row itself
+        band[upper - (p - q), j] = column[rows, q]
+    before = rows[rows > 0]
+    for q in range(n_row):  # of the row before
+        distance = n_row + p - q
+        band[upper - distance, before * n_row + p] = column[before - 1, q]
+
+
+def _scaled(band: Tensor, lengths: Tensor) -> Tensor:
+    """Measure every unknown in its own natural length."""
+    upper, size = len(band) - 1, len(lengths)
+    scaled = band * lengths
+    for distance in range(upper + 1):
+        scaled[upper - distance, distance:] *= lengths[: size - distance]
+    return scaled
+
+
+def dense_derivatives(problem, raw: Tensor, raw_globals: Tensor):
+    """Differentiate the ELBO in all rows' parameters, then those of q(theta), in natural units.
+
+    Returns
+    -------
+    gradient : Tensor of shape (n P + Q,)
+    hessian : Tensor of shape (n P + Q, n P + Q)
+    row_steps, steps : Tensor
+    """
+    row_steps, steps = natural_lengths(problem, raw, raw_globals)
+    frozen = problem.frozen_globals
+    lengths = torch.cat([row_steps.reshape(-1), steps[: 0 if frozen else len(steps)]])
+    with torch.enable_grad():
+        origin = torch.zeros_like(lengths, requires_grad=True)
+        moved = lengths * origin
+        new = raw + moved[: raw.numel()].reshape(raw.shape)
+        there = raw_globals if frozen else raw_globals + moved[raw.numel() :]
+        (slope,) = gradient_of(total(problem, new, there), (origin,), create_graph=True)
+        hessian = torch.stack([gradient_of(entry, (origin,))[0] for entry in slope])
+    return slope.detach(), hessian, row_steps, steps
+
+
+def total(problem, raw, raw_globals):
+    """Return the ELBO of rows that meet, without the term of a q(theta) that is given."""
+    value = add_up(problem.row_terms(raw, raw_globals).reshape(-1))
+    return value if problem.frozen_globals else value + problem.objective.global_term(raw_globals)
+
+
+def gradient_of(value, unknowns, create_graph=False):
+    """Differentiate a scalar; zeros where it does not depend on an unknown."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(unknown) for unknown in unknowns)
+    return torch.autograd.grad(
+        value, unknowns, create_graph=create_graph, retain_graph=True, materialize_grads=True
+    )
+
+
+# --- the rows' part, inverted -------------------------------------------------------------------
+
+
+class Blocks:
+    """A positive definite block a row.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If one is not positive definite.
+    """
+
+    def __init__(self, A: Tensor):
+        self.factor = torch.linalg.cholesky(A)
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return A^-1 times columns, shape (n, P, r)."""
+        return torch.cholesky_solve(columns, self.factor)
+
+    def inverse_blocks(self) -> Tensor:
+        """Return the inverse of every block."""
+        return torch.cholesky_inverse(self.factor)
+
+    def contract(self, border: Tensor, other: Tensor) -> Tensor:
+        """Return border' times columns, or one column (n, P), summed over rows."""
+        equation = "npq,np->q" if other.dim() == 2 else "npq,npr->qr"
+        return torch.einsum(equation, border, other)
+
+
+class NonnegativeBlocks(Blocks):
+    """Blocks of which only directions of positive curvature count."""
+
+    def __init__(self, A: Tensor):
+        values, self.vectors = torch.linalg.eigh(0.5 * (A + A.mT))
+        self.inverse_values = torch.where(values > 0, 1 / values, torch.zeros_like(values))
+
+    def solve(self, columns):
+        return self.vectors @ (self.inverse_values.unsqueeze(-1) * (self.vectors.mT @ columns))
+
+    def inverse_blocks(self):
+        return (self.vectors * self.inverse_values.unsqueeze(-2)) @ self.vectors.mT
+
+
+class Band:
+    """A positive definite band, its diagonal lifted as far as it needs to be that.
+
+    Raises
+    ------
+    FloatingPointError
+        If it is not finite.
+    """
+
+    def __init__(self, band: Tensor):
+        matrix = band.cpu().numpy()
+        lift, size = 0.0, float(np.abs(matrix[-1]).max(initial=1e-300))
+        for _ in range(_LIFTS):
+            lifted = matrix.copy()
+            lifted[-1] += lift
+            try:
+                self.factor = cholesky_banded(lifted), False
+                return
+            except np.linalg.LinAlgError:
+                lift = max(4 * lift, 1e-6 * size)
+        raise FloatingPointError("Newton's matrix of the chain is not finite.")
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return A^-1 times columns, shape (n P, r)."""
+        return aligned(cho_solve_banded(self.factor, columns.cpu().numpy())).to(columns)
+
+    def contract(self, border: Tensor, other: Tensor) -> Tensor:
+        """Return border' times columns, or one column."""
+        return border.mT @ other
+
+
+@dataclass(frozen=True)
+class Eliminated:
+    """A bordered system without its rows: ``schur @ d_globals = right``.
+
+    Attributes
+    ----------
+    free : Tensor
+        The rows' own step, theta held.
+    response : Tensor
+        How their step answers one of theta.
+    schur : Tensor of shape (Q, Q)
+    right : Tensor of shape (Q,)
+    """
+
+    free: Tensor
+    response: Tensor
+    schur: Tensor
+    right: Tensor
+
+
+def eliminate(rows_part, d: Derivatives, add_up=lambda value: value) -> Eliminated:
+    """Eliminate the rows; `add_up` sums over ranks."""
+    pulled = rows_part.solve(torch.cat([d.g.unsqueeze(-1), d.C], -1))
+    free, response = pulled[..., 0], pulled[..., 1:]
+    schur = -d.H_globals - add_up(rows_part.contract(d.C, response))
+    right = d.g_globals + add_up(rows_part.contract(d.C, free))
+    return Eliminated(free, response, schur, right)
+
+
+def positive(A):
+    """Replace symmetric matrices that are not positive by ones with the eigenvalues' sizes.
+
+    Source: Dauphin et al. (2014), "Identifying and attacking the saddle point problem".
+    """
+    if not A.numel():
+        return A
+    scale = A.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(1e-300)
+    ridge = 1e-12 * scale[..., None, None] * torch.eye(A.shape[-1]).to(A)
+    # However narrow: a ridge between correlated globals must be walked in one step, not a floor's.
+    _, info = torch.linalg.cholesky_ex(A - 100 * ridge)
+    bad = info != 0
+    if not bool(bad.any()):
+        return A + ridge
+    chosen = A[bad] if A.dim() > 2 else A.unsqueeze(0)
+    values, vectors = torch.linalg.eigh(chosen)
+    floor = (1e-10 * values.abs().amax(-1, keepdim=True)).clamp_min(_FLOOR)
+    mended = (vectors * values.abs().clamp_min(floor).unsqueeze(-2)) @ vectors.mT
+    if A.dim() == 2:
+        return mended[0]
+    A = A.clone()
+    A[bad] = mended
+    return A + ridge

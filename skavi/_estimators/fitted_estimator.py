@@ -1,0 +1,71 @@
+"""A fitted estimator as a `FittedModel`, and tables of users as its rows."""
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from skavi._data.rows import Rows
+from skavi._data.user_tables import device_named, rows_of, validated_table
+from skavi._fit.fitted_model import FittedModel, Position
+from skavi._platform.forks_and_threads import check_fork
+from skavi._platform.memory import require_memory_of_rows
+from skavi.families import Family
+from skavi.inference_functions import InferenceFunction
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise
+
+
+class FittedEstimator:
+    """What a fit leaves on its estimator, read as a `FittedModel`."""
+
+    model_: LatentVariableModel
+    inference_function_: InferenceFunction
+    noise_: Noise
+    family_: Family
+    global_family_: Family
+    n_features_in_: int
+    tol: float
+    device: str | torch.device
+    _raw_globals: np.ndarray
+    _parameters: dict[str, np.ndarray]
+
+    @property
+    def _fitted_model(self) -> FittedModel:
+        return FittedModel(
+            model=self.model_,
+            family=self.family_,
+            global_family=self.global_family_,
+            function=self.inference_function_,
+            noise=self.noise_,
+            parameters=self._parameters,
+            raw_globals=self._raw_globals,
+            n_features=self.n_features_in_,
+            tol=self.tol,
+            device=device_named(self.device),
+        )
+
+    def _validated(self, X):
+        """Return X as a float array of the fitted width."""
+        check_is_fitted(self)
+        check_fork()
+        require_memory_of_rows(self, X)
+        sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing
+        return validated_table(self, X, sparse, missing, reset=False)
+
+    def _rows(self, X, sample_weight=None) -> Rows:
+        return rows_of(X, sample_weight, device_named(self.device), self.model_.accepts_sparse)
+
+
+def fitted_model(estimator: FittedEstimator) -> FittedModel:
+    """Return what an estimator's fit found."""
+    return estimator._fitted_model
+
+
+def validated_rows(estimator: FittedEstimator, X, sample_weight=None) -> Rows:
+    """Return a user's table as rows for a fitted estimator, checked."""
+    return estimator._rows(estimator._validated(X), sample_weight)
+
+
+def position_on(estimator: FittedEstimator, X) -> Position:
+    """Return where an estimator's fit stands on a user's table."""
+    return estimator._fitted_model.at(validated_rows(estimator, X))

@@ -1,0 +1,110 @@
+"""Conjugate gradients: Newton steps from products of a Hessian with vectors."""
+
+import math
+
+import torch
+from scipy.linalg import eigh_tridiagonal
+
+from skavi._numerics.sums import inner
+
+_MAX_PRODUCTS = 300
+_NEGLIGIBLE = 0.01  # of what a Newton step gains, left over
+_FEWEST = 20
+_CONDITION = 1e8
+_MOST_KEPT = 5_000_000
+
+
+def inner_products(one, other):
+    """Return the inner product of two vectors, or of each row of `one` and a vector."""
+    return inner(one, other) if one.dim() == 1 else one @ other
+
+
+def newton_step(gradient, times, tol, dot=inner_products):
+    """Solve H step = -gradient by conjugate gradients.
+
+    Ends where what is left, by the smallest curvature met, is a tenth of `tol` or a hundredth of
+    what was gained; at once where a condition number of 1e8 leaves less than a tenth of `tol`.
+    Residuals are kept orthogonal to earlier ones while these fit in memory, so
+    that as many products as unknowns solve a small system however ill conditioned.
+
+    Returns
+    -------
+    step : Tensor
+        Downhill; short of the solution where curvature turns negative or patience ends.
+    decrement : float
+        What the whole solution gains: minus half the gradient times the step, and what is left.
+    convex : bool
+        Whether no negative curvature was met.
+
+    Notes
+    -----
+    What is left: Meurant & Tichy (2019), "Approximating the extreme Ritz values and upper bounds
+    for the A-norm of the error in CG", equation 3.2 with the smallest Ritz value for their mu.
+    """
+    step, residual = torch.zeros_like(gradient), -gradient
+    direction, size = residual.clone(), float(dot(residual, residual))
+    gained, left, lanczos, kept = 0.0, 0.0, _Lanczos(), _Orthogonal(gradient, dot)
+    for _ in range(_MAX_PRODUCTS if size else 0):
+        product = times(direction)
+        curvature = float(dot(direction, product))
+        length = size / curvature if curvature > 0 else 0.0
+        if not length > 0:  # or so short that rounding makes it nothing
+            return step if gained else residual, gained + left, False
+        kept.add(residual, size)
+        step, residual = step + length * direction, kept.rid(residual - length * product)
+        gained += 0.5 * length * size
+        size, before = float(dot(residual, residual)), size
+        direction = residual + size / before * direction
+        lanczos.add(length, size / before)
+        if not size:
+            return step, gained, True
+        left = 0.5 * size * size / float(dot(direction, direction)) / lanczos.smallest[-1]
+        at_most = size * _CONDITION / (2 * lanczos.largest)
+        if at_most <= 0.1 * tol:
+            return step, gained + at_most, True
+        if left <= max(0.1 * tol, _NEGLIGIBLE * gained) and lanczos.settled():
+            break
+    return step, gained + left, True
+
+
+class _Orthogonal:
+    """Residuals of conjugate gradients: in exact arithmetic each is orthogonal to all others."""
+
+    def __init__(self, like, dot):
+        ones = torch.ones_like(like)
+        self.most = _MOST_KEPT / float(dot(ones, ones))  # the same on all ranks
+        self.dot, self.vectors = dot, []
+
+    def add(self, vector, size):
+        if len(self.vectors) < self.most:
+            self.vectors.append(vector / math.sqrt(size))
+
+    def rid(self, vector):
+        """Take out what rounding has put in of earlier ones."""
+        basis = torch.stack(self.vectors)
+        return vector - basis.mT @ self.dot(basis, vector)
+
+
+class _Lanczos:
+    """The tridiagonal matrix that conjugate gradients' lengths and ratios spell out.
+
+    Its smallest eigenvalue comes down to that of the Hessian, seen from the gradient.
+    """
+
+    def __init__(self):
+        self.diagonal, self.beside, self.carried = [], [], 0.0
+        self.smallest, self.largest = [], 0.0
+
+    def add(self, length, ratio):
+        self.diagonal.append(1 / length + self.carried)
+        self.largest = max(self.largest, self.diagonal[-1])
+        ends = {"select": "i", "select_range": (0, 0), "eigvals_only": True}
+        smallest = float(eigh_tridiagonal(self.diagonal, self.beside, **ends)[0])
+        self.smallest.append(max(smallest, 1e-300))
+        self.carried = ratio / length
+        self.beside.append(math.sqrt(ratio) / length)
+
+    def settled(self):
+        """Say whether the smallest has hardly come down over the second half of products."""
+        n = len(self.smallest)
+        return n >= _FEWEST and self.smallest[-1] >= 0.5 * self.smallest[n // 2 - 1]

@@ -1,0 +1,129 @@
+"""What every Newton system is: a step from where a fit stands, and a move along it that gains."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skavi._numerics.sums import add_up
+from skavi.solvers._state import State
+
+_SHRINK = 0.25
+_TRIALS = 12
+_MAX_GLOBALS = 400
+LONGEST_LOG_STEP = 2.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A proposed step; a system of more than unknowns and theta adds what its `move` needs.
+
+    Attributes
+    ----------
+    unknowns, raw_globals : Tensor
+        How far to go, in plain units.
+    decrement : float
+        What it is estimated to gain, in nats: half the gradient times the step.
+    gradient_norm : float
+        In natural units, nats a row.
+    """
+
+    unknowns: Any
+    raw_globals: Tensor
+    decrement: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where a step led.
+
+    Attributes
+    ----------
+    unknowns, raw_globals, value : Tensor
+        The same as before, where no length of the step gained.
+    gained : bool
+    damping : float
+        For the next step.
+    pieces : list of (Tensor, Tensor)
+        Tangents of the ELBO, where it has kinks: slope and constant.
+    left : float
+        What may be gained where no step does, in nats.
+    """
+
+    unknowns: Tensor
+    raw_globals: Tensor
+    value: Tensor
+    gained: bool
+    damping: float = 0.0
+    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    left: float = math.inf
+
+
+class System(ABC):
+    """The ELBO as a function of unknowns and of q(theta)'s raw parameters."""
+
+    #: How much of the curvature's size a first step adds to it.
+    first_damping: float = 0.0
+    #: Whether a step leaves out curvature, so that its decrement is no estimate of what is left.
+    damped: bool = False
+
+    def __init__(self, problem):
+        self.problem, self.objective = problem, problem.objective
+        self.weights, self.group = problem.rows.weights, problem.rows.group
+        self.frozen = problem.frozen_globals
+
+    @classmethod
+    def check(cls, setting) -> None:
+        """Raise a ValueError if the system is too large in such a setting."""
+        if setting.objective.space.size > _MAX_GLOBALS:
+            raise ValueError(
+                f"Newton handles up to {_MAX_GLOBALS} globals, this model has "
+                f"{setting.objective.space.size}: use solver=LBFGS()."
+            )
+
+    @classmethod
+    def suits(cls, setting) -> bool:
+        """Say whether steps on this system are fast in such a setting."""
+        return True
+
+    def row_values(self, raw, raw_globals):
+        return self.weights * self.problem.row_terms(raw, raw_globals)
+
+    def elbo(self, value):
+        """Return the ELBO that `value` stands for, in nats."""
+        return float(value)
+
+    def total(self, raw, raw_globals):
+        value = self.group.sum(add_up(self.row_values(raw, raw_globals).reshape(-1)))
+        return value if self.frozen else value + self.objective.global_term(raw_globals)
+
+    @abstractmethod
+    def read(self, state) -> Tensor:
+        """Return the unknowns of a state."""
+
+    @abstractmethod
+    def write(self, unknowns, raw_globals) -> State:
+        """Return the state of unknowns and of q(theta)."""
+
+    @abstractmethod
+    def value(self, unknowns, raw_globals) -> Tensor:
+        """Return the ELBO, in a form that `elbo` reads."""
+
+    @abstractmethod
+    def step(self, unknowns, raw_globals, damping: float = 0.0, pieces=()) -> Step:
+        """Return a step from here; what the last `Move` carried on is `damping` and `pieces`."""
+
+    def move(self, unknowns, raw_globals, value, step) -> Move:
+        """Shrink a step of everything until the ELBO rises."""
+        for trial in range(_TRIALS):
+            scale = _SHRINK**trial
+            moved = raw_globals if self.frozen else raw_globals + scale * step.raw_globals
+            new = unknowns + scale * step.unknowns
+            new_value = self.value(new, moved)
+            if torch.isfinite(new_value) and new_value > value:
+                return Move(new, moved, new_value, True)
+        return Move(unknowns, raw_globals, value, False)

@@ -1,0 +1,58 @@
+"""What the choice of a solver depends on, before any row is worked on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+_MAX_NEWTON_GLOBALS = 40
+_MAX_NEWTON_LATENTS = 10
+FEW_UNKNOWNS = 600
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A problem's components and sizes.
+
+    Attributes
+    ----------
+    objective : Objective
+    function : InferenceFunction
+    noise : Noise
+    n_rows : int
+        Of all ranks.
+    n_parameters : int
+        Of the function, 0 where every row has a factor of its own.
+    """
+
+    objective: Any
+    function: Any
+    noise: Any
+    n_rows: int
+    n_parameters: int = 0
+
+    @property
+    def coupling(self):
+        """How the model's rows meet."""
+        return self.objective.model.coupling
+
+    @property
+    def n_outputs(self) -> int:
+        """Count the numbers that describe the factors of all rows."""
+        return self.n_rows * self.objective.family.n_parameters(self.objective.n_latents)
+
+    @property
+    def n_unknowns(self) -> int:
+        """Count the numbers that factorized VI moves."""
+        objective = self.objective
+        return self.n_outputs + objective.global_family.n_parameters(objective.space.size)
+
+    @property
+    def few_unknowns(self) -> bool:
+        """Whether all numbers that factorized VI moves fit one dense matrix."""
+        return self.n_unknowns <= FEW_UNKNOWNS
+
+    @property
+    def small(self) -> bool:
+        """Whether a row's block and the border of globals are small."""
+        objective = self.objective
+        n_global = objective.global_family.n_parameters(objective.space.size)
+        return n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
