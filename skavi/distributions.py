@@ -20,6 +20,11 @@ _FACTORIES = frozenset(
 )
 
 
+def refuses_parameters(error: ValueError) -> bool:
+    """Say whether an error is torch's, of a distribution's parameters: known by its words alone."""
+    return "Expected parameter" in str(error)
+
+
 class Flat(Distribution):
     """The improper flat prior: density 1 on the real line, or on another support.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skavi._numerics.sums import inner
+from skavi.distributions import refuses_parameters
 from skavi.families import Family, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
@@ -85,7 +86,7 @@ class Objective:
         try:
             expected = self.expected_log_terms(factors, globals_, X, nodes)
         except ValueError as error:
-            if "Expected parameter" not in str(error):
+            if not refuses_parameters(error):
                 raise
             # torch refuses the parameters of a distribution: the terms are NaN, and say so.
             nan = math.nan * (raw.sum() + raw_globals.sum())

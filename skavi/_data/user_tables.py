@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import validate_data
 
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.aligned import aligned
+from skavi._platform.private_names import check_sample_weight
 
 
 def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
@@ -36,7 +37,7 @@ def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
     if sample_weight is None:
         weights = np.ones(X.shape[0])
     else:
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weights = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not (weights > 0).any():
             raise ValueError("sample_weight is zero for every row: nothing to fit.")
     return Rows(held, torch.tensor(weights).to(device))

@@ -1,5 +1,7 @@
 """Amortized variational inference: one learned function from a row to its factor."""
 
+import copy
+
 import torch
 from sklearn.base import clone
 
@@ -9,6 +11,7 @@ from skavi.closability import AmortizationWarning
 from skavi.closability._verdict import ideal_context
 from skavi.inference_functions import InferenceFunction, Table, TorchFunction
 from skavi.models import LatentVariableModel
+from skavi.models._base import overrides
 
 
 class AmortizedVI(VariationalInference):
@@ -94,23 +97,25 @@ family_, global_family_, n_features_in_
     def _reference(self):
         return Table()
 
-    def _check_window(self, model, function, X):
+    def _with_context(self, model, function, X):
         asked = ideal_context(model, X)
-        if type(model).context is LatentVariableModel.context and isinstance(asked, tuple):
-            model.context = asked  # the class leaves it open: what was measured is the default
+        if not overrides(model, LatentVariableModel, "context") and isinstance(asked, tuple):
+            model = copy.copy(model)  # the class leaves it open: what was measured is the default
+            model.context = asked
         reads = model.context if function is None else function.context or model.context
         name = type(model).__name__
         if asked is None:
-            message = (
+            warn(
                 f"No function of a window of rows closes {name}'s amortization gap "
                 "(skavi.can_close_gap says why; skavi.amortization_gap measures it): use "
-                "FactorizedVI, or a wider context for a smaller gap."
+                "FactorizedVI, or a wider context for a smaller gap.",
+                AmortizationWarning,
             )
         elif asked != "unknown" and (reads[0] < asked[0] or reads[1] < asked[1]):
-            message = (
+            warn(
                 f"The inference function reads {tuple(reads)} rows before and after, but {name}'s "
-                f"factors depend on {asked}: set its context={asked} to close the amortization gap."
+                f"factors depend on {asked}: set its context={asked} to close the amortization "
+                "gap.",
+                AmortizationWarning,
             )
-        else:
-            return
-        warn(message, AmortizationWarning)
+        return model

@@ -79,8 +79,12 @@ class VariationalInference(
         """Return what is fitted first, so that the function starts near its factors; None: no."""
         return None
 
-    def _check_window(self, model, function, X):
-        """Warn if the function reads less than its factors can depend on; a table reads nothing."""
+    def _with_context(self, model, function, X):
+        """Return the model with the window that functions read by default; a table reads none.
+
+        Warns if the function reads less than factors can depend on.
+        """
+        return model
 
     # --- fitting --------------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ class VariationalInference(
         model.check_data(rows.X)
         model = _asked(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
-        self._check_window(model, function, rows.X)
+        objective = replace(objective, model=self._with_context(model, function, rows.X))
         return Plan(
             objective,
             function,

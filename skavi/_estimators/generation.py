@@ -1,7 +1,5 @@
 """What a fit says of x: expected rows, missing cells filled in, and new rows."""
 
-from numbers import Integral
-
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
+from skavi._numerics.whole import is_whole
 from skavi._platform.forks_and_threads import check_fork, seeded
 from skavi._platform.memory import require_memory
 from skavi._platform.random_state import drawn_seed, private_state
@@ -118,7 +117,7 @@ class Generation(FittedEstimator):
         Z : ndarray of shape (n_samples, n_latents)
         """
         check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
+        if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
         check_fork()
         width = self.n_features_in_ + self.model_.n_latents(self.n_features_in_)

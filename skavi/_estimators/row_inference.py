@@ -1,7 +1,6 @@
 """What a fit says of rows: the posteriors of their latents, and their scores."""
 
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from sklearn.base import TransformerMixin
 
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
+from skavi._numerics.whole import is_whole
 from skavi._platform.memory import require_memory_of_rows
 from skavi.posterior import LatentPosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
@@ -201,7 +201,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return terms
 
     def _importance_terms(self, X, n_draws):
-        if not isinstance(n_draws, Integral) or n_draws < 2:
+        if not is_whole(n_draws, 2):
             raise ValueError(f"n_draws={n_draws!r} must be None or an integer >= 2.")
         X = self._validated(X)
         what, name = f"n_draws={n_draws} needs rows that are", type(self.model_).__name__

@@ -1,13 +1,14 @@
 """Checks of a model on the data at hand, once, before any work."""
 
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from torch.distributions import Distribution
 
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
+from skavi._numerics.whole import is_whole
+from skavi.distributions import refuses_parameters
 from skavi.objective import Objective, bind
 
 
@@ -26,7 +27,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
         )
     n_features = rows.X.shape[1]
     n_latents = model.n_latents(n_features)
-    if not isinstance(n_latents, Integral) or n_latents < 1:
+    if not is_whole(n_latents, 1):
         raise ValueError(
             f"{type(model).__name__}.n_latents({n_features}) returned {n_latents!r}: it must be an "
             "integer >= 1."
@@ -53,7 +54,7 @@ def _check_parameters(model, method, theta, z, X):
     try:
         return method(theta, z, X)
     except ValueError as error:
-        if "Expected parameter" not in str(error):
+        if not refuses_parameters(error):
             raise
         row = next((n for n in range(len(X)) if _refused(method, theta, z, X, n)), None)
         where = "for all rows together" if row is None else f"first at row {row}"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from skavi.models import HierarchicalModel
+from skavi.models._base import overrides
 from skavi.objective import Objective
 from skavi.solvers import State
 
@@ -67,10 +68,7 @@ def _globals_that_broke(objective: Objective, raw):
 def _term_that_broke(problem, factors, raw_globals):
     """Try prior and likelihood apart, at the centre of every factor."""
     model, X = problem.objective.model, problem.rows.X
-    own = type(model)
-    if not isinstance(model, HierarchicalModel) or (
-        own.log_local is not HierarchicalModel.log_local
-    ):
+    if not isinstance(model, HierarchicalModel) or overrides(model, HierarchicalModel, "log_local"):
         return "log joint"
     theta = problem.objective.space.constrain(problem.objective.global_factor(raw_globals).mean)
     for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):

@@ -4,6 +4,7 @@ from sklearn.base import _clone_parametrized as clone_parametrized
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback._transport import can_reuse_listener, open_listener, send
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "StrOptions",
     "are_transforms_active",
     "can_reuse_listener",
+    "check_sample_weight",
     "clone_parametrized",
     "fit_context",
     "open_listener",

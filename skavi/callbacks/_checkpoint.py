@@ -2,9 +2,9 @@
 
 import os
 from datetime import timedelta
-from numbers import Integral
 from pathlib import Path
 
+from skavi._numerics.whole import is_whole
 from skavi._platform.archive import check_writable
 
 _SHARE, _SHORTEST = 0.05, 1.0
@@ -64,7 +64,7 @@ class Checkpoint:
     def __init__(self, path, every=None):
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"Checkpoint(path={path!r}): path must be a str or a PathLike.")
-        whole = isinstance(every, Integral) and not isinstance(every, bool) and int(every) >= 1
+        whole = is_whole(every, 1)
         span = isinstance(every, timedelta) and every > timedelta(0)
         if not (every is None or whole or span):
             raise ValueError(

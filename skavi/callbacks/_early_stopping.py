@@ -1,7 +1,9 @@
 """Stopping where nothing is gained any more."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
+
+from skavi._numerics.whole import is_whole
 
 # Values this close, relatively, are equal: near an optimum the ELBO rises and falls by rounding.
 _ROUNDING = 1e-10
@@ -48,7 +50,7 @@ class EarlyStopping:
 
     def __init__(self, X=None, patience=10, min_delta=0.0, every=1):
         for name, value in (("patience", patience), ("every", every)):
-            if not isinstance(value, Integral) or value < 1:
+            if not is_whole(value, 1):
                 raise ValueError(
                     f"EarlyStopping({name}={value!r}): {name} must be an integer >= 1."
                 )

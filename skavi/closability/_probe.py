@@ -4,13 +4,12 @@ The evidence from which `skavi.closability` reads its verdict: one row's latent,
 place of all rows is changed at a time, and the change of every row's score d log p / d z_n noted.
 """
 
-from numbers import Integral
-
 import numpy as np
 import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
+from skavi._numerics.whole import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal
@@ -161,7 +160,7 @@ def probe(model, X, n_features, generator) -> Probe:
         short = max(_N_ROWS - len(rows), 0)  # too few: some once more, in any order
         again = torch.randint(len(rows), (short,), generator=generator)
         return Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
-    if not isinstance(n_features, Integral) or n_features < 1:
+    if not is_whole(n_features, 1):
         raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
     simulated = _simulated(model, n_features, generator)
     failure = ValueError(f"no rows of {n_features} columns to probe with")

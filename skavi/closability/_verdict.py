@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skavi import models
 from skavi._platform.html import html_table
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.closability._probe import TOLERANCE, Probe, probe
@@ -183,7 +184,7 @@ def ideal_context(model, X: Tensor) -> tuple[int, int] | str | None:
     Only shipped classes are taken at their word: a subclass may have written the density anew.
     "unknown" is returned where X gives nothing to measure on.
     """
-    shipped = type(model).__module__.startswith("skavi.")
+    shipped = type(model) in vars(models).values()
     if shipped and model.ideal_context != "unknown":
         return model.ideal_context
     try:

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import cloudpickle
@@ -13,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_array
 
 from skavi._estimators.base import VariationalInference
+from skavi._numerics.whole import is_whole
 from skavi._platform.user_warnings import warn
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
@@ -127,7 +127,7 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
 
 
 def _require_count(name, value):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if not is_whole(value, 1):
         raise ValueError(f"{name}={value!r} must be an integer >= 1.")
 
 

@@ -5,7 +5,6 @@ to outputs, `start` fits the parameters to given factors by regression.
 """
 
 from abc import abstractmethod
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from skavi._component import Component
 from skavi._data.cells import Cells
 from skavi._data.ranks import largest
+from skavi._numerics.whole import is_whole
 
 Parameters = dict[str, Tensor]
 Start = tuple[Tensor | None, Parameters]
@@ -56,7 +56,7 @@ class InferenceFunction(Component):
         if context is None:
             return
         pair = isinstance(context, tuple | list) and len(context) == 2
-        whole = pair and all(isinstance(c, Integral) and int(c) >= 0 for c in context)
+        whole = pair and all(is_whole(c, 0) for c in context)
         self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
 
     def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skavi._data.ranks import over_ranks
+from skavi._numerics.whole import is_whole
 from skavi.inference_functions._base import InferenceFunction, Parameters
 from skavi.inference_functions._regression import least_squares, ridge_regression
 from skavi.inference_functions._turning_units import turning_units
@@ -67,9 +67,7 @@ class MLP(InferenceFunction):
         need = f"one of {list(_ACTIVATIONS)}"
         self._require("activation", self.activation in _ACTIVATIONS, need)
         sizes = self._sizes()
-        valid = all(
-            isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 1 for s in sizes
-        )
+        valid = all(is_whole(size, 1) for size in sizes)
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
     @property

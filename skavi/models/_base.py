@@ -12,10 +12,13 @@ from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
+from skavi.models._closed_forms import ClosedForms
 from skavi.models._global_space import GlobalSpace, Theta
+from skavi.models._predictions import Predictions
+from skavi.models._reading import ReadByFunctions
 
 
-class LatentVariableModel(Component, ABC):
+class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, Component, ABC):
     """A model with one latent vector a row, given by its log joint.
 
     Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
@@ -44,26 +47,15 @@ class LatentVariableModel(Component, ABC):
            [1.769]])
     """
 
-    #: (rows before, rows after) that an inference function should read by default.
-    context: tuple[int, int] = (0, 0)
-    #: The window that closes the amortization gap, None if none does; "unknown": ask
-    #: `skavi.can_close_gap`, which measures it.
-    ideal_context: tuple[int, int] | str | None = "unknown"
     #: How rows meet given theta.
     coupling: Coupling = JOINT
     #: Whether missing cells (NaN in X) are marginalised.
     allows_missing: bool = False
-    #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
-    integrated_globals: tuple[str, ...] = ()
     #: Whether X may be CSR: the model then sees `skavi._data.sparse_rows.SparseRows`, also of a
     #: dense X, and its `summary` for inference functions must be dense.
     accepts_sparse: bool = False
     #: Whether X must not be negative, as counts.
     positive_only: bool = False
-    #: Nats a row below which no fit of the model is asked to come; the estimator's ``tol`` if more.
-    coarsest_tol: float = 0.0
-    #: What rows before the first and after the last read as, in a window.
-    padding: float = 0.0
 
     @abstractmethod
     def n_latents(self, n_features: int) -> int:
@@ -104,83 +96,9 @@ class LatentVariableModel(Component, ABC):
         shape = len(X), self.n_latents(X.shape[1])
         return X.new_zeros(shape), X.new_ones(shape)
 
-    def has_closed_form(self, family: Family, global_family: Family) -> bool:
-        """Say whether `expected_log_local` is available for these families."""
-        return False
-
-    def expected_log_local(self, factors: NormalFactors, globals_: NormalFactors, X: Tensor):
-        """Return E_q log p(z_n, x_n | theta) in closed form, shape (n_rows,)."""
-        raise NotImplementedError
-
-    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
-        """Say whether `local_optimum` and `global_optimum` are available for these families."""
-        return False
-
-    def local_optimum(
-        self,
-        globals_: NormalFactors,
-        X: Tensor,
-        family: Family,
-        start: NormalFactors | None = None,
-    ) -> NormalFactors:
-        """Return every row's best factor given q(theta), in closed form.
-
-        A model that gets there by iteration gives factors no worse than `start` at once.
-        """
-        raise NotImplementedError
-
-    def global_optimum(
-        self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor
-    ) -> NormalFactors:
-        """Return q(theta) after one closed-form sweep over its blocks, given the local factors."""
-        raise NotImplementedError
-
-    def compressed(self, X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
-        return X, weights
-
-    def given(self, globals_: NormalFactors) -> "LatentVariableModel":
-        """Return the model for this q(theta) alone, what `expected_log_local` makes of it kept."""
-        return self
-
-    def reading(self, globals_: NormalFactors) -> "LatentVariableModel":
-        """Return the model with its `summary` of rows set up by this q(theta), for good."""
-        return self
-
-    def summary(self, X: Tensor) -> Tensor:
-        """Return what inference functions read of each row: the row, or a few dense numbers."""
-        return X
-
-    def simulate(self, theta: Theta, n_samples: int, n_features: int = 1) -> tuple[Tensor, Tensor]:
-        """Draw n_samples rows (X, Z) given one theta, from torch's current generator."""
-        raise NotImplementedError(f"{type(self).__name__} does not define simulate.")
-
-    def predicted_mean(self, theta: Theta, z: Tensor) -> Tensor:
-        """Return E[x_n | z_n, theta], shape (n_rows, n_features)."""
-        raise NotImplementedError(f"{type(self).__name__} does not define predicted_mean.")
-
-    def cell_moments(self, theta: Theta, z: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of every cell of rows like X given z and theta."""
-        raise NotImplementedError(f"{type(self).__name__} does not define cell_moments.")
-
     def global_family(self, asked: Family | None) -> Family:
         """Return the family of q(theta): the one asked for, or the default."""
         return DiagonalNormal() if asked is None else asked
-
-    def global_dims(self) -> dict[str, tuple[str, ...]]:
-        """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""
-        return {}
-
-    def log_likelihood(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(x_n | z_n, theta), shape (n_rows,), in nats."""
-        raise NotImplementedError(f"{type(self).__name__} does not define log_likelihood.")
-
-    def replicate(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Draw rows x_n | z_n, theta, from torch's current generator.
-
-        Columns of X that the model does not explain are kept.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define replicate.")
 
     # --- what the library calls -----------------------------------------------------------------
 
@@ -201,6 +119,11 @@ class LatentVariableModel(Component, ABC):
         `rest` is the factor of all globals given those that were drawn: theta holds its mean.
         """
         return self.log_terms(theta, z, X)
+
+
+def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
+    """Say whether a model's class has a version of its own of what `base` defines."""
+    return getattr(type(model), name) is not getattr(base, name)
 
 
 class HierarchicalModel(LatentVariableModel):
@@ -276,13 +199,13 @@ class HierarchicalModel(LatentVariableModel):
         return self.log_local(theta, z, X)
 
     def half_expected_terms(self, theta, z, factors, rest, X):
-        if type(self).log_local is not HierarchicalModel.log_local:
+        if overrides(self, HierarchicalModel, "log_local"):
             return self.log_local(theta, z, X)  # written out: nothing to take apart
         return self.expected_log_prior(theta, z, factors, X) + self.log_likelihood(theta, z, X)
 
     def expected_log_prior(self, theta, z, factors, X):
         """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""
-        if type(self).log_prior is not HierarchicalModel.log_prior:
+        if overrides(self, HierarchicalModel, "log_prior"):
             return self.log_prior(theta, z, X)
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
@@ -290,14 +213,13 @@ class HierarchicalModel(LatentVariableModel):
         return self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
 
     def declared(self, theta, z, X):
-        own = type(self)
         found: dict[str, tuple[Distribution, Tensor]] = {}
-        if own.log_local is not HierarchicalModel.log_local:
+        if overrides(self, HierarchicalModel, "log_local"):
             return found
         with defaults_of(z):
-            if own.log_prior is HierarchicalModel.log_prior:
+            if not overrides(self, HierarchicalModel, "log_prior"):
                 found["local_prior"] = self.prior_of_rows(theta, X), z
-            if own.log_likelihood is HierarchicalModel.log_likelihood:
+            if not overrides(self, HierarchicalModel, "log_likelihood"):
                 found["likelihood"] = self.observation(z, theta), X
         return found
 

@@ -1,7 +1,6 @@
 """A Bayesian neural network from latents to rows."""
 
 import itertools
-from numbers import Integral
 
 import torch
 from torch.distributions import InverseGamma, Normal
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from skavi._data.cells import Cells
 from skavi._data.ranks import over_ranks
+from skavi._numerics.whole import is_whole
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel
 
@@ -100,9 +100,7 @@ default="normal"
         self._require("noise_sd", self.cell.has_variance or self.noise_sd == 1.0, unused)
         self._require_vector("output_loc")
         sizes = self._sizes()
-        valid = all(
-            isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 1 for s in sizes
-        )
+        valid = all(is_whole(size, 1) for size in sizes)
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
     def _sizes(self):

@@ -9,6 +9,7 @@ from skavi._data.cells import Cells
 from skavi._data.ranks import over_ranks, total
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._cellwise import CellwiseModel
+from skavi.models._closed_forms import log_inverse_gamma
 
 
 class LinearNormal(CellwiseModel):
@@ -87,11 +88,9 @@ class LinearNormal(CellwiseModel):
             residual, count, least = residual.sum(), count.sum(), least.reshape(())
         shape = count / 2 + self.noise_shape
         scale = residual / 2 + least
-        # Normal q(log v) for the density v^-shape exp(-scale / v): variance 1 / shape, and
-        # E[1/v] = shape / scale fixes the mean.
-        log_mean = (scale / shape).log() + 0.5 / shape
+        log_mean, log_variance = log_inverse_gamma(shape, scale)
         mean = [log_mean.reshape(-1), solution[:, :k].reshape(-1), solution[:, k] + loc]
-        squared = [(1 / shape).reshape(-1), variance[:, :k].reshape(-1), variance[:, k]]
+        squared = [log_variance.reshape(-1), variance[:, :k].reshape(-1), variance[:, k]]
         return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
 
     @over_ranks

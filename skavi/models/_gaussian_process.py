@@ -1,7 +1,7 @@
 """A Gaussian process over rows: every latent coupled with every other."""
 
 import torch
-from torch.distributions import Bernoulli, MultivariateNormal, Normal, Poisson
+from torch.distributions import MultivariateNormal
 
 from skavi.distributions import defaults_of, log_prob
 from skavi.models._base import LatentVariableModel
@@ -74,9 +74,8 @@ class GaussianProcess(LatentVariableModel):
         return MultivariateNormal(torch.zeros_like(t), scale_tril=scale, validate_args=False)
 
     def _observation(self, z):
-        if self.likelihood == "normal":
-            return Normal(z, self.noise_sd)
-        return Bernoulli(logits=z) if self.likelihood == "bernoulli" else Poisson(z.exp())
+        known = {"noise_variance": z.new_tensor(float(self.noise_sd) ** 2)}
+        return LIKELIHOODS[self.likelihood].distribution(z, known)
 
     def log_joint(self, theta, z, X):
         with defaults_of(z):

@@ -6,6 +6,7 @@ from torch.distributions import InverseGamma, Normal
 
 from skavi._numerics.aligned import aligned
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
+from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._time_series import MarkovModel
 
 _PRIOR_SHAPE = 1.0
@@ -42,6 +43,9 @@ class LocalLevel(MarkovModel):
            [1.561]])
     """
 
+    #: Mean square of the training series' steps.
+    variance_scale_: float = 1.0
+
     def __init__(self, level_sd=None, noise_sd=None, initial_mean=0.0, initial_sd=10.0):
         self.level_sd = level_sd
         self.noise_sd = noise_sd
@@ -69,7 +73,7 @@ class LocalLevel(MarkovModel):
         return 1
 
     def global_prior(self, n_features):
-        scale = 0.1 * getattr(self, "variance_scale_", 1.0)
+        scale = 0.1 * self.variance_scale_
         prior = InverseGamma(torch.tensor(_PRIOR_SHAPE), torch.tensor(scale))
         return {name: prior for name in self._latent_variances()}
 
@@ -133,11 +137,12 @@ class LocalLevel(MarkovModel):
         counts = {"level_variance": len(X) - 1, "noise_variance": len(X)}
         mean, sd = [], []
         for name in self._latent_variances():
-            # q(log v) for the density v^-shape exp(-scale / v), as in FactorAnalysis.
             shape = X.new_tensor(counts[name] / 2 + _PRIOR_SHAPE)
-            scale = sums[name] / 2 + 0.1 * self.variance_scale_
-            mean.append((scale / shape).log() + 0.5 / shape)
-            sd.append(shape.rsqrt())
+            log_mean, log_variance = log_inverse_gamma(
+                shape, sums[name] / 2 + 0.1 * self.variance_scale_
+            )
+            mean.append(log_mean)
+            sd.append(log_variance.sqrt())
         empty = X.new_zeros(0)
         return DiagonalFactors(
             torch.stack(mean) if mean else empty, torch.stack(sd) if sd else empty

@@ -45,6 +45,9 @@ class RandomEffects(HierarchicalModel):
     -31.6
     """
 
+    #: Those of the training rows.
+    standard_errors_: np.ndarray | None = None
+
     def __init__(self, mu_scale=5.0, tau_scale=5.0, centred=False, tau_prior="half_cauchy"):
         self.mu_scale = mu_scale
         self.tau_scale = tau_scale
@@ -102,6 +105,7 @@ class RandomEffects(HierarchicalModel):
         return torch.stack([estimate, X[:, 1]], -1)
 
     def predicted_mean(self, theta, z):
+        assert self.standard_errors_ is not None
         se = float(np.quantile(self.standard_errors_, 0.5))
         effect = self.effect(theta, z)
         return torch.stack([effect, torch.full_like(effect, se)], -1)
@@ -112,7 +116,7 @@ class RandomEffects(HierarchicalModel):
         Before a fit they are spread evenly over half to twice tau's scale.
         """
         grid = np.linspace(0.5, 2.0, 16) * self.tau_scale
-        known = getattr(self, "standard_errors_", grid)
+        known = grid if self.standard_errors_ is None else self.standard_errors_
         known = known if standard_errors is None else standard_errors
         known = torch.as_tensor(np.asarray(known, dtype=float)).to(theta["mu"])
         prior = self.local_prior(theta)

@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Normal
 from skavi._data.coupling import CHAIN, SERIES, Coupling
 from skavi.distributions import Flat, defaults_of, log_prob
 from skavi.families import LOG_2PI
-from skavi.models._base import HierarchicalModel, LatentVariableModel
+from skavi.models._base import HierarchicalModel, LatentVariableModel, overrides
 from skavi.models._global_space import Theta
 
 
@@ -186,14 +186,14 @@ class MarkovModel(LatentVariableModel):
         """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
 
     def declared(self, theta, z, X):
-        if type(self).log_terms is not MarkovModel.log_terms:
+        if overrides(self, MarkovModel, "log_terms"):
             return {}
         with defaults_of(z):
             found = {
                 "initial_prior": (self.initial_prior(theta), z[:1]),
                 "transition": (self.transition(z[:-1], theta), z[1:]),
             }
-            if type(self).log_likelihood is MarkovModel.log_likelihood:
+            if not overrides(self, MarkovModel, "log_likelihood"):
                 found["likelihood"] = self.likelihood(z, theta), X
         return found
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from skavi._numerics.aligned import aligned
+from skavi._numerics.whole import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.distributions import defaults_of
@@ -112,7 +112,7 @@ class FittedPosterior:
 
 def check_draws(n_draws, fewest):
     """Raise unless n_draws is an integer >= fewest."""
-    if not isinstance(n_draws, Integral) or isinstance(n_draws, bool) or n_draws < fewest:
+    if not is_whole(n_draws, fewest):
         raise ValueError(f"n_draws={n_draws!r} must be an integer >= {fewest}.")
 
 

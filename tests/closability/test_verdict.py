@@ -11,7 +11,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, Poisson
 
 from skavi import AmortizedVI, FactorizedVI, can_close_gap
-from skavi.closability import ideal_context
+from skavi.closability._verdict import ideal_context
 from skavi.diagnostics import AmortizationWarning
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import (

@@ -1,0 +1,67 @@
+"""What a model may know in closed form: expectations, and the best factors of some families."""
+
+from typing import Self
+
+from torch import Tensor
+
+from skavi.families import Family, NormalFactors
+
+
+class ClosedForms:
+    """No closed forms: a model overrides what it knows, and says for which families."""
+
+    #: The last globals of `global_prior`, if `half_expected_terms` needs no draws of them.
+    integrated_globals: tuple[str, ...] = ()
+    #: Nats a row below which no fit of the model is asked to come; the estimator's ``tol`` if more.
+    coarsest_tol: float = 0.0
+
+    # --- expectations ---------------------------------------------------------------------------
+
+    def has_closed_form(self, family: Family, global_family: Family) -> bool:
+        """Say whether `expected_log_local` is available for these families."""
+        return False
+
+    def expected_log_local(self, factors: NormalFactors, globals_: NormalFactors, X: Tensor):
+        """Return E_q log p(z_n, x_n | theta) in closed form, shape (n_rows,)."""
+        raise NotImplementedError
+
+    # --- optima ---------------------------------------------------------------------------------
+
+    def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
+        """Say whether `local_optimum` and `global_optimum` are available for these families."""
+        return False
+
+    def local_optimum(
+        self,
+        globals_: NormalFactors,
+        X: Tensor,
+        family: Family,
+        start: NormalFactors | None = None,
+    ) -> NormalFactors:
+        """Return every row's best factor given q(theta), in closed form.
+
+        A model that gets there by iteration gives factors no worse than `start` at once.
+        """
+        raise NotImplementedError
+
+    def global_optimum(
+        self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor
+    ) -> NormalFactors:
+        """Return q(theta) after one closed-form sweep over its blocks, given the local factors."""
+        raise NotImplementedError
+
+    def compressed(self, X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""
+        return X, weights
+
+    def given(self, globals_: NormalFactors) -> Self:
+        """Return the model for this q(theta) alone, what `expected_log_local` makes of it kept."""
+        return self
+
+
+def log_inverse_gamma(shape: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the normal q(log v) for the density v^-shape exp(-scale / v).
+
+    The variance is 1 / shape; E[1/v] = shape / scale then fixes the mean.
+    """
+    return (scale / shape).log() + 0.5 / shape, 1 / shape

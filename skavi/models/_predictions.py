@@ -1,0 +1,36 @@
+"""What a model says of rows beside their density: draws, means and moments, names of dimensions."""
+
+from torch import Tensor
+
+from skavi.models._global_space import Theta
+
+
+class Predictions:
+    """Nothing yet: a model overrides what it can say."""
+
+    def simulate(self, theta: Theta, n_samples: int, n_features: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw n_samples rows (X, Z) given one theta, from torch's current generator."""
+        raise NotImplementedError(f"{type(self).__name__} does not define simulate.")
+
+    def predicted_mean(self, theta: Theta, z: Tensor) -> Tensor:
+        """Return E[x_n | z_n, theta], shape (n_rows, n_features)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define predicted_mean.")
+
+    def cell_moments(self, theta: Theta, z: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of every cell of rows like X given z and theta."""
+        raise NotImplementedError(f"{type(self).__name__} does not define cell_moments.")
+
+    def global_dims(self) -> dict[str, tuple[str, ...]]:
+        """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""
+        return {}
+
+    def log_likelihood(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(x_n | z_n, theta), shape (n_rows,), in nats."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_likelihood.")
+
+    def replicate(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Draw rows x_n | z_n, theta, from torch's current generator.
+
+        Columns of X that the model does not explain are kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define replicate.")
