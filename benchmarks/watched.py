@@ -17,9 +17,9 @@ def watched(observe=None):
     """
     fit_model, how_far, fits = base.fit_model, base.how_far, []
 
-    def observed(plan, noise, rows, start, progress):
+    def observed(plan, rows, start, progress):
         progress = progress if observe is None else _both(observe, progress)
-        return fit_model(plan, noise, rows, start, progress)
+        return fit_model(plan, rows, start, progress)
 
     def noted(fitted, tol):
         fits.append(how_far(fitted, tol))

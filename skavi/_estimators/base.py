@@ -143,8 +143,8 @@ class VariationalInference(
             with named_singularity("X"):
                 plan, rows, start = self._prepared(X, sample_weight, reporter, shared)
                 with reporter.outlasting_interrupts():
-                    start, noise = starting_point(plan, rows, start)
-                    fitted = how_far(fit_model(plan, noise, rows, start, reporter), plan.tol)
+                    start = starting_point(plan, rows, start)
+                    fitted = how_far(fit_model(plan, rows, start, reporter), plan.tol)
                     check_agreement(rows.group, fitted.outcome.state)
                     elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:

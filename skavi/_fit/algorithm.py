@@ -62,14 +62,33 @@ class Plan:
     single: bool = False
 
 
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a fit starts.
+
+    Attributes
+    ----------
+    state : State
+        Raw factors of all rows and of q(theta), near which it starts.
+    noise : Noise
+        The rule to start with.
+    fitted : bool
+        Whether the reference was fitted to these rows, so that q(theta) is its optimum.
+    """
+
+    state: State
+    noise: Noise
+    fitted: bool = False
+
+
 def fit_model(
-    plan: Plan, noise: Noise, rows: Rows, start: State, progress: Callable[[Iterate], bool]
+    plan: Plan, rows: Rows, start: StartingPoint, progress: Callable[[Iterate], bool]
 ) -> Fitted:
-    """Fit q(theta) and the map from rows to factors, near raw factors of all rows.
+    """Fit q(theta) and the map from rows to factors.
 
     `progress` is called after each iteration; True stops the fit.
     """
-    problem, solver, state = _bound(plan, noise, rows, start)
+    problem, solver, state = _bound(plan, rows, start)
     stages = Stages(solver, plan.max_iter, progress, plan.journal)
     refined = plan.noise is None and bool(problem.noise.refined())
     state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
@@ -146,30 +165,30 @@ class Stages:
 # --- where it starts ------------------------------------------------------------------------------
 
 
-def starting_point(plan: Plan, rows: Rows, start: State | None) -> tuple[State, Noise]:
-    """Return raw factors of all rows and of q(theta) to start near, and the noise to start with.
+def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint:
+    """Return where to start: as given; or the model's own start; or a fit of the plan's reference.
 
-    Those given; or the model's own start; or, where `plan` has a reference, its fit on few rows,
-    under the noise rule that it was refined to: a network would exploit the errors of a coarse one.
+    The reference's noise rule goes on as it was refined: a network would exploit the errors of a
+    coarse one.
     """
     setting = Setting(plan.objective, plan.function, plan.noise, rows.n_total)
     noise = plan.noise or default_noise(setting)
     _check_solver(plan, replace(setting, noise=noise))
     if start is not None:
-        return start, noise
+        return StartingPoint(start, noise)
     start = model_start(plan.objective, rows, plan.generator)
     if plan.reference is None or not noise.deterministic:
-        return start, noise
+        return StartingPoint(start, noise)
     few = plan.objective.model.coupling.representatives(rows)
     if few is None:
-        return start, noise
+        return StartingPoint(start, noise)
     try:
         there, refined = _reference_fit(plan, noise, rows, few, start)
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.group.size > 1:  # the other processes may have got there
             raise
-        return start, noise  # a start that is less good will do
-    return there, refined if affordable(refined, setting) else noise
+        return StartingPoint(start, noise)  # a start that is less good will do
+    return StartingPoint(there, refined if affordable(refined, setting) else noise, fitted=True)
 
 
 def _check_solver(plan, setting):
@@ -199,7 +218,7 @@ def _reference_fit(plan, noise, rows, few, start):
     most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
     plan = replace(plan, function=plan.reference, reference=None, solver=None, max_iter=most)
     noise = plan.noise or default_noise(replace(setting, n_rows=few.n_total))
-    fitted = fit_model(plan, noise, few, start, unwatched)
+    fitted = fit_model(plan, few, StartingPoint(start, noise), unwatched)
     there = fitted.outcome.state
     if not everyone or fitted.problem.rows.X is not rows.X:
         problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
@@ -208,11 +227,12 @@ def _reference_fit(plan, noise, rows, few, start):
     return there, fitted.problem.noise
 
 
-def _bound(plan, noise, rows, start):
+def _bound(plan, rows, start):
     """Return the problem of all components, its solver, and a state near the start."""
-    objective, targets = plan.objective, start.raw_locals
+    objective, noise = plan.objective, start.noise
+    targets, raw_globals = start.state.raw_locals, start.state.raw_globals
     function = plan.function or default_function(targets.shape[1], objective.model)
-    q_theta = objective.global_factor(start.raw_globals)
+    q_theta = objective.global_factor(raw_globals)
     objective = replace(objective, model=function.reading(objective.model, q_theta))
     inputs = rows.ask(inputs_of, objective.model, function, rows.X)
     function = rows.ask(function.fit_inputs, inputs, rows.weights)
@@ -224,9 +244,9 @@ def _bound(plan, noise, rows, start):
         objective, function, rows, features, noise, plan.generator, single=plan.single
     )
     stochastic = not solver.needs_deterministic_noise
-    if plan.solver is None and stochastic and objective.has_coordinate_updates:
+    if plan.solver is None and stochastic and start.fitted and objective.has_coordinate_updates:
         # q(theta) stays at the factorized optimum: the function alone is left to fit.
         problem = replace(problem, frozen_globals=True)
-    state = plan.journal.once(lambda: best_start(problem, targets, start.raw_globals).copied())
+    state = plan.journal.once(lambda: best_start(problem, targets, raw_globals).copied())
     problem, state = solver.prepare(problem, state)
     return problem, solver, state
