@@ -126,3 +126,16 @@ def test_pages_are_in_a_table_of_contents_and_show_no_code_untested(page):
     untested = len(re.findall(r"code-block:: python", page.read_text()))
     # Three blocks are other libraries', which the tests do not install.
     assert untested == (3 if page.stem == "migration" else 0)
+
+
+@pytest.mark.parametrize("page", ["contributing.rst", "explanation/one_fit.rst"])
+def test_pages_on_the_code_name_what_is_there(page):
+    """Files by their path from the root; classes and functions by a word of some source."""
+    named = re.findall(r"``([^`\s]+)``", (DOCS / page).read_text())
+    paths = [name for name in named if "/" in name]
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    sources = [*(ROOT / "skavi").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text())}
+    names = [name.removesuffix("()") for name in named if re.fullmatch(r"[\w.]+(\(\))?", name)]
+    assert not [name for name in names if not words.issuperset(name.split("."))]

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -154,6 +155,15 @@ def _write_package(folder: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return package
+
+
+def test_contributing_lists_every_room_on_its_floor():
+    page = (TESTS.parent / "docs" / "contributing.rst").read_text()
+    shown, floor = {}, 0
+    for number, room in re.findall(r"^ {4}(\d+ +| {3})(\w+)(?:\.py|/)", page, re.MULTILINE):
+        floor = int(number) if number.strip() else floor
+        shown[room] = floor
+    assert shown == FLOOR_OF
 
 
 def test_the_top_of_the_package_is_read_at_a_glance():
