@@ -21,6 +21,19 @@ class Setting:
         Of all ranks.
     n_parameters : int
         Of the function, 0 where every row has a factor of its own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skavi.families import DiagonalNormal
+    >>> from skavi.inference_functions import Table
+    >>> from skavi.models import LinearModel
+    >>> from skavi.noise import ClosedForm
+    >>> from skavi.objective import bind
+    >>> from skavi.solvers import Setting
+    >>> objective = bind(LinearModel(), DiagonalNormal(), DiagonalNormal(), torch.zeros(1, 1))
+    >>> Setting(objective, Table(), ClosedForm(), n_rows=100).n_unknowns  # means and log sds
+    202
     """
 
     objective: Any
