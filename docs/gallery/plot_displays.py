@@ -1,6 +1,6 @@
 """
-Latents with their uncertainty, and how fits climbed
-====================================================
+Latents with their uncertainty, and how fits converged
+======================================================
 
 Displays work as scikit-learn's: ``SomeDisplay.from_estimator(..., ax=None)``, and ``ax_`` and
 ``figure_`` to go on with.

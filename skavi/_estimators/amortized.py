@@ -39,7 +39,7 @@ family_, global_family_, n_features_in_
     -----
     `transform` evaluates the function. Where a factorized fit is cheap, the function starts from
     regression on its factors; a network is then brought nearer on a subset of rows, from several
-    random starts. Where a model has closed-form updates and the function is climbed by Adam,
+    random starts. Where a model has closed-form updates and the function is fitted by Adam,
     q(theta) stays at the factorized optimum. Source: Margossian & Blei (2024).
 
     Examples

@@ -127,7 +127,7 @@ class VariationalInference(
         parameters; LBFGS beside them ``2 * memory`` copies of all that it moves and, under a rule
         of nodes, tens of numbers for each row, node and latent; Newton works through the rows in
         pieces of up to about 1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in
-        search of other basins) numbers a row; Adam only those of a batch, and three copies of all
+        search of other optima) numbers a row; Adam only those of a batch, and three copies of all
         rows' parameters.
         """
         check_fork()

@@ -112,7 +112,7 @@ def falling(iteration):
 
 
 def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):
-    """Choose deterministic noise for an ELBO that was climbed with fresh draws.
+    """Choose deterministic noise for an ELBO that was maximised with fresh draws.
 
     For models that do not couple rows the rule does not depend on their number, so that no row's
     result depends on which others are there.

@@ -109,7 +109,7 @@ def _screened(objective, X, raw, raw_globals, frame):
 
 
 def _screen(objective, X, raw, raw_globals, frame):
-    """Return starts in the other basins of every row's ELBO, and the rows they belong to.
+    """Return starts near the other optima of every row's ELBO, and the rows they belong to.
 
     With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
     the ELBO of every (m, s) on the grid costs one small matrix product an axis.

@@ -39,8 +39,8 @@ class AmortizationGap:
         ``total`` divided by the absolute value of ``elbo_factorized``.
     elbo_amortized, elbo_factorized : float
         ELBO of the rows under either fit, by the amortized fit's noise rule. Should solving the
-        rows at the amortized q(theta) beat the factorized fit (one that stopped early, or in worse
-        basins), then that stands for the factorized optimum.
+        rows at the amortized q(theta) beat the factorized fit (one that stopped early, or at worse
+        optima), then that stands for the factorized optimum.
     standard_error : float
         Of ``total``, in nats, over scramblings of common quasi-random draws where the noise is
         draws; 0 where expectations are closed or by quadrature.

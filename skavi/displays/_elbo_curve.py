@@ -1,4 +1,4 @@
-"""How fits climbed: the log gap to the best ELBO that any of them reached."""
+"""How fits converged: the log gap to the best ELBO that any of them reached."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class Curve:
-    """One fit's climb.
+    """The ELBO of one fit, iteration by iteration.
 
     Attributes
     ----------

@@ -1,9 +1,9 @@
 """Hidden units that turn between two rows whose targets differ.
 
-Where two basins of a factor meet, the function must jump between neighbouring rows; random units
-seldom turn just there. These do: rows are drawn in pairs, by how much their targets differ, and
-some pairs are narrowed down to the two neighbouring rows between which the change is. A unit runs
-through its span between the rows of a pair, and a second one runs back.
+Where two optima of a row's factor are equally good, the function must jump between neighbouring
+rows; random units seldom turn just there. These do: rows are drawn in pairs, by how much their
+targets differ, and some pairs are narrowed down to the two neighbouring rows between which the
+change is. A unit runs through its span between the rows of a pair, and a second one runs back.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Closed forms of topic models: the bound, and the steps that climb it by rows and by topics."""
+"""Closed forms of topic models: the bound, and the steps that raise it by rows and by topics."""
 
 import copy
 from typing import Any
@@ -53,7 +53,7 @@ class LogisticNormal(HierarchicalModel):
         return tilted(globals_.mean.reshape(shape), globals_.sd.reshape(shape)).mT.contiguous()
 
     def local_optimum(self, globals_, X, family, start=None):
-        """Climb every row's bound to its optimum, or from `start` by a few steps."""
+        """Maximise every row's bound to its optimum, or from `start` by a few steps."""
         X = SparseRows.of(X)
         words, k = self._tilted_words(globals_), self.n_components
         mean = X.new_zeros(len(X), k) if start is None else start.mean.clone()
@@ -83,7 +83,7 @@ class LogisticNormal(HierarchicalModel):
         return softmax_step(counts, X.totals.unsqueeze(-1), loc, precision, mean, variance)
 
     def global_optimum(self, globals_, factors, X, weights):
-        """Climb the bound in every topic's logits, given how often each topic says each word."""
+        """Raise the bound in every topic's logits, given how often each topic says each word."""
         X = SparseRows.of(X)
         words, proportions = self._tilted_words(globals_), tilted(factors.mean, factors.sd)
         ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)

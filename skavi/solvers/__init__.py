@@ -1,4 +1,4 @@
-"""Solvers: how the ELBO is climbed."""
+"""Solvers: how the ELBO is maximised."""
 
 from skavi.solvers._adam import Adam
 from skavi.solvers._base import Memory, Outcome, Progress, Run, Solver

@@ -171,7 +171,7 @@ def unwatched(_):
 
 
 class Solver(Component):
-    """Climb a problem's ELBO from a state.
+    """Maximise a problem's ELBO from a state.
 
     Examples
     --------

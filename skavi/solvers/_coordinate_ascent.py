@@ -181,7 +181,7 @@ class _Sweeps:
         return self.objective.global_family.steps(self.objective.global_factor(raw_globals))
 
     def better_of(self, mixed, swept, memory):
-        """Return the mixed step if it climbs (to rounding), else the plain sweep."""
+        """Return the mixed step if the ELBO rises (to rounding), else the plain sweep."""
         value, start = memory.elbo, memory.raw
         if mixed is not None:
             raw, new = self.locals_and_elbo(mixed, start)
