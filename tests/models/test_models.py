@@ -18,7 +18,16 @@ from skavi import AmortizedVI, FactorizedVI
 from skavi.distributions import Flat, defaults_of, innermost, log_prob
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
+from skavi.models import (
+    BayesianDecoder,
+    FactorAnalysis,
+    LinearModel,
+    LocalLevel,
+    NonlinearModel,
+    RandomEffects,
+    SawTimeSeries,
+    TopicModel,
+)
 from skavi.objective import bind
 from skavi.solvers import LBFGS, CoordinateAscent
 
@@ -148,6 +157,128 @@ def test_predicted_means_are_those_of_simulations(name):
     columns = slice(0, 1) if isinstance(model, RandomEffects) else slice(None)
     left = left[:, columns]  # standard errors are given, not predicted
     assert (np.abs(left.mean(0)) < 4.5 * stats.sem(left)).all()
+
+
+# Priors are those that the documentation states
+
+SMALL, WEIGHTS = np.array([[0.0, 1.0], [2.0, 7.0], [4.0, 1.0]]), np.array([1.0, 2.0, 1.0])
+FLAT = "flat"
+
+
+def adapted(model, X=SMALL, weights=WEIGHTS):
+    """The model as a fit holds it, its open scales taken from these rows."""
+    return model.adapted(torch.as_tensor(X), torch.as_tensor(weights))
+
+
+def given_scales(**arguments):
+    scales = {"loading_scale": [0.5, 2.0], "mean_loc": [1.0, -1.0], "mean_scale": [3.0, 4.0]}
+    return FactorAnalysis(2, "diagonal", **scales, **arguments)
+
+
+LINEAR = {
+    "loadings": stats.norm(0, [[0.5], [2.0]]),
+    "mean": stats.norm([1.0, -1.0], [3.0, 4.0]),
+}
+VARIANCES = {"noise_variance": stats.invgamma(1.5, scale=np.array([0.2, 0.3]))}
+DEGREES, DISPERSION = stats.gamma(2, scale=1 / 0.1), stats.expon(scale=1)
+LAYERS = {f"{part}_{n}": stats.norm(0, 0.7) for n in range(3) for part in ("weight", "bias")}
+
+
+def decoder(likelihood="normal", **arguments):
+    return BayesianDecoder(2, (3, 4), likelihood, 0.7, **arguments)
+
+
+# name -> (model, its priors). Columns of SMALL have weighted means 2 and 4 and variances 2 and 9;
+# steps of the series 0, 1, 3 have the mean square 2.5, of which the prior's scale is a tenth.
+STATED = {
+    "linear": (LinearModel(), {"theta": FLAT}),
+    "nonlinear": (NonlinearModel(), {"theta": FLAT}),
+    "saw": (SawTimeSeries(), {"theta": FLAT}),
+    "random effects": (
+        RandomEffects(2.0, 0.5),
+        {"mu": stats.norm(0, 2.0), "tau": stats.halfcauchy(scale=0.5)},
+    ),
+    "half-normal": (
+        RandomEffects(2.0, 0.5, tau_prior="half_normal"),
+        {"mu": stats.norm(0, 2.0), "tau": stats.halfnorm(scale=0.5)},
+    ),
+    "normal": (
+        given_scales(noise_shape=1.5, noise_scale=[0.2, 0.3]),
+        {**VARIANCES, **LINEAR},
+    ),
+    "student_t": (
+        given_scales(likelihood="student_t", noise_shape=1.5, noise_scale=[0.2, 0.3]),
+        {"degrees_of_freedom": DEGREES, **VARIANCES, **LINEAR},
+    ),
+    "negative_binomial": (
+        given_scales(likelihood="negative_binomial"),
+        {"dispersion": stats.expon(scale=np.ones(2)), **LINEAR},
+    ),
+    "isotropic, from data": (
+        adapted(FactorAnalysis(1)),
+        {
+            "noise_variance": stats.invgamma(1, scale=0.055),
+            "loadings": stats.norm(0, [[5.5**0.5]] * 2),
+            "mean": stats.norm([2, 4], 10 * 5.5**0.5),
+        },
+    ),
+    "diagonal, from data": (
+        adapted(FactorAnalysis(1, "diagonal")),
+        {
+            "noise_variance": stats.invgamma(1, scale=np.array([0.02, 0.09])),
+            "loadings": stats.norm(0, [[2**0.5], [3]]),
+            "mean": stats.norm([2, 4], [10 * 2**0.5, 30]),
+        },
+    ),
+    "poisson, from data": (
+        adapted(FactorAnalysis(1, likelihood="poisson")),
+        {"loadings": stats.norm(0, np.ones((2, 1))), "mean": stats.norm(np.log([2, 4]), 3)},
+    ),
+    "bernoulli, from data": (
+        adapted(FactorAnalysis(1, likelihood="bernoulli"), SMALL / 8),
+        {
+            "loadings": stats.norm(0, np.ones((2, 1))),
+            "mean": stats.norm(np.log([1 / 3, 1]), 3),
+        },
+    ),
+    "decoder": (decoder(), LAYERS),
+    "decoder, noise": (
+        decoder(noise_sd=None),
+        {"noise_variance": stats.invgamma(1, scale=0.01), **LAYERS},
+    ),
+    "decoder, student_t": (
+        decoder("student_t"),
+        {"degrees_of_freedom": DEGREES, **LAYERS},
+    ),
+    "decoder, counts": (decoder("negative_binomial"), {"dispersion": DISPERSION, **LAYERS}),
+    "local level": (
+        adapted(LocalLevel(), np.array([[0.0], [1.0], [3.0]])),
+        dict.fromkeys(("level_variance", "noise_variance"), stats.invgamma(1, scale=0.25)),
+    ),
+    "topics": (
+        TopicModel(2, topic_loc=[0.5, -1.0], topic_scale=1.5),
+        {"topics": stats.norm([[0.5, -1.0]] * 2, 1.5)},
+    ),
+    "topics, from data": (  # words are said 8 and 16 times, and half a time more
+        adapted(TopicModel(2)),
+        {"topics": stats.norm([np.log([8.5 / 25, 16.5 / 25])] * 2, 2.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_priors_are_those_stated(name):
+    """Every number's log density, by scipy, at two points of every support."""
+    model, stated = STATED[name]
+    prior = model.global_prior(2)
+    assert list(prior) == list(stated)
+    for global_, distribution in prior.items():
+        shape = distribution.batch_shape + distribution.event_shape
+        for at in (0.3, 2.0):
+            ours = distribution.log_prob(torch.full(shape, at)).expand(shape)
+            truth = 0.0 if stated[global_] is FLAT else stated[global_].logpdf(at)
+            # Priors are built in single precision outside a fit.
+            np.testing.assert_allclose(ours, np.broadcast_to(truth, shape), rtol=1e-5, atol=1e-6)
 
 
 # Fits
