@@ -192,6 +192,33 @@ def test_expected_log_prior_agrees_with_draws(name, factors):
     assert abs(error) < 4 * stats.sem(values) + rule
 
 
+NORMALS = [
+    {"one": Normal(0.0, 1.0), "other": Normal(0.0, 3.0)},
+    {"one": Normal(0.5, 2.0), "other": Normal(-0.5, 2.0)},
+    {"one": Normal(0.5, 2.0), "other": Normal(0.5, 2.0)},
+    {"one": Normal(torch.zeros(3), 2.0), "flat": Flat(), "other": Normal(0.0, 2.0)},
+    {"one": Normal(torch.zeros(2), double(1.0, 3.0)), "other": Normal(0.0, 1.0)},
+    {"one": Normal(double(0.0, 1.0), 1.0), "other": Normal(torch.zeros(2, 2), 1.0)},
+    {"one": Independent(Normal(double(0.0, 0.0), double(1.0, 3.0)), 1), "other": Normal(0.0, 3.0)},
+]
+
+
+@pytest.mark.parametrize("prior", NORMALS, ids=range(len(NORMALS)))
+def test_normal_priors_side_by_side_keep_their_own_loc_and_scale(prior):
+    """E log N(u; m, s) = log N(mu; m, s) - sd^2 / 2 s^2 for u ~ N(mu, sd^2), number by number."""
+    space = GlobalSpace(prior)
+    mean, sd = random_u(space), 0.3 + 0.1 * torch.arange(space.size).double()
+    expected = 0.0
+    for name, where in space.slices.items():
+        base = innermost(prior[name])
+        if not isinstance(base, Flat):
+            loc, scale = (t.reshape(-1).numpy() for t in (base.loc, base.scale))
+            at = stats.norm(loc, scale).logpdf(mean[where].numpy())
+            expected += (at - sd[where].numpy() ** 2 / (2 * scale**2)).sum()
+    ours = space.expected_log_prior(DiagonalFactors(mean, sd))
+    assert float(ours) == pytest.approx(expected, rel=1e-7)  # scales in float32
+
+
 def test_start_is_the_prior_s_median_and_spread():
     space = GlobalSpace({"mu": Normal(double(3.0), 2.0), "sd": HalfCauchy(1.0), "flat": Flat()})
     centre, spread = space.start(torch.Generator().manual_seed(0))
