@@ -4,13 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
+from scipy.special import gammaln
 
 from closed_forms import ppca_log_evidence, ppca_posterior_missing
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.cells import Cells
+from skavi.distributions import defaults_of
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Polynomial
-from skavi.models import FactorAnalysis, LinearModel
+from skavi.models import BayesianDecoder, FactorAnalysis, LinearModel
 from skavi.noise import QuasiMonteCarlo
 from skavi.solvers import LBFGS, CoordinateAscent
 
@@ -187,6 +190,95 @@ def test_infinity_is_still_refused(estimator):
 def test_models_that_marginalise_nothing_refuse_holes():
     with pytest.raises(ValueError, match="Input X contains NaN"):
         FactorizedVI(LinearModel()).fit([[1.0], [np.nan]])
+
+
+# Exposure: the total of a row over what mean_loc expects of the cells that are there
+
+COUNTS = np.array([[40.0, 80.0, 30.0], [2.0, 1.0, 3.0], [np.nan, 9.0, 1.0], [0.0, 0.0, 0.0]])
+EXPECTED = np.array([1.0, 2.0, 3.0])  # by the prior's centre: 6 a row, 5 without the first cell
+EXPOSURE = np.array([[150 / 6], [6 / 6], [10 / 5], [0.5 / 6]])
+BIAS, LATENT = np.array([0.3, -0.2, 0.8]), np.array([[0.5], [-1.0], [0.0], [1.0]])
+COUNT_MODELS = {
+    "factor analysis": (
+        FactorAnalysis(1, loading_scale=1.0, mean_loc=np.log(EXPECTED), mean_scale=1.0),
+        {"loadings": torch.ones(3, 1), "mean": torch.as_tensor(BIAS)},
+    ),
+    "decoder": (  # the loc is added to the output
+        BayesianDecoder(1, (), output_loc=np.log(EXPECTED)),
+        {
+            "weight_0": torch.ones(1, 3),
+            "bias_0": torch.as_tensor(BIAS - np.log(EXPECTED)),
+        },
+    ),
+}
+
+
+def count_model(name, likelihood, exposure):
+    model, theta = COUNT_MODELS[name]
+    model = type(model)(**(model.get_params() | {"likelihood": likelihood, "exposure": exposure}))
+    theta = {name: value.double() for name, value in theta.items()}
+    return model, theta | {"dispersion": torch.tensor(0.4).double()}
+
+
+def distribution_of_counts(likelihood, rate):
+    """Of mean `rate`; negative binomial: of variance rate + 0.4 rate^2."""
+    if likelihood == "poisson":
+        return stats.poisson(rate)
+    return stats.nbinom(1 / 0.4, 1 / (1 + 0.4 * rate))
+
+
+@pytest.mark.parametrize("exposure", [None, "total", "unit"])
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+@pytest.mark.parametrize("name", COUNT_MODELS)
+def test_rates_are_the_exposure_times_exp_eta(name, likelihood, exposure):
+    """In densities, moments and replicated rows; not in `observation`, which has seen no row."""
+    model, theta = count_model(name, likelihood, exposure)
+    z, X = torch.as_tensor(LATENT), torch.as_tensor(COUNTS)
+    rate = np.exp(BIAS + LATENT)
+    alone = distribution_of_counts(likelihood, rate)
+    truth = distribution_of_counts(likelihood, rate if exposure == "unit" else rate * EXPOSURE)
+    density = np.nansum(truth.logpmf(COUNTS), axis=1)
+    np.testing.assert_allclose(model.log_likelihood(theta, z, X), density, rtol=1e-6)
+    mean, variance = model.cell_moments(theta, z, X)
+    np.testing.assert_allclose(mean, truth.mean(), rtol=1e-6)
+    np.testing.assert_allclose(variance, truth.var(), rtol=1e-6)
+    np.testing.assert_allclose(model.observation(z, theta).mean, alone.mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.predicted_mean(theta, z), alone.mean(), rtol=1e-6)
+    n = 4000
+    with torch.random.fork_rng(devices=[]), defaults_of(X):
+        torch.manual_seed(0)
+        drawn = model.replicate(theta, z.repeat(n, 1), X.repeat(n, 1)).numpy().reshape(n, 4, 3)
+        rows, Z = model.simulate(theta, n, 3)
+    error = (drawn.mean(0) - truth.mean()) / (truth.std() / n**0.5)
+    assert np.abs(error).max() < 4.5  # of 12 numbers
+    rate = np.exp(BIAS + Z.numpy())
+    left = (rows.numpy() - rate) / distribution_of_counts(likelihood, rate).std()
+    assert np.abs(left.mean(0)).max() < 4.5 / n**0.5
+
+
+@pytest.mark.parametrize("exposure", ["total", "unit"])
+def test_scores_of_counts_with_everything_linear_integrated_out(exposure):
+    """By Gauss-Hermite quadrature of z alone: given z, eta_d is normal under q(W_d, m_d).
+
+    E log p(x_d | z) = x_d (a_d + log e) - e exp(a_d + v_d / 2) - log x_d!, with a_d = E[W_d] z +
+    E[m_d], v_d = sd(W_d)^2 z^2 + sd(m_d)^2 and the row's exposure e.
+    """
+    rng = np.random.default_rng(0)
+    X = rng.poisson(EXPECTED * np.exp(rng.normal(size=(30, 1)))).astype(float)
+    scales = {"loading_scale": 1.0, "mean_loc": np.log(EXPECTED), "mean_scale": 1.0}
+    model = FactorAnalysis(1, likelihood="poisson", exposure=exposure, **scales)
+    vi = FactorizedVI(model, tol=1e-5, random_state=0).fit(X)
+    q, z = vi.global_posterior_, vi.posterior(X)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    at = z.mean + z.sd * nodes  # (row, node)
+    a = at[..., None] * q.mean["loadings"][:, 0] + q.mean["mean"]
+    v = (at[..., None] * q.sd["loadings"][:, 0]) ** 2 + q.sd["mean"] ** 2
+    e = np.maximum(X.sum(1), 0.5) / 6 if exposure == "total" else np.ones(30)
+    fit = X[:, None] * (a + np.log(e)[:, None, None]) - gammaln(X + 1)[:, None]
+    fit = (fit - e[:, None, None] * np.exp(a + v / 2)).sum(-1) @ (weights / weights.sum())
+    divergence = 0.5 * (z.mean**2 + z.sd**2 - 1)[:, 0] - np.log(z.sd[:, 0])
+    # The fit's own few nodes for z, refined to 1e-7 of the ELBO.
+    np.testing.assert_allclose(vi.score_samples(X), fit - divergence, atol=1e-4)
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "negative_binomial"])
