@@ -336,12 +336,12 @@ def test_decoders_learn_their_noise_if_asked():
 # The importance-weighted bound
 
 
-def known_ppca():
+def known_ppca(**arguments):
     """Rows, and a fit whose q(theta) has been put on the truth: sds of exp(-20)."""
     rng = np.random.default_rng(0)
     loadings, mean = rng.normal(size=(4, 2)), rng.normal(size=4)
     X = rng.normal(size=(30, 2)) @ loadings.T + mean + 0.7 * rng.normal(size=(30, 4))
-    vi = FactorizedVI(FactorAnalysis(2)).fit(X)
+    vi = FactorizedVI(FactorAnalysis(2), **arguments).fit(X)
     theta = {"loadings": loadings, "mean": mean, "noise_variance": np.float64(0.49)}
     space = vi.model_.global_space(torch.as_tensor(X))
     u = space.unconstrain({n: torch.as_tensor(v) for n, v in theta.items()})
@@ -371,6 +371,16 @@ def test_the_importance_weighted_bound_is_never_below_the_elbo():
     X, vi, _ = known_ppca()
     for n_draws in (8, 32, 512):
         assert (vi.score_samples(X, n_draws=n_draws) >= vi.score_samples(X) - 1e-9).all()
+
+
+@pytest.mark.parametrize("n_draws", [2, 3, 8, 9, 65])
+def test_where_q_is_the_posterior_every_weight_is_the_evidence(n_draws):
+    """p(x, z) / q(z) = p(x) at any z, so that the mean over any number of draws is p(x).
+
+    q(theta)'s sds of 2e-9 move a weight by some 1e-7.
+    """
+    X, vi, evidence = known_ppca(family=FullNormal())
+    np.testing.assert_allclose(vi.score_samples(X, n_draws=n_draws), evidence, atol=1e-6)
 
 
 def test_importance_weights_need_draws_and_independent_rows():
