@@ -12,6 +12,7 @@ from closed_forms import (
     linear_factorized,
     local_level_factorized,
     local_level_windowed_linear,
+    random_effects_meanfield_noncentred,
     saw_factorized,
     saw_linear,
 )
@@ -22,8 +23,10 @@ from skavi.models import (
     FactorAnalysis,
     GaussianProcess,
     HierarchicalModel,
+    LatentVariableModel,
     LinearModel,
     LocalLevel,
+    RandomEffects,
     SawTimeSeries,
 )
 from skavi.noise import MonteCarlo, QuasiMonteCarlo
@@ -221,6 +224,32 @@ def test_a_factorized_fit_that_stopped_early_makes_no_negative_gap(counts):
     assert gap.total == pytest.approx(best.total, abs=1e-6)
 
 
+def test_rows_solved_at_the_amortized_globals_stand_in_for_a_worse_fit(column):
+    """A fit of other rows has its q(theta) 50 away, and an ELBO hundreds of nats below.
+
+    The linear model's globals stand still, so that what rows gain alone is the whole gap.
+    """
+    amortized = AmortizedVI(LinearModel(), Constant()).fit(column)
+    far = FactorizedVI(LinearModel()).fit(column + 50)
+    gap = amortization_gap(amortized, column, far)
+    assert gap.total == pytest.approx(gap.per_row.sum(), rel=1e-6)  # tol: 1e-8 nats a row
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_fit_that_moves_the_globals_is_the_better_one(given):
+    """The independent mean-field optimum, above what rows gain at the amortized q(theta)."""
+    X = np.array(
+        [[28, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11], [18, 10], [12, 18]], dtype=float
+    )
+    model = RandomEffects(tau_scale=20.0)
+    amortized = AmortizedVI(model, Constant()).fit(X)
+    gap = amortization_gap(amortized, X, FactorizedVI(model).fit(X) if given else None)
+    best = random_effects_meanfield_noncentred(*X.T, tau_scale=20.0).elbo
+    assert gap.elbo_factorized == pytest.approx(best, abs=1e-5)  # tol, and nodes
+    assert gap.total == pytest.approx(best - amortized.elbo_, abs=1e-5)
+    assert gap.total > gap.per_row.sum() + 1e-3
+
+
 def test_the_fit_is_left_alone(column):
     vi = AmortizedVI(LinearModel(), Constant()).fit(column)
     before = vi.transform(column), vi.elbo_
@@ -244,6 +273,36 @@ def test_random_noise_has_a_standard_error(noise, counts):
     assert 0 < gap.standard_error < 0.05 * gap.total
     # The draws are also what the fits were solved on: their bias comes on top of the error.
     assert gap.total == pytest.approx(exact.total, abs=5 * gap.standard_error + 0.02 * exact.total)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_standard_error_is_that_of_the_mean_over_eight_scramblings():
+    """Of differences d_i by hand: the sd over n - 1, by the root of n.
+
+    The log joint is c k^2 more at its k-th call. A scrambling takes a call for the amortized fit,
+    and one for each of two rivals at the same optimum: the last is ahead by c (k + 2)^2 - c k^2 =
+    4 c (k + 1), and k goes up by 3, so that d_i = 12 c i + constant. All is below solvers' tol.
+    """
+    c, told = 1e-10, []
+
+    class Accelerating(LatentVariableModel):
+        def n_latents(self, n_features):
+            return 1
+
+        def global_prior(self, n_features):
+            return {}
+
+        def log_joint(self, theta, z, X):
+            told.append(c * len(told) ** 2)
+            return told[-1] - 0.5 * (z**2).sum()
+
+    rules = {"noise": MonteCarlo(4), "solver": Adam(), "max_iter": 2, "tol": 1e-6}
+    X = np.zeros((3, 1))
+    amortized = AmortizedVI(Accelerating(), Constant(), random_state=0, **rules).fit(X)
+    factorized = FactorizedVI(Accelerating(), random_state=0, **rules).fit(X)
+    gap = amortization_gap(amortized, X, factorized)
+    error = np.std(12 * c * np.arange(8), ddof=1) / np.sqrt(8)
+    assert gap.standard_error == pytest.approx(error, rel=1e-4)  # of ELBOs of some nats, rounded
 
 
 # Errors
