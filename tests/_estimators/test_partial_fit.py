@@ -116,6 +116,27 @@ def test_weights_count_rows_in_a_stream():
     assert weighted.elbo_ == pytest.approx(repeated.elbo_, abs=1e-4)
 
 
+def test_rows_that_stand_for_all_weigh_as_all():
+    """Of more than 2,000 rows some stand for the rest; theta is the weighted mean of all calls'.
+
+    The second call's rows are few, but heavy; their heavy half has another mean.
+    """
+    first = np.random.default_rng(0).normal(0.0, 1.5, size=(5000, 1))
+    second = np.random.default_rng(1).normal(4.0, 1.5, size=(2500, 1))
+    weights = np.where(np.arange(2500) % 2, 3.0, 1.0)
+    second[1::2] += 2.0
+    third = np.full((500, 1), -8.0)
+    vi = FactorizedVI(LinearModel()).partial_fit(first)
+    vi.partial_fit(second, sample_weight=weights).partial_fit(third)
+    X, weight = np.concatenate([first, second, third]), np.r_[np.ones(5000), weights, np.ones(500)]
+    full = FactorizedVI(LinearModel()).fit(X, sample_weight=weight).global_posterior_
+    assert full.mean["theta"] == pytest.approx(weight @ X[:, 0] / weight.sum(), abs=1e-6)
+    q = vi.global_posterior_
+    # As above: sqrt(2 * 1e-8 * 10^4) = 0.014 sds a call.
+    assert q.mean["theta"] == pytest.approx(full.mean["theta"], abs=0.05 * full.sd["theta"])
+    assert q.sd["theta"] == pytest.approx(full.sd["theta"], rel=5e-3)
+
+
 def test_a_stream_goes_on_after_pickling_and_from_a_plain_fit():
     X = drifting()
     vi = FactorizedVI(LinearModel()).partial_fit(X[:100])
