@@ -21,6 +21,7 @@ from skavi.inference_functions import Polynomial
 from skavi.models import (
     BayesianDecoder,
     FactorAnalysis,
+    GaussianProcess,
     LinearModel,
     LocalLevel,
     NonlinearModel,
@@ -28,6 +29,7 @@ from skavi.models import (
     SawTimeSeries,
     TopicModel,
 )
+from skavi.models._likelihoods import LIKELIHOODS
 from skavi.objective import bind
 from skavi.solvers import LBFGS, CoordinateAscent
 
@@ -279,6 +281,77 @@ def test_priors_are_those_stated(name):
             truth = 0.0 if stated[global_] is FLAT else stated[global_].logpdf(at)
             # Priors are built in single precision outside a fit.
             np.testing.assert_allclose(ours, np.broadcast_to(truth, shape), rtol=1e-5, atol=1e-6)
+
+
+# Replicated rows are those of the likelihood
+
+
+def of_cells(likelihood):
+    """Two columns, their globals but the noise's own."""
+    arguments = {"exposure": "unit"} if likelihood in ("poisson", "negative_binomial") else {}
+    scales = {"loading_scale": 1.0, "mean_loc": 0.0, "mean_scale": 1.0, "noise_scale": None}
+    if likelihood in ("normal", "student_t"):
+        scales["noise_scale"] = 1.0
+    return FactorAnalysis(1, likelihood=likelihood, **scales, **arguments), {
+        "loadings": [[0.7], [-0.4]],
+        "mean": [0.3, 0.1],
+        "noise_variance": 0.3,
+        "degrees_of_freedom": 5.0,
+        "dispersion": 0.4,
+    }
+
+
+REPLICATED = {
+    "linear": (LinearModel(), {"theta": 0.7}),
+    "nonlinear": (NonlinearModel(), {"theta": 0.7}),
+    "saw": (SawTimeSeries(), {"theta": 0.7}),
+    "local level": (LocalLevel(0.5, 0.7), {}),
+    "local level, latent variances": (LocalLevel(), {"noise_variance": 0.3}),
+    "random effects": (RandomEffects(), {"mu": 0.5, "tau": 2.0}),
+    "random effects, centred": (RandomEffects(centred=True), {"mu": 0.5, "tau": 2.0}),
+    "Gaussian process": (GaussianProcess(noise_sd=0.3), {}),
+    "Gaussian process, bernoulli": (GaussianProcess(likelihood="bernoulli"), {}),
+    "Gaussian process, poisson": (GaussianProcess(likelihood="poisson"), {}),
+    "decoder": (
+        BayesianDecoder(1, (2,), noise_sd=0.3),
+        {
+            "weight_0": [[0.7, -0.4]],
+            "bias_0": [0.2, 0.1],
+            "weight_1": [[1.0, -0.5], [0.5, 2.0]],
+            "bias_1": [0.0, 0.3],
+        },
+    ),
+    "topics": (TopicModel(2), {"topics": [[0.3, -0.5, 1.0], [0.0, 1.0, -1.0]]}),
+    **{name: of_cells(name) for name in LIKELIHOODS},
+}
+
+
+@pytest.mark.parametrize("name", REPLICATED)
+def test_replicated_rows_have_the_density_that_is_said(name):
+    """Bartlett's identities: s = d log p(x | z) / dz has mean 0 and E[s^2 + ds/dz] = 0.
+
+    The second sees the spread of x, which the first does not.
+    """
+    model, theta = REPLICATED[name]
+    theta = {n: torch.as_tensor(value, dtype=torch.float64) for n, value in theta.items()}
+    columns = 1 if name in ("linear", "nonlinear", "saw") or "level" in name else 2
+    X = torch.tensor([[3.0, 1.7], [2.0, 0.6], [1.0, 3.0]]).double()[:, :columns]
+    X = torch.tensor([[5.0, 2.0, 4.0]]).double() if name == "topics" else X
+    n, k = 8000, model.n_latents(columns)
+    z = torch.tensor([[0.4, -0.7], [1.3, 0.2], [-0.8, 0.5]]).double()[: len(X), :k].repeat(n, 1)
+    with torch.random.fork_rng(devices=[]), defaults_of(X):
+        torch.manual_seed(0)
+        drawn = model.replicate(theta, z, X.repeat(n, 1))
+    z.requires_grad_(True)
+    (score,) = torch.autograd.grad(
+        model.log_likelihood(theta, z, drawn).sum(), z, create_graph=True
+    )
+    curvature = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0] for part in score.mT]
+    second = torch.stack([c[:, i] for i, c in enumerate(curvature)], 1) + score**2
+    for values in (score, second):
+        values = values.detach().numpy().reshape(n, -1)
+        sem = np.maximum(stats.sem(values), 1e-12)
+        assert np.abs(values.mean(0) / sem).max() < 4.5  # of at most 6 numbers
 
 
 # Fits

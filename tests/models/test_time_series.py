@@ -304,6 +304,33 @@ def test_the_normal_gaussian_process_is_exact():
     np.testing.assert_allclose(latents.sd[:, 0], np.diag(precision) ** -0.5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("amplitude", [0.6, 2.0])
+@pytest.mark.parametrize("lengthscale", [0.5, 1.5])
+def test_gaussian_processes_are_of_their_amplitude_and_lengthscale(amplitude, lengthscale):
+    """log p(z, y) by scipy, with k(t, t') = a^2 exp(-(t - t')^2 / 2 l^2), and simulated moments."""
+    t, y, z = np.array([0.0, 0.4, 1.5]), np.array([0.3, -1.0, 0.7]), np.array([0.2, 0.1, -0.5])
+    model = GaussianProcess(lengthscale, amplitude, noise_sd=0.4)
+
+    def covariance(t):
+        return amplitude**2 * np.exp(-((t[:, None] - t) ** 2) / (2 * lengthscale**2))
+
+    truth = stats.multivariate_normal(np.zeros(3), covariance(t)).logpdf(z)
+    truth += stats.norm(z, 0.4).logpdf(y).sum()
+    X, Z = torch.as_tensor(np.column_stack([t, y])), torch.as_tensor(z)[:, None]
+    assert float(model.log_joint({}, Z, X)) == pytest.approx(truth, abs=1e-5)  # the jitter
+    with torch.random.fork_rng(devices=[]), defaults_of(X):
+        torch.manual_seed(0)
+        drawn = [model.simulate({}, 3) for _ in range(2000)]
+    times = drawn[0][0][:, 0].numpy()
+    np.testing.assert_allclose(times, 0.5 * lengthscale * np.arange(3))
+    z = np.stack([z.numpy()[:, 0] for _, z in drawn])
+    products = z[:, :, None] * z[:, None, :]
+    error = np.abs(products.mean(0) - covariance(times)) / stats.sem(products)
+    assert error.max() < 4.5  # of 6 numbers
+    noise = np.stack([X.numpy()[:, 1] for X, _ in drawn]) - z
+    assert noise.std() == pytest.approx(0.4, rel=4.5 / (2 * 6000) ** 0.5)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
