@@ -161,6 +161,16 @@ def test_a_stream_in_minibatches_with_fresh_draws(dtype):
     assert stream.elbo_se_ > 0
 
 
+def test_errors_of_all_calls_add_up_in_squares():
+    """A call of a row has a far smaller error than the first of 300, which is not forgotten."""
+    arguments = {"noise": MonteCarlo(4), "solver": Adam(), "max_iter": 5, "random_state": 0}
+    vi = FactorizedVI(FactorAnalysis(1), **arguments)
+    with pytest.warns(UserWarning, match="did not converge"):
+        first = vi.partial_fit(table(300)).elbo_se_
+        both = vi.partial_fit(table(1)).elbo_se_
+    assert 0 < first < both < 1.5 * first
+
+
 @BOTH
 def test_scikit_learn_checks_of_partial_fit(estimator):
     vi = estimator(random_state=0)

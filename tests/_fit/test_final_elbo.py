@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from skavi import FactorizedVI
-from skavi.models import LatentVariableModel
+from skavi import AmortizedVI, FactorizedVI
+from skavi.inference_functions import Polynomial
+from skavi.models import FactorAnalysis, LatentVariableModel
 from skavi.noise import MonteCarlo
 from skavi.solvers import Adam
 
@@ -33,3 +34,19 @@ def test_the_standard_error_is_that_of_the_mean_of_the_evaluations(step, n_evalu
         vi.fit(np.zeros((2, 1)))
     error = np.std(told[-n_evaluations:], ddof=1) / np.sqrt(n_evaluations)
     assert vi.elbo_se_ == pytest.approx(error, rel=1e-9)  # rounding
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("estimator", [FactorizedVI, AmortizedVI])
+def test_rows_in_parts_weigh_as_they_do_at_once(estimator, monkeypatch):
+    """The same draws, of 31 rows at a time and of all: sums differ by rounding only."""
+    X, weights = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 4.0
+    function = {"inference_function": Polynomial(1)} if estimator is AmortizedVI else {}
+
+    def elbo(budget):
+        monkeypatch.setattr("skavi._fit.final_elbo._CHUNK_BUDGET", budget)
+        noise, solver = MonteCarlo(2), Adam()
+        vi = estimator(FactorAnalysis(1), noise=noise, solver=solver, max_iter=3, **function)
+        return vi.set_params(random_state=0).fit(X, sample_weight=weights).elbo_
+
+    assert elbo(500) == pytest.approx(elbo(960), rel=1e-12)
