@@ -45,6 +45,28 @@ class KnownNormal(HierarchicalModel):
         return Normal(z.sum(-1, keepdim=True), 1.0)
 
 
+class KnownMean(HierarchicalModel):
+    """theta ~ N(0, 0.5^2), x ~ N(theta, 1), z ~ N(0, 1) apart: mean-field q is the posterior."""
+
+    def n_latents(self, n_features):
+        return 1
+
+    def global_prior(self, n_features):
+        return {"theta": Normal(0.0, 0.5)}
+
+    def local_prior(self, theta):
+        return Normal(torch.zeros(1), 1.0)
+
+    def likelihood(self, z, theta):
+        return Normal(theta["theta"] + 0 * z, 1.0)
+
+
+def test_the_globals_prior_is_part_of_the_joint_weights():
+    """All weights are the evidence; without the prior they would vary with theta."""
+    vi = FactorizedVI(KnownMean(), tol=1e-12).fit(X)
+    assert psis_khat(vi, X, n_draws=200, random_state=0).joint == -math.inf
+
+
 def test_khat_is_the_librarys_on_the_same_weights():
     """The draws again, in the order in which they are made, with scipy's densities for weights."""
     vi = FactorizedVI(LinearModel()).fit(X)

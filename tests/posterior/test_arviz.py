@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
 from skavi import AmortizedVI, FactorizedVI
@@ -78,6 +79,26 @@ def test_a_summary_has_the_draws_means(data_and_tree):
     )
     assert len(means) == len(summary)
     np.testing.assert_allclose(np.sort(summary["mean"].astype(float)), np.sort(means), rtol=1e-9)
+
+
+def test_densities_of_draws_are_those_of_scipy():
+    """Both on the scale where q is normal: log tau, of density p(tau) tau."""
+    vi = FactorizedVI(RandomEffects()).fit(SCHOOLS)
+    tree = vi.to_arviz(SCHOOLS, n_draws=20, random_state=0)
+    mu, tau = (tree["posterior"][name].values[0] for name in ("mu", "tau"))
+    z = tree["posterior"]["z"].values[0, :, :, 0]
+    of_rows = stats.norm(mu[:, None] + tau[:, None] * z, SCHOOLS[:, 1]).logpdf(SCHOOLS[:, 0])
+    prior = stats.norm(0, 5).logpdf(mu) + stats.halfcauchy(scale=5).logpdf(tau) + np.log(tau)
+    lp = (of_rows + stats.norm.logpdf(z)).sum(1) + prior
+    latents, q = vi.posterior(SCHOOLS), vi.global_posterior_
+    mean, sd = q.unconstrained_mean, q.unconstrained_sd
+    log_q = stats.norm(latents.mean[:, 0], latents.sd[:, 0]).logpdf(z).sum(1)
+    log_q += stats.norm(mean["mu"], sd["mu"]).logpdf(mu)
+    log_q += stats.norm(mean["tau"], sd["tau"]).logpdf(np.log(tau))
+    # Priors' scales are single precision.
+    np.testing.assert_allclose(tree["log_likelihood"]["x"].values[0], of_rows, rtol=1e-9)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"].values[0], lp, rtol=1e-6)
+    np.testing.assert_allclose(tree["sample_stats"]["log_q"].values[0], log_q, rtol=1e-9)
 
 
 def test_loo_judges_every_row(data_and_tree):
