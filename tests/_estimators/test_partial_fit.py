@@ -161,6 +161,15 @@ def test_a_stream_in_minibatches_with_fresh_draws(dtype):
     assert stream.elbo_se_ > 0
 
 
+def test_the_curve_of_a_call_goes_on_from_the_elbo_of_those_before():
+    """Exact expectations: what the solver saw last is what is stated."""
+    vi = FactorizedVI(LinearModel(), random_state=0).partial_fit(drifting(60))
+    first = vi.elbo_
+    vi.partial_fit(drifting(40, seed=1))
+    assert vi.elbo_curve_[-1] == pytest.approx(vi.elbo_, rel=1e-12)  # rounding
+    assert vi.elbo_ < first - 40  # more than a nat a row: the density's constant alone
+
+
 def test_errors_of_all_calls_add_up_in_squares():
     """A call of a row has a far smaller error than the first of 300, which is not forgotten."""
     arguments = {"noise": MonteCarlo(4), "solver": Adam(), "max_iter": 5, "random_state": 0}
