@@ -18,7 +18,7 @@ from skavi.distributed import shard
 from skavi.inference_functions import MLP, Polynomial
 from skavi.models import BayesianDecoder, FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
 from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
-from skavi.solvers import LBFGS, Adam
+from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
 
 
 def _wave(n):
@@ -120,6 +120,37 @@ CASES = {
 }
 
 
+def _short(model, solver, function=None, **arguments):
+    given = {"solver": solver, "max_iter": 3} | arguments
+    if function is None:
+        return _quick(FactorizedVI, model, **given)
+    return _quick(AmortizedVI, model, function, **given)
+
+
+#: Fits that stop far from the optimum, where what they tell of it is more than rounding.
+SHORT = {
+    "short, Newton": (_studies(120), _short(RandomEffects(), Newton()), True),
+    "short, LBFGS": (_studies(120), _short(RandomEffects(), LBFGS()), True),
+    "short, coordinate ascent": (
+        _plane(150, True),
+        _short(FactorAnalysis(2, "diagonal"), CoordinateAscent()),
+        True,
+    ),
+    "short, Adam": (_studies(120), _short(RandomEffects(), Adam(), noise=MonteCarlo(2)), True),
+    "short, batches": (
+        _studies(120),
+        _short(RandomEffects(), Adam(batch_size=20), noise=MonteCarlo(2)),
+        True,
+    ),
+    "short, polynomial": (_wave(230), _short(NonlinearModel(), Newton(), Polynomial(2)), True),
+    "short, network": (
+        _wave(230),
+        _short(NonlinearModel(), Adam(), MLP((4,), "tanh"), noise=MonteCarlo(2)),
+        True,
+    ),
+}
+
+
 def weights_of(X, weighted):
     """Return the weights of a case's rows, or None."""
     return np.random.default_rng(5).integers(1, 4, size=len(X)) * 1.0 if weighted else None
@@ -129,6 +160,12 @@ def numbers(vi):
     """Return what a fit has found, as lists of numbers."""
     found = {**vi._parameters, "globals": vi._raw_globals, "elbo": vi.elbo_}
     return {name: np.asarray(value, dtype=float).tolist() for name, value in found.items()}
+
+
+def told(vi):
+    """Return what a fit says of its course and of how far it has come."""
+    names = ("elbo_curve_", "elbo_se_", "suboptimality_", "gradient_norm_", "n_iter_", "converged_")
+    return {name: np.asarray(getattr(vi, name), dtype=float).tolist() for name in names}
 
 
 def uneven(n, size):
@@ -142,7 +179,7 @@ def main(folder, names):
     torch.set_num_threads(1)
     rank, size, results = os.environ["RANK"], int(os.environ["WORLD_SIZE"]), {}
     for name in names or CASES:
-        X, vi, weighted = CASES[name]
+        X, vi, weighted = (CASES | SHORT)[name]
         path, sizes = folder / f"{rank}.npy", uneven(len(X), size)
         np.save(path, X)
         weights = weights_of(X, weighted)
@@ -150,7 +187,7 @@ def main(folder, names):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             vi.fit(shard(path, sizes), sample_weight=own)
-        results[name] = numbers(vi)
+        results[name] = numbers(vi) | told(vi)
     (folder / f"rank-{rank}.json").write_text(json.dumps(results))
 
 

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 
 import skavi
-from rank_cases import CASES, numbers, uneven, weights_of
+from rank_cases import CASES, SHORT, numbers, told, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
 from skavi._data.ranks import Ranks, shared_by_ranks
 from skavi._estimators.joint_fit import _described, check_joint
@@ -86,10 +86,32 @@ def test_ranks_with_uneven_shards_find_what_one_process_does(size, names, tmp_pa
     for name in names:
         rows, vi, weighted = CASES[name]
         one = numbers(clone(vi).fit(rows, sample_weight=weights_of(rows, weighted)))
-        assert set(one) == set(ranks[0][name])
+        assert set(one) <= set(ranks[0][name])
         for key, value in one.items():
             scale = np.abs(value).max()
             assert_allclose(ranks[0][name][key], value, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_ranks_tell_of_their_fit_what_one_process_does(tmp_path):
+    """Curves, errors, gradients and suboptimalities, after a few steps that rounding hardly moves.
+
+    Ranks agree to the bit; with one process to 1e-6, as above, and where a finer rule of noise says
+    what is left to 1e-4, for it says so to a hundredth of tol.
+    """
+    done = run_ranks(2, TESTS / "rank_cases.py", tmp_path, *SHORT)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    for name, (rows, vi, weighted) in SHORT.items():
+        one = told(clone(vi).fit(rows, sample_weight=weights_of(rows, weighted)))
+        assert not one["converged_"]
+        for key, value in one.items():
+            rtol = 1e-4 if key == "suboptimality_" else 1e-6
+            assert_allclose(
+                ranks[0][name][key], value, rtol=rtol, atol=1e-9, err_msg=f"{name} {key}"
+            )
 
 
 def test_shares_of_uneven_shards_add_up():
