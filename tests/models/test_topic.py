@@ -350,6 +350,25 @@ def test_topics_and_proportions_are_recovered(fitted):
     assert np.sqrt(np.mean((shares - PROPORTIONS) ** 2)) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_word_probabilities_are_expected_ones():
+    """Against the mean over draws of q(topics), whose sds are larger the rarer a word is.
+
+    The ratio of expectations is right to a few in a hundred with 200 words, and so are means of
+    4,000 draws; at the topics' means rare words would have a tenth too little.
+    """
+    rates = np.r_[np.full(20, 10.0), np.full(180, 0.05)]
+    documents = np.random.default_rng(0).poisson(rates, size=(10, 200)).astype(float)
+    vi = FactorizedVI(TopicModel(2), max_iter=5, random_state=0).fit(documents)
+    logits = vi.global_posterior_.sample(4000, random_state=0)["topics"]
+    expected = softmax(logits, -1).mean(0)
+    found = vi.model_.word_probabilities(vi.global_posterior_)
+    np.testing.assert_allclose(found.sum(-1), 1.0)
+    assert np.abs((found / expected)[:, 20:].mean(-1) - 1).max() < 0.03
+    at_means = softmax(vi.global_posterior_.mean["topics"], -1)
+    assert (at_means / expected)[:, 20:].mean(-1).max() < 0.9
+
+
 def test_dense_and_sparse_are_one(fitted):
     again = type(fitted)(TopicModel(3), random_state=0).fit(scipy.sparse.csr_array(X))
     assert again.elbo_ == fitted.elbo_
