@@ -171,11 +171,11 @@ def test_the_curve_of_a_call_goes_on_from_the_elbo_of_those_before():
 
 
 def test_errors_of_all_calls_add_up_in_squares():
-    """A call of a row has a far smaller error than the first of 300, which is not forgotten."""
+    """A call of a row has a far smaller error than the first of 100, which is not forgotten."""
     arguments = {"noise": MonteCarlo(4), "solver": Adam(), "max_iter": 5, "random_state": 0}
     vi = FactorizedVI(FactorAnalysis(1), **arguments)
     with pytest.warns(UserWarning, match="did not converge"):
-        first = vi.partial_fit(table(300)).elbo_se_
+        first = vi.partial_fit(table(100)).elbo_se_
         both = vi.partial_fit(table(1)).elbo_se_
     assert 0 < first < both < 1.5 * first
 
