@@ -160,6 +160,25 @@ def _misses(scores):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_elbos_before_and_after_a_refinement_are_not_compared():
+    """By hand: a finer rule's ELBOs are lower, and the best of them is the one put back."""
+
+    class Fit:
+        elbo = None
+
+    callback, estimator, told = EarlyStopping(patience=2), Fit(), []
+    callback.setup(estimator, None)
+    course = [(0, -10.0), (0, -9.0), (1, -20.0), (1, -19.0), (1, -18.0), (1, -18.5)]
+    for i, (stage, elbo) in enumerate(course, 1):
+        iterate, metadata = Fit(), {"elbo": elbo, "iteration": i, "stage": stage}
+        iterate.elbo = elbo
+        fitted = {"metadata": metadata, "fitted_estimator": iterate}
+        told.append(callback.on_fit_task_end(estimator, None, **fitted))
+    callback.on_fit_task_end(estimator, None)
+    assert not any(told)
+    assert estimator.elbo == -18.0
+
+
 def test_the_elbo_of_a_restored_iterate_is_evaluated_anew(overfitting):
     vi, train, held_out = overfitting
     vi.set_params(noise=MonteCarlo(2))
