@@ -1,5 +1,6 @@
 """What makes two fits the same: every parameter and the data, as text that can be compared."""
 
+import functools
 import hashlib
 import re
 from typing import Any
@@ -58,10 +59,22 @@ def described_value(value: Any) -> str:
     if hasattr(value, "get_params"):
         return _name(type(value))  # its parameters are listed by themselves
     if callable(value):
-        code = getattr(value, "__code__", None)
-        inside = "" if code is None else _hash(code.co_code + _steady(code.co_consts).encode())
-        return f"{_name(value)} {inside}".rstrip()
+        return f"{_name(value)} {_behaviour(value)}".rstrip()
     return _steady(value)
+
+
+def _behaviour(function) -> str:
+    """Return a text that differs where a function's code, names or enclosed values do."""
+    if isinstance(function, functools.partial):
+        return described_value([function.func, function.args, function.keywords])
+    code = getattr(function, "__code__", None)
+    if code is None:
+        state = getattr(function, "__dict__", None)  # an object that can be called
+        return described_value(dict(state)) if state and not isinstance(function, type) else ""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [cells, function.__defaults__ or (), function.__kwdefaults__ or {}]
+    texts = [_steady(code.co_consts), repr(code.co_names), described_value(values)]
+    return _hash(code.co_code + "".join(texts).encode())
 
 
 def _steady(value):

@@ -14,7 +14,7 @@ def _table(n):
 def test_representatives_weigh_as_much_as_all_and_each_by_its_own_weight():
     """In proportion to the weights they came with; spread evenly, ends included."""
     rows = _table(5000)
-    few = rows.representatives(ordered=False)
+    few = rows.thinned()
     index = few.X[:, 0].long()
     assert len(few) == 2000
     assert (index[0], index[-1]) == (0, 4999)
@@ -25,7 +25,7 @@ def test_representatives_weigh_as_much_as_all_and_each_by_its_own_weight():
 
 def test_few_rows_stand_for_themselves_and_series_are_cut_off():
     rows = _table(2000)
-    assert rows.representatives(ordered=False) is rows
-    few = _table(2001).representatives(ordered=True)
+    assert rows.thinned() is rows
+    few = _table(2001).first()
     torch.testing.assert_close(few.weights, _table(2001).weights[:2000], rtol=0, atol=0)
     assert few.X[-1] == 1999
