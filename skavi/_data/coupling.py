@@ -39,6 +39,10 @@ class Coupling:
         """Return rows, equal ones once where that may be, and the index that makes X of them."""
         return X, torch.arange(len(X), device=X.device)
 
+    def needed_for(self, index: Tensor) -> Tensor | None:
+        """Return the rows that must be evaluated with those at `index`; None: all."""
+        return None
+
     def n_colours(self, n_rows: int) -> int:
         """Count groups of rows that meet in no term: every so-manieth row can move at once."""
         raise NotImplementedError
@@ -113,6 +117,9 @@ class Independent(Coupling):
 
     def distinct(self, X):
         return distinct(X)
+
+    def needed_for(self, index):
+        return index
 
     def n_colours(self, n_rows):
         return 1

@@ -31,6 +31,7 @@ class FittedEstimator:
 
     @property
     def _fitted_model(self) -> FittedModel:
+        check_is_fitted(self)
         return FittedModel(
             model=self.model_,
             family=self.family_,

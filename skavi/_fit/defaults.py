@@ -66,8 +66,8 @@ def budget(setting: Setting) -> int:
     Newton's systems of tables and linear functions are put together piece by piece, so only time
     limits them.
     """
-    in_pieces = setting.function is not None and setting.function.linear
-    return _MOST_NUMBERS if in_pieces and setting.coupling.independent else BUDGET
+    in_pieces = setting.function is not None and Newton().works_in_pieces(setting)
+    return _MOST_NUMBERS if in_pieces else BUDGET
 
 
 def default_noise(setting: Setting) -> Noise:

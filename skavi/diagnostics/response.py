@@ -18,6 +18,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skavi._curvature import Blocks, arrow_derivatives, dense_derivatives, eliminate
+from skavi._data import coupling
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
@@ -150,13 +151,11 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     if fit.parameters:
         factorized = unfitted(estimator, estimator).fit(X, sample_weight=sample_weight)
         fit = fitted_model(factorized)
+    respond = _BY_COUPLING[type(fit.model.coupling)]
+    _check(fit.objective, rows, respond)
     here = fit.at(rows)
     problem = replace(here.problem, frozen_globals=False)
-    _check_size(problem)
-    apart = problem.objective.model.coupling.separable
-    blocks, inverse, suboptimality = (_of_rows if apart else _of_coupled)(
-        problem, here.raw, here.raw_globals
-    )
+    blocks, inverse, suboptimality = respond(problem, here.raw, here.raw_globals)
     if suboptimality > _FAR:
         warn(
             f"The ELBO is about {suboptimality:.1e} nats below its maximum, where linear response "
@@ -166,20 +165,19 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     return _result(here, blocks, inverse, suboptimality)
 
 
-def _check_size(problem):
-    objective, weights = problem.objective, problem.rows.weights
-    name = type(objective.model).__name__
+def _check(objective, rows, respond):
+    name, weights = type(objective.model).__name__, rows.weights
     if not bool((weights > 0).all()):
         raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
     unknowns = objective.global_family.n_parameters(objective.space.size)
-    if not objective.model.coupling.separable:
-        unknowns = problem.setting.n_unknowns
+    if respond is _of_coupled:
+        unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
         if not bool((weights == 1).all()):
             raise ValueError(f"{name} couples its rows: sample_weight must be one.")
     if unknowns > _MOST_UNKNOWNS:
         raise ValueError(
-            f"{name} has {unknowns} variational parameters that meet in one "
-            f"matrix, but linear_response takes up to {_MOST_UNKNOWNS}."
+            f"{name} has {unknowns} variational parameters that meet in one matrix, but "
+            f"linear_response takes up to {_MOST_UNKNOWNS}."
         )
 
 
@@ -214,6 +212,14 @@ def _of_coupled(problem, raw, raw_globals):
     among = inverse[: n * p, : n * p].reshape(n, p, n, p)
     blocks = among[torch.arange(n), :, torch.arange(n)]
     return blocks, inverse[n * p :, n * p :], decrement
+
+
+_BY_COUPLING = {
+    coupling.Independent: _of_rows,
+    coupling.Series: _of_rows,
+    coupling.Chain: _of_coupled,
+    coupling.Joint: _of_coupled,
+}
 
 
 @contextmanager

@@ -29,8 +29,6 @@ class InferenceFunction(Component):
     True
     """
 
-    #: Whether raw factors are linear in what a fit moves.
-    linear: bool = False
     #: Whether `start` comes near its targets by regression.
     regressed: bool = True
     #: How many random starts to choose from; 1 where a start is not random.

@@ -13,8 +13,6 @@ from skavi.inference_functions._regression import least_squares
 class LinearFunction(InferenceFunction):
     """Outputs ``features @ coefficients``."""
 
-    linear = True
-
     def n_parameters(self, n_features, n_outputs):
         return n_features * n_outputs
 

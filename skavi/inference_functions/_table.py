@@ -15,7 +15,6 @@ class Table(InferenceFunction):
     Table()
     """
 
-    linear = True
     learning_rate = 0.05
     context = (0, 0)
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from skavi._data import coupling as kinds
 from skavi._data.coupling import Coupling
 from skavi._data.ranks import over_ranks
 from skavi._numerics.sums import add_up
-from skavi.inference_functions import Table
+from skavi.inference_functions import InferenceFunction, Table
 from skavi.inference_functions._linear import LinearFunction
 from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
 from skavi.solvers._loss import remaining
@@ -78,13 +77,18 @@ class Newton(Solver):
         system = system_of(setting.function, setting.coupling)
         return system is not None and system.suits(setting)
 
+    def works_in_pieces(self, setting):
+        """Say whether its system is put together of pieces of rows: of any size, but for time."""
+        system = system_of(setting.function, setting.coupling)
+        return system is not None and system.in_pieces and setting.coupling.independent
+
     @over_ranks
     def begin(self, problem, state, tol):
         return _Ascent(problem, state, tol)
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched):
-        separable = problem.objective.model.coupling.separable
-        if problem.frozen_globals and state.n_owned and separable:
+        system = system_of(problem.function, problem.objective.model.coupling)
+        if problem.frozen_globals and system is Arrow:
             return _solve_rows(problem, state, tol, max_iter)
         return super().solve(problem, state, tol, max_iter, progress)
 
@@ -98,28 +102,23 @@ class Newton(Solver):
         return outcome.suboptimality
 
 
-@singledispatch
+#: The system of each kind of function (the nearest of its classes counts) under each coupling.
+_SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
+    Table: {
+        kinds.Independent: Arrow,
+        kinds.Series: Arrow,
+        kinds.Chain: Chain,
+        kinds.Joint: Coupled,
+    },
+    LinearFunction: {kinds.Independent: Linear, kinds.Series: Linear},
+    InferenceFunction: {kinds.Independent: Network, kinds.Series: Network},
+}
+
+
 def system_of(function, coupling: Coupling) -> Any:
     """Return the kind of system on which Newton fits a function, None if there is none."""
-    return Network if coupling.separable else None
-
-
-@system_of.register
-def _(function: LinearFunction, coupling):
-    return Linear if coupling.separable else None
-
-
-@system_of.register
-def _(function: Table, coupling):
-    return _TABLE_SYSTEMS[type(coupling)]
-
-
-_TABLE_SYSTEMS: dict[type[Coupling], type[System]] = {
-    kinds.Independent: Arrow,
-    kinds.Series: Arrow,
-    kinds.Chain: Chain,
-    kinds.Joint: Coupled,
-}
+    kind = next(kind for kind in type(function).__mro__ if kind in _SYSTEMS)
+    return _SYSTEMS[kind].get(type(coupling))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +206,16 @@ class _Ascent(Run):
 def _solve_rows(problem, state, tol, max_iter):
     """Solve every row on its own, q(theta) given; rows that have converged are left in peace."""
     raw, raw_globals = state.raw_locals.clone(), state.raw_globals
-    apart = problem.objective.model.coupling.independent
+    coupling = problem.objective.model.coupling
     everyone = torch.arange(len(raw), device=raw.device)
     active, decrement = everyone, raw.new_full((len(raw),), math.inf)
     longest = raw.new_ones(len(raw))
     n_iter = 0
     while len(active) and n_iter < max_iter:
         n_iter += 1
-        system = Arrow(problem.restricted(active) if apart else problem)
-        which = active if apart else everyone
+        needed = coupling.needed_for(active)
+        system = Arrow(problem if needed is None else problem.restricted(needed))
+        which = everyone if needed is None else needed
         step = system.step(raw[which], raw_globals)
         raw[which], gained = system.move_rows(raw[which], raw_globals, step, longest[which])
         decrement[which] = step.row_decrement

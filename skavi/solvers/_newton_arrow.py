@@ -39,6 +39,8 @@ class ArrowStep(Step):
 class Arrow(System):
     """Every row with a factor of its own: linear time in their number."""
 
+    in_pieces = True
+
     @classmethod
     def suits(cls, setting):
         return setting.small

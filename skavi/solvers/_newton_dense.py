@@ -15,6 +15,8 @@ _MAX_LINEAR_PARAMETERS = 1000
 class Linear(System):
     """A function linear in its parameters: all of them, and the globals, in one system."""
 
+    in_pieces = True
+
     def __init__(self, problem):
         super().__init__(problem)
         self.basis = problem.features

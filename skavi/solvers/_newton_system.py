@@ -68,6 +68,8 @@ class System(ABC):
 
     #: How much of the curvature's size a first step adds to it.
     first_damping: float = 0.0
+    #: Whether it is put together of pieces of rows.
+    in_pieces: bool = False
     #: Whether a step leaves out curvature, so that its decrement is no estimate of what is left.
     damped: bool = False
 
