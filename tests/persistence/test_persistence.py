@@ -440,14 +440,14 @@ def test_a_file_of_an_earlier_tree_still_opens(name):
     np.testing.assert_allclose(fit.score(said["X"]), said["score"], rtol=1e-8)
 
 
-def test_the_earlier_files_hold_every_kind_of_component():
-    kinds = {re.search(r"skavi\.(\w+)", name)[1] for name in COMPONENTS}
+def test_the_earlier_files_hold_every_class_of_then():
+    """All 26 components that there were; later ones need no file of an earlier tree."""
     found = set()
     for name in EARLIER:
         header, _ = read_archive(FILES / f"{name}.skavi")
         found |= set(re.findall(r"skavi\.\w+\.\w+", json.dumps(header)))
-    assert found == set(COMPONENTS), set(COMPONENTS) - found
-    assert {name.split(".")[1] for name in found} == kinds
+    assert len(found) == 26
+    assert found <= set(COMPONENTS)
 
 
 def test_another_version_warns_and_loads(tmp_path):
