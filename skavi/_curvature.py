@@ -19,8 +19,11 @@ from torch import Tensor
 from skavi._numerics.aligned import aligned
 from skavi._numerics.sums import add_up
 
+#: Least curvature where one is negative. As a floor for all curvatures it cost 468 iterations
+#: instead of 7 (5f64aa0).
 _FLOOR = 1e-3
 _COLOURS = 3  # rows this far apart have no neighbour in common
+#: Lifts of the diagonal, each 4 times the last: from 1e-6 to 7e10 times its largest entry.
 _LIFTS = 30
 
 

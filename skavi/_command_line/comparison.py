@@ -16,6 +16,7 @@ from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
 from skavi.models import FactorAnalysis
 
+#: Share of the rows to test on. Not measured: a usual split.
 TEST_FRACTION = 0.3
 
 

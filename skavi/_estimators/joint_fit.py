@@ -17,6 +17,7 @@ _READ_ALL_ROWS = {
     InferenceFunction: ("fit_inputs", "start"),
     Solver: ("begin",),
 }
+#: Relative: ranks agree to the last bit, so a larger difference is a defect.
 _SAME = 1e-6
 
 

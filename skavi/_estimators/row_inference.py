@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.base import TransformerMixin
 
+from skavi._data.blockwise import COPIED_ROWS
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole import is_whole
@@ -13,8 +14,6 @@ from skavi._platform.memory import require_memory_of_rows
 from skavi.posterior import LatentPosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
-
-_PIECE = 131_072
 
 
 # set_output reaches what a TransformerMixin defines itself
@@ -59,7 +58,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         """Call a method of the fit on pieces of many rows: what it holds beside X is bounded."""
         X, fit = self._validated(X), self._fitted_model
         n = X.shape[0]
-        pieces = fit.model.coupling.pieces(n, _PIECE)
+        pieces = fit.model.coupling.pieces(n, COPIED_ROWS)
         if len(pieces) == 1:
             return method(fit, X)
         results = None

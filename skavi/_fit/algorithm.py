@@ -24,6 +24,8 @@ from skavi.objective import Objective
 from skavi.solvers import Outcome, Setting, Solver, State
 from skavi.solvers._base import unwatched
 
+#: Iterations of the factorized fit from which a function starts: it need not be exact. Not
+#: measured: order of magnitude.
 _REFERENCE_ITERATIONS = 200
 
 

@@ -27,18 +27,55 @@ from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, Noise,
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting, Solver
 
-#: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold.
+#: Numbers (rows x nodes x latents a row) that one evaluation of a deterministic ELBO may hold:
+#: 64 MB an array, of which autograd holds several; beyond, fresh draws and Adam. Not measured.
 BUDGET = 8_000_000
+#: Dimensions (latents of a row + drawn globals) up to which product quadrature is chosen: 81
+#: nodes (3 each) are fewer than the 256 Sobol points, the 243 of one more dimension hardly.
 _MAX_PRODUCT_DIMENSION = 4
-_MAX_NARROW_DIMENSION, _MAX_WIDE_LATENTS = 5, 2
+#: One dimension more where latents are few, since 3 nodes are enough for a narrow q(theta): two
+#: Bernoulli items end within 10 tol (test_suboptimality); 4,096 Sobol points cost more.
+_MAX_NARROW_DIMENSION = 5
+#: Latents of these dimensions at most: each may need up to 24 nodes. Not measured alone.
+_MAX_WIDE_LATENTS = 2
+#: Drawn globals: in more dimensions Sobol points are hardly better than random ones, so fresh
+#: draws and Adam are chosen. Not measured (2,000 before b7ea308).
 _MAX_QUASI_GLOBALS = 100
+#: Sobol points: the largest rule that refinement reaches; Bernoulli items were then 1.9e-4 nats
+#: off, a tenth of what is allowed (7168335).
 _MAX_DRAWS = 4096
+#: Dimensions of randomly turned spheres, beyond which draws are independent: a random rotation
+#: takes d ** 3 operations, here 1e9. The limit itself is not measured.
 _MAX_TURNED_DIMENSION = 1000
+#: Globals, beyond which sweeps are not mixed: mixing holds 34 copies of q(theta)'s parameters,
+#: 27 MB here.
 _MAX_MIXED_GLOBALS = 50_000
+#: Globals, beyond which functions take Adam on minibatches, since a step on all rows is slow.
+#: Not measured: order of magnitude.
 _MAX_FULL_GLOBALS = 20_000
+#: Steps after which a falling learning rate is half of the first one. Not measured alone; such
+#: fits of topics end after 400 steps (topics.json).
 _FALLING = 100
+#: Rows a step of Adam: the minibatch of the paper's decoder (Margossian & Blei 2024).
 _BATCH = 1000
+#: The same as BUDGET where Newton's system is put together in pieces, so that only time counts:
+#: about 3 minutes an iteration, at 0.17 us a number (scaling.json).
 _MOST_NUMBERS = 1_000_000_000
+#: Nodes a dimension of the first product rule: exact for polynomials of degree 5, and refined
+#: where that is too coarse.
+_FIRST_NODES = 3
+#: Sobol points of the first rule: 128 pairs, refined where they are too few. Not measured.
+_FIRST_DRAWS = 256
+#: Times the mean variance: equal variances differ by rounding, and none of them should count.
+_ABOVE_AVERAGE = 1.0001
+#: Components of the default model: as many as can be read. Not measured.
+_MOST_COMPONENTS = 20
+#: Units a layer at least; networks of 4 and more come within 1 % of factorized VI
+#: (nonlinear.json).
+_FEWEST_UNITS = 16
+#: Draws for each dimension: two spheres at least, with two ends of each axis (Genz & Monahan
+#: 1998).
+_DRAWS_PER_DIMENSION = 4
 
 
 def default_model(X, weights):
@@ -46,8 +83,8 @@ def default_model(X, weights):
     cells = Cells.of(X)
     mean, _ = cells.mean_and_variance(weights)
     variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, torch.ones_like(mean)))
-    above = int((variances > 1.0001 * variances.mean()).sum())
-    return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, 20)))
+    above = int((variances > _ABOVE_AVERAGE * variances.mean()).sum())
+    return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, _MOST_COMPONENTS)))
 
 
 def default_function(n_outputs, model):
@@ -57,7 +94,7 @@ def default_function(n_outputs, model):
     numbers than the factor has means, and comes near them.
     """
     sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
-    return MLP(hidden_layer_sizes=tuple(max(16, size) for size in sizes))
+    return MLP(hidden_layer_sizes=tuple(max(_FEWEST_UNITS, size) for size in sizes))
 
 
 def budget(setting: Setting) -> int:
@@ -78,11 +115,10 @@ def default_noise(setting: Setting) -> Noise:
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most = budget(setting)
     narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
-    if dimension <= _MAX_PRODUCT_DIMENSION or narrow:  # three nodes do for so many globals
-        n_nodes = 3
-        if n_rows * n_latents * n_nodes**dimension <= most:
-            return GaussHermite(n_nodes)
-    n_draws = 256
+    few = dimension <= _MAX_PRODUCT_DIMENSION or narrow
+    if few and n_rows * n_latents * _FIRST_NODES**dimension <= most:
+        return GaussHermite(_FIRST_NODES)
+    n_draws = _FIRST_DRAWS
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
         n_draws *= 2  # more pairs than dimensions: covariances are exact
     if n_rows * n_latents * n_draws <= most and objective.n_drawn_globals <= _MAX_QUASI_GLOBALS:
@@ -120,7 +156,7 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     dimension = _dimension(objective, n_rows)
     if dimension > _MAX_TURNED_DIMENSION:
         return FixedDraws(n_draws, seed)
-    return TurnedSpheres(max(n_draws, 4 * dimension), seed)  # two spheres at least
+    return TurnedSpheres(max(n_draws, _DRAWS_PER_DIMENSION * dimension), seed)
 
 
 def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:

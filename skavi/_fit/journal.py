@@ -23,6 +23,8 @@ from skavi._platform.version import __version__
 from skavi.solvers import Progress, Run
 
 _KIND = "skavi checkpoint 2"
+#: Relative: threads change sums by less than this (determinism.rst); more means other code or
+#: data.
 _SAME_DENSITY = 1e-9
 
 #: In the place of what a step came to, where it has not been done.

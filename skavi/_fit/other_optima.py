@@ -11,22 +11,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from skavi._data.blockwise import SCREENED_CELLS, SCREENED_ELBOS, SCREENED_ROWS
 from skavi._data.rows import Rows, cells_a_row
 from skavi._fit.iterates import ROUGH
 from skavi.families import DiagonalFactors
 from skavi.solvers import Newton, State
 
+#: Latents a row: the grid has 33 ** 2 points with two, and would have 36,000 with three.
 _MAX_LATENTS = 2
+#: Grid points an axis, by latents a row: with these, 10,000 rows reach the optimum of an
+#: exhaustive search (nonlinear.json).
 _POINTS = {1: 201, 2: 33}
+#: Sds to try, in grid steps: 1 to 16, each sqrt(2) times the one before; Newton then finds the
+#: exact one.
 _WIDTHS = tuple(2.0 ** (i / 2) for i in range(9))
+#: Nats: stands for a density that is not finite; far below any real one, and still safe to add.
 _LOWEST = -1e12
+#: Sds each way from the middle of the prior: a normal has 1e-15 of its mass beyond 8.
 _REACH = 8.0
+#: Starts a row: enough to reach the optimum of an exhaustive search (nonlinear.json).
 _CANDIDATES = 4
+#: Nats below the best peak of the grid: lower peaks are left out (12 before; nonlinear.json).
 _COMPARABLE = 4.0
+#: Newton steps a start: about 10 are usual, the rest is for hard rows. Not measured: order of
+#: magnitude.
 _LOCAL_ITERATIONS = 50
-_MOST_ROWS = 20_000
-_NUMBERS = 1_000_000  # of the ELBOs that are screened at once: they should stay in the cache
-_CELLS = 200_000  # of X, at all points that are looked at in one evaluation
+#: Rounds of moving rows and solving again; they end when no row moves. Not measured: order of
+#: magnitude.
 _MAX_ROUNDS = 5
 
 
@@ -52,7 +63,7 @@ def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tenso
 
 def _moved(problem, raw, raw_globals, tol, frame):
     objective = problem.objective
-    if len(raw) > _MOST_ROWS:
+    if len(raw) > SCREENED_ROWS:
         return _in_pieces(problem, raw, raw_globals, tol, frame)
     starts, owner = _screened(objective, problem.rows.X, raw, raw_globals, frame)
     if not len(owner):
@@ -77,7 +88,7 @@ def _moved(problem, raw, raw_globals, tol, frame):
 def _in_pieces(problem, raw, raw_globals, tol, frame):
     """Look piece by piece: Newton's method holds hundreds of numbers a start."""
     moved, any_moved = raw.clone(), False
-    for part in torch.arange(len(raw), device=raw.device).split(_MOST_ROWS):
+    for part in torch.arange(len(raw), device=raw.device).split(SCREENED_ROWS):
         better = _moved(problem.restricted(part), raw[part], raw_globals, tol, frame)
         if better is not None:
             moved[part], any_moved = better, True
@@ -98,7 +109,7 @@ def _frame(problem, raw, raw_globals):
 def _screened(objective, X, raw, raw_globals, frame):
     """Return what `_screen` does of all rows, a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
-    size = max(1, _NUMBERS // (_POINTS[k] ** k * len(_WIDTHS)))
+    size = max(1, SCREENED_ELBOS // (_POINTS[k] ** k * len(_WIDTHS)))
     for first in range(0, len(raw), size):
         part = slice(first, first + size)
         starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame)
@@ -154,7 +165,7 @@ def _with_several(density, n_latents):
 
 def _densities(model, theta, points, X):
     """Return the log density of every row at every point, shape (n_rows, n_points)."""
-    n, at_once = len(X), max(1, _CELLS // max(1, len(X) * cells_a_row(X)))
+    n, at_once = len(X), max(1, SCREENED_CELLS // max(1, len(X) * cells_a_row(X)))
     everyone = torch.arange(n, device=points.device)
     values = [
         model.log_terms(theta, some.repeat_interleave(n, 0), X[everyone.repeat(len(some))])

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from skavi._data.blockwise import EVALUATED_NUMBERS
 from skavi._data.rows import Rows, windows
 from skavi._numerics.sums import inner
 from skavi.inference_functions import InferenceFunction
@@ -16,9 +17,6 @@ from skavi.models import LatentVariableModel
 from skavi.noise import Nodes, Noise
 from skavi.objective import Objective
 from skavi.solvers import Setting, State
-
-#: Numbers (rows x nodes x latents a row) that are evaluated at once: they should stay in the cache.
-_NUMBERS = 400_000
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Problem:
         if not self.noise.deterministic:
             return [slice(0, n)]
         n_nodes = 1 if self.nodes is None else len(self.nodes.weights)
-        size = max(1, _NUMBERS // (n_nodes * self.objective.n_latents))
+        size = max(1, EVALUATED_NUMBERS // (n_nodes * self.objective.n_latents))
         return self.objective.model.coupling.pieces(n, size)
 
     def elbo(self, state: State) -> Tensor:

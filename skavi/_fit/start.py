@@ -8,6 +8,8 @@ from skavi.families import DiagonalFactors, NormalFactors
 from skavi.objective import Objective
 from skavi.solvers import State
 
+#: Of the prior's spread: q(theta) starts narrower than the prior, as data will make it. Not
+#: measured: order of magnitude.
 _SD = 0.1
 
 

@@ -31,7 +31,9 @@ from skavi.models._global_space import GlobalSpace
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Solver
 
-_MOST_UNKNOWNS = 1000  # of q(theta), for its curvature to be taken
+#: Parameters of q(theta) up to which its curvature is computed: a matrix of 8 MB, one backward
+#: pass for each of its rows.
+_MOST_UNKNOWNS = 1000
 
 
 class Remembered(GlobalSpace):

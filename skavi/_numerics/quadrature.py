@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import ndtri, roots_genlaguerre, roots_hermitenorm
 from scipy.stats import qmc
 
+#: Dimensions for which scipy's Sobol points have direction numbers (Joe & Kuo 2008).
 SOBOL_MAX_DIMENSION = 21201
 _LAST_BY_NUMPY = 150  # nodes; its weights overflow beyond 370 or so
 

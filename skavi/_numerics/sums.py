@@ -8,7 +8,11 @@ optimum slopes cancel, and steps along them would carry that rounding on.
 import torch
 from torch import Tensor
 
-_FEW, _BLOCK = 32_768, 4096  # torch splits no sum of fewer numbers
+#: Numbers: torch splits no sum of fewer between threads (its GRAIN_SIZE).
+_FEW = 32_768
+#: Numbers summed at once: 32 KB, a first-level cache; sums of 100,000 are right to 1e-15
+#: (test_sums).
+_BLOCK = 4096
 
 
 def add_up(numbers: Tensor) -> Tensor:

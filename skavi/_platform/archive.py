@@ -24,10 +24,16 @@ _HEADER = "header.json"
 _DIGEST = len(hashlib.sha256().hexdigest())
 _NAME = re.compile(r"[A-Za-z0-9_]+([./-][A-Za-z0-9_]+)*")
 _KINDS = {"|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"}
+#: Bytes (64 GiB): a file that claims more is refused before memory is allocated.
 _LARGEST = 1 << 36
+#: Bytes (1 MiB) read at once for the checksum. Not measured: order of magnitude.
 _CHUNK = 1 << 20
+#: Seconds (an hour): no write takes so long, so the process that left the temporary file has
+#: ended.
 _OLD = 3600.0
+#: The earliest date that a zip can hold, so that equal contents give equal bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+#: Flags of os.open: create a file, fail if it exists, and translate no line ends on Windows.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 # Temporary files that this process is writing, and numbers for more of them.

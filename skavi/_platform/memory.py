@@ -11,6 +11,7 @@ from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 
+#: Bytes of a float64, the type of all fits.
 _BYTES = 8
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

@@ -7,7 +7,10 @@ from pathlib import Path
 from skavi._numerics.whole import is_whole
 from skavi._platform.archive import check_writable
 
-_SHARE, _SHORTEST = 0.05, 1.0
+#: Share of the time that saves may cost, as the docstring promises (test_checkpoint).
+_SHARE = 0.05
+#: Seconds between saves: a killed process loses about a second of work.
+_SHORTEST = 1.0
 
 
 class Checkpoint:

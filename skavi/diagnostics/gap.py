@@ -17,7 +17,10 @@ from skavi._platform.html import html_table
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
 
+#: Sets of draws for the standard error: 7 degrees of freedom, as for the final ELBO.
 _N_SCRAMBLES = 8
+#: Iterations of L-BFGS on the factors of some rows: far more than usual. Not measured: order of
+#: magnitude.
 _MAX_ITER = 1000
 
 

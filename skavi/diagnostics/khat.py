@@ -14,6 +14,7 @@ from skavi.posterior._draws import FittedPosterior, check_draws
 
 #: Below this q is near enough for estimates under the posterior at any number of draws.
 GOOD = 0.5
+#: Draws: with 100 the threshold 1 - 1 / log10(draws) is 0.5, as GOOD is.
 _FEWEST_DRAWS = 100
 #: Nats: weights that vary by less are all alike, whatever the shape of their rounding errors.
 _CONSTANT = 1e-5

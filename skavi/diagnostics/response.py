@@ -25,8 +25,12 @@ from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import unfitted
 
+#: Parameters in one dense matrix: 128 MB, and 2e10 operations to solve.
 _MOST_UNKNOWNS = 4000
+#: Nats below the optimum, above which sds may be off: linear response holds at the optimum
+#: only. Not measured: order of magnitude.
 _FAR = 1e-2
+#: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN = 10
 
 

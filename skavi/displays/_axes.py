@@ -71,9 +71,11 @@ def column_of(X, feature):
     return X[:, feature], f"feature {feature}"
 
 
-#: Where a legend covers no data: above the axes, or to their right.
+#: Where a legend covers no data, above the axes: (0, 1) is the upper left corner.
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+#: Where a legend covers no data, to the right of the axes.
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": 1}
+#: Characters: two labels of this length fit side by side above a figure. Judged by eye.
 _SHORT = 30
 
 

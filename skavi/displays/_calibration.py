@@ -6,6 +6,7 @@ from scipy.stats import binom
 from skavi.diagnostics.simulation_based_calibration import calibration
 from skavi.displays._axes import Display, colour
 
+#: Histograms that are drawn: more make the legend too long. Judged by eye.
 _MOST = 5
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from skavi.displays._axes import DASHES, Display, colour, counted, named
 
+#: Relative: a fall by less is rounding, and the line does not break there.
 _ROUNDING = 1e-10
 
 

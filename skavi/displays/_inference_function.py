@@ -6,6 +6,7 @@ from sklearn.base import clone
 from skavi._estimators.factorized import FactorizedVI
 from skavi.displays._axes import Display, colour, column_of
 
+#: Points of the line: about one for each pixel across the axes.
 _N_GRID = 400
 
 

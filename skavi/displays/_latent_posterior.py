@@ -4,9 +4,13 @@ import numpy as np
 
 from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, colour, legend
 
-#: Half-widths in sds: of the ellipse that holds 50 % of a plane, the interval of 90 % of a line.
-_ELLIPSE, _INTERVAL = 1.17741, 1.644854
+#: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
+_ELLIPSE = 1.17741
+#: Half-width in sds of the interval that holds 90 % of a normal: its 95 % quantile.
+_INTERVAL = 1.644854
+#: Classes that a legend names: more do not fit beside the axes. Judged by eye.
 _MOST_LABELS = 40
+#: Rows that get a label each: 40 need 7.6 inches, at 0.17 inches a row. Judged by eye.
 _MOST_ROWS = 40
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from skavi._data.ranks import LostRankError
 
+#: Seconds between looks at the workers: short beside a start of seconds, and cheap.
 _PAUSE = 0.02
 _GRACE = 5.0  # seconds that the others have to report once one has failed
+#: Lines of a dead worker's error output that are shown: the end of a traceback.
 _LAST_LINES = 10
 
 

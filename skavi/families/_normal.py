@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skavi._component import Component
 
+#: log(2 pi), the constant of a normal log density (twice, in nats).
 LOG_2PI = math.log(2 * math.pi)
 #: Natural length of a step of a point, on the unconstrained scale.
 _POINT_STEP = 0.1

@@ -9,11 +9,18 @@ change is. A unit runs through its span between the rows of a pair, and a second
 import torch
 from torch import Tensor
 
-_CANDIDATES = 1000  # pairs to choose from
+#: Pairs of rows to choose from: many times as many as units. Not measured: order of magnitude.
+_CANDIDATES = 1000
+#: Halvings of a pair at most: 2 ** -40 is 1e-12, a distance at which rows coincide.
 _HALVINGS = 40
-_BETWEEN = 0.9  # of half the pair's distance: a row nearer to the middle lies between
+#: Of half the pair's distance: a row nearer to the middle lies between. Below 1, so that pairs
+#: shrink.
+_BETWEEN = 0.9
+#: Of the largest distance: nearer rows are equal up to rounding (1e-16, after some sums).
 _COINCIDE = 1e-12
-_MARGIN = 0.25  # of a pair's distance, at either end: no row is where a unit turns
+#: Of a pair's distance, at either end: a unit turns between rows, never at one
+#: (test_turning_units).
+_MARGIN = 0.25
 
 
 def turning_units(

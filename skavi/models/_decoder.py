@@ -12,6 +12,7 @@ from skavi._numerics.whole import is_whole
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel
 
+#: Slope of a unit below zero, as in the paper's decoder (Margossian & Blei 2024).
 _SLOPE = 0.2
 
 

@@ -27,9 +27,15 @@ from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
 from skavi.families import NormalFactors
 
+#: Gauss-Hermite nodes: E log HalfCauchy to 1e-9 nats at an sd of 1 (log scale), 2e-5 at 2.
 N_PRIOR_NODES = 40
+#: Sobol points for priors of vectors: means and covariances are exact. Not measured: order of
+#: magnitude.
 N_PRIOR_DRAWS = 256
+#: Gauss-Hermite nodes: the mean of a softplus to 1e-11 at an sd of 2.
 N_MOMENT_NODES = 64
+#: Sobol points for vectors: 204 of them lie below the 5 % quantile. Not measured: order of
+#: magnitude.
 N_MOMENT_DRAWS = 4096
 
 

@@ -21,6 +21,7 @@ from skavi.persistence._write import ESTIMATORS, describe
 
 __all__ = ["SavedVersionWarning", "load", "save"]
 
+#: Version of the file format: raise it when an older skavi could not read the file.
 SCHEMA = 1
 _FORMAT = "skavi estimator"
 

@@ -16,6 +16,7 @@ from skavi.families import Family
 from skavi.models import LatentVariableModel
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
 
+#: Numbers of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_NUMBERS = 10
 
 

@@ -12,7 +12,10 @@ from skavi._platform.random_state import private_state
 from skavi.posterior._arviz import data_tree, row_labels
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
 
-_SHOWN_ROWS, _SHOWN_LATENTS = 10, 6
+#: Rows of the table in a notebook, which a screen shows without scrolling.
+_SHOWN_ROWS = 10
+#: Latents of the table in a notebook: as many columns as fit the page.
+_SHOWN_LATENTS = 6
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,11 @@ from skavi.distributions import defaults_of
 from skavi.noise import FixedDraws, QuasiMonteCarlo
 from skavi.objective import Objective
 
-_BLOCK = 8  # rows
+#: Rows: matrix products treat a shorter last block differently; 8 float64 fill a register of
+#: AVX-512.
+_BLOCK = 8
+#: Draws of theta and z for predictive moments, as many as `default_noise` starts with. Not
+#: measured.
 _N_DRAWS = 256
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+#: The median and the ends of the 90 % interval.
 SHOWN_QUANTILES = (0.05, 0.5, 0.95)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+#: Decay of the first and second moment: the defaults of Kingma & Ba (2015).
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-6  # nats: slopes below it are no direction to go, but mostly rounding
 _FUSED = {"cpu", "cuda"}

@@ -11,8 +11,16 @@ from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._conjugate_gradients import newton_step
 from skavi.solvers._loss import Loss
 
-_SUFFICIENT, _CURVATURE = 1e-4, 0.9
+#: Of the slope: least decrease of a step, the first Wolfe condition (Nocedal & Wright 2006,
+#: 3.1).
+_SUFFICIENT = 1e-4
+#: Of the slope: what may be left of it, the second Wolfe condition (Nocedal & Wright 2006,
+#: 3.1).
+_CURVATURE = 0.9
+#: Trials of a line search: each lengthens the step 4 times or cuts the interval. Not measured:
+#: order of magnitude.
 _MAX_TRIALS = 30
+#: Small gains in a row before the Hessian is used: a single one may be an accident.
 _CALM = 2
 
 

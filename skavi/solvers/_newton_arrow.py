@@ -12,8 +12,11 @@ from skavi._numerics.sums import add_up
 from skavi.solvers._newton_system import LONGEST_LOG_STEP, Move, Step, System
 from skavi.solvers._state import State
 
+#: Ratio of the lengths that are tried: 1, 1/4, 1/16 cover a wide range in few evaluations.
 _SHRINK = 0.25
-_LENGTHS = (*(_SHRINK**trial for trial in range(8)), 0.0)  # of theta's step
+#: Lengths of theta's step.
+_LENGTHS = (*(_SHRINK**trial for trial in range(8)), 0.0)
+#: Lengths of each row's step.
 _ROW_LENGTHS = (1.0, _SHRINK, _SHRINK**2)
 
 

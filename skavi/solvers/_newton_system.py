@@ -11,9 +11,14 @@ from torch import Tensor
 from skavi._numerics.sums import add_up
 from skavi.solvers._state import State
 
+#: Factor of a step that does not gain.
 _SHRINK = 0.25
+#: Lengths that are tried: the last is 2e-7 of the step.
 _TRIALS = 12
+#: Globals: each adds two backward passes a step, and two numbers for each row parameter. Not
+#: measured.
 _MAX_GLOBALS = 400
+#: Longest step of a log sd: an sd changes by a factor of exp(2) = 7.4 at most.
 LONGEST_LOG_STEP = 2.0
 
 

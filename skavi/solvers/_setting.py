@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+#: Globals up to which Newton is chosen: each of the two parameters of q is one backward pass a
+#: step. Not measured.
 _MAX_NEWTON_GLOBALS = 40
+#: Latents a row up to which Newton is chosen: each adds two backward passes, and a row's block
+#: has (2 x latents) ** 2 numbers. Not measured.
 _MAX_NEWTON_LATENTS = 10
+#: Unknowns of one dense system of all rows: one backward pass a step for each. Not measured.
 FEW_UNKNOWNS = 600
 
 

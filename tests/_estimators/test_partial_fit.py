@@ -227,7 +227,7 @@ def test_many_rows_are_transformed_in_pieces(monkeypatch, tmp_path, estimator):
     whole, scores = vi.transform(X), vi.score_samples(X)
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
-    monkeypatch.setattr(row_inference, "_PIECE", 64)
+    monkeypatch.setattr(row_inference, "COPIED_ROWS", 64)
     assert np.allclose(vi.transform(mapped), whole, rtol=1e-6)
     assert np.allclose(vi.score_samples(mapped), scores, rtol=1e-9)
 
@@ -237,7 +237,7 @@ def test_an_error_in_a_later_piece_says_where_its_rows_begin(monkeypatch):
     X = np.random.default_rng(0).poisson(3.0, size=(200, 4)).astype(float)
     vi.fit(X[:100])
     X[150, 2] = -1.0
-    monkeypatch.setattr(row_inference, "_PIECE", 64)
+    monkeypatch.setattr(row_inference, "COPIED_ROWS", 64)
     with pytest.raises(ValueError, match="row 22") as caught:
         vi.transform(X)
     assert caught.value.__notes__ == ["Rows are counted from row 128 of X."]

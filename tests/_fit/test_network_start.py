@@ -98,7 +98,7 @@ def test_many_rows_start_in_pieces(monkeypatch):
     """The pull is of the rows, piece by piece or at once: the same start to rounding."""
     problem, targets, globals_, _ = _nonlinear_problem(60, width=2)
     whole = best_start(problem, targets, globals_)
-    monkeypatch.setattr("skavi._fit.problem._NUMBERS", 500)
+    monkeypatch.setattr("skavi._fit.problem.EVALUATED_NUMBERS", 500)
     problem.generator.manual_seed(0)
     pieces = best_start(problem, targets, globals_)
     for name, value in whole.shared.items():

@@ -63,7 +63,7 @@ def test_the_final_elbo_of_a_stochastic_fit_is_within_its_error(monkeypatch, bud
     """Beside the closed form of the same q, whether all rows fit one part or not."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 1)) @ np.ones((1, 4)) + 0.5 * rng.normal(size=(120, 4))
-    monkeypatch.setattr(final_elbo, "_CHUNK_BUDGET", budget)
+    monkeypatch.setattr(final_elbo, "FINAL_CELLS", budget)
     vi = AmortizedVI(
         FactorAnalysis(1), MLP((8,)), noise=MonteCarlo(), solver=Adam(schedule=_short), max_iter=300
     )

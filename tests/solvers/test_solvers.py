@@ -285,7 +285,7 @@ def test_rows_in_pieces_are_the_rows_at_once(function, monkeypatch):
         return AmortizedVI(model, function).fit(COLUMN)
 
     whole = fitted()
-    monkeypatch.setattr("skavi._fit.problem._NUMBERS", 500)
+    monkeypatch.setattr("skavi._fit.problem.EVALUATED_NUMBERS", 500)
     pieces = fitted()
     assert len(pieces._fitted_model.frozen_problem(pieces._rows(COLUMN)).parts()) > 5
     assert pieces.n_iter_ == whole.n_iter_
