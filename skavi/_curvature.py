@@ -72,12 +72,12 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     """
     row_steps, steps = natural_lengths(problem, raw, raw_globals)
     n_global = 0 if problem.frozen_globals else raw_globals.numel()
-    pieces = [_plain_arrow(problem, raw, raw_globals, part) for part in problem.parts()]
+    pieces = [_differentiate_part(problem, raw, raw_globals, part) for part in problem.parts()]
     g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
     sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
     g_globals, H_globals = (problem.rows.group.sum(each) for each in sums)
     if not problem.frozen_globals:
-        slope, curvature = _of_global_term(problem.objective, raw_globals)
+        slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
         g_globals, H_globals = g_globals + slope, H_globals + curvature
     used = steps[:n_global]
     return Derivatives(
@@ -91,7 +91,7 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     )
 
 
-def _plain_arrow(problem, raw, raw_globals, part):
+def _differentiate_part(problem, raw, raw_globals, part):
     """Derivatives of some rows' terms in plain units: g, H, C; sums over them for globals."""
     weights, whole = problem.rows.weights[part], len(raw)
     some = problem if part == slice(0, whole) else problem.restricted(part)
@@ -112,7 +112,7 @@ def _plain_arrow(problem, raw, raw_globals, part):
     return g, H, C, g_globals, torch.stack([border[1] for border in borders])
 
 
-def _of_global_term(objective, raw_globals):
+def _differentiate_global_term(objective, raw_globals):
     with torch.enable_grad():
         raw_globals = raw_globals.detach().requires_grad_(True)
         value = objective.global_term(raw_globals)
@@ -149,7 +149,7 @@ def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     return Derivatives(
         g=slopes[0].detach().reshape(-1) * lengths,
         g_globals=g_globals * used,
-        H=_scaled(band, lengths),
+        H=_scale_band(band, lengths),
         C=C.detach() * lengths.unsqueeze(-1) * used,
         H_globals=H_globals * used * used.unsqueeze(-1),
         row_steps=row_steps,
@@ -171,7 +171,7 @@ def _put(band: Tensor, column: Tensor, colour: int, p: int) -> None:
         band[upper - distance, before * n_row + p] = column[before - 1, q]
 
 
-def _scaled(band: Tensor, lengths: Tensor) -> Tensor:
+def _scale_band(band: Tensor, lengths: Tensor) -> Tensor:
     """Measure every unknown in its own natural length."""
     upper, size = len(band) - 1, len(lengths)
     scaled = band * lengths

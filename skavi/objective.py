@@ -82,9 +82,9 @@ class Objective:
 
         For a model known only by its log joint: its expectation plus all entropies, a scalar.
         """
-        factors, globals_ = self.local_factors(raw), self.global_factor(raw_globals)
+        factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         try:
-            expected = self.expected_log_terms(factors, globals_, X, nodes)
+            expected = self.expected_log_terms(factors, q_theta, X, nodes)
         except ValueError as error:
             if not refuses_parameters(error):
                 raise
@@ -94,7 +94,7 @@ class Objective:
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
-    def expected_log_terms(self, factors, globals_, X, nodes):
+    def expected_log_terms(self, factors, q_theta, X, nodes):
         """E_q[log p(z, X | theta)], a term a row or one scalar."""
         if nodes is None:
             if not self.model.has_closed_form(self.family, self.global_family):
@@ -102,10 +102,10 @@ class Objective:
                     f"noise=ClosedForm(): {type(self.model).__name__} has no closed form for "
                     f"{self.family} and {self.global_family}; leave noise at None."
                 )
-            return self.model.expected_log_local(factors, globals_, X)
+            return self.model.expected_log_local(factors, q_theta, X)
 
         drawn = self.n_drawn_globals
-        rest = globals_.given_first(drawn)
+        rest = q_theta.given_first(drawn)
 
         def density(u, z):
             theta = self.space.constrain(u)
@@ -115,7 +115,7 @@ class Objective:
         noise = nodes.globals_
         if drawn < self.space.size:
             noise = torch.nn.functional.pad(noise, (0, self.space.size - drawn))
-        u = globals_.draw(noise) if drawn else globals_.mean.unsqueeze(0)
+        u = q_theta.draw(noise) if drawn else q_theta.mean.unsqueeze(0)
         if len(z) == 1:  # whose weight is one
             return density(u.squeeze(0), z.squeeze(0))
         return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)

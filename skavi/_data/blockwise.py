@@ -44,7 +44,7 @@ SCREENED_CELLS = 200_000
 KEPT_RESIDUALS = 5_000_000
 
 
-def evaluated(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """Return ``function(inputs)`` of a function of rows, equal rows' equal to the last bit.
 
     Parameters
@@ -58,7 +58,7 @@ def evaluated(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     Tensor of shape (n_rows, n_outputs)
     """
     n, size = len(inputs), _SIZES.get(inputs.device.type, _SIZE)
-    if n < 2 * size or not _blind_to_place(function, inputs, size):
+    if n < 2 * size or not _ignores_place(function, inputs, size):
         rows, index = distinct(inputs)
         return torch.cat([function(part) for part in rows.split(size)])[index]
     outputs: Tensor | None = None
@@ -72,7 +72,7 @@ def evaluated(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _blind_to_place(function, inputs, size):
+def _ignores_place(function, inputs, size):
     """Say whether equal rows in a block have equal outputs, wherever they stand."""
     block = function(inputs[:1].expand(size, -1).contiguous())
     return bool((block == block[:1]).all())

@@ -113,10 +113,10 @@ class Ranks(Group):
         return sum(self.counts)
 
     def sum(self, value):
-        return self._reduced(value, torch.distributed.ReduceOp.SUM)
+        return self._reduce(value, torch.distributed.ReduceOp.SUM)
 
     def largest(self, value):
-        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+        return self._reduce(value, torch.distributed.ReduceOp.MAX)
 
     def any(self, flag):
         return bool(self.largest(torch.tensor(int(flag))))
@@ -144,7 +144,7 @@ class Ranks(Group):
         here = index - self.first
         return self.gather(rows[here[(here >= 0) & (here < len(rows))]])
 
-    def _reduced(self, value, operation):
+    def _reduce(self, value, operation):
         value = value.detach().clone(memory_format=torch.contiguous_format)
         with self._in_touch():
             torch.distributed.all_reduce(value, operation)

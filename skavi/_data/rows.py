@@ -96,7 +96,7 @@ class Rows:
             return method(*arguments)
 
 
-def taken(table, index: Tensor):
+def take_rows(table, index: Tensor):
     """Return ``table[index]`` for an index of rows: torch has a faster way for dense tables."""
     return table[index] if isinstance(table, SparseRows) else table.index_select(0, index)
 
@@ -127,9 +127,9 @@ def distinct(X) -> tuple[Any, Tensor]:
     generator = torch.Generator().manual_seed(0)
     odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
     if isinstance(X, SparseRows):
-        hashes = X.over_rows(_mixed(X.values) * odd[X.columns])
+        hashes = X.over_rows(_mix_bits(X.values) * odd[X.columns])
     else:
-        hashes = torch.cat([(_mixed(part) * odd).sum(1) for part in X.split(_CHUNK)])
+        hashes = torch.cat([(_mix_bits(part) * odd).sum(1) for part in X.split(_CHUNK)])
     hashes, index = torch.unique(hashes, return_inverse=True)
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
@@ -139,7 +139,7 @@ def distinct(X) -> tuple[Any, Tensor]:
     return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
 
 
-def _mixed(values):
+def _mix_bits(values):
     """Return the bits of float64 values as integers that differ in their low bits as well."""
     bits = (values + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
     return bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down

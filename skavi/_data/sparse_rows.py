@@ -169,7 +169,7 @@ class SparseRows:
         right : Tensor of shape (..., n_features, k)
             Dimensions before the last two broadcast, here and in `product`.
         """
-        return _applied(_Sampled, self, left, right)
+        return _apply(_Sampled, self, left, right)
 
     def product(self, cells: Tensor, right: Tensor) -> Tensor:
         """Return this matrix, with `cells` for its values, times `right`: (..., n_rows, k).
@@ -179,7 +179,7 @@ class SparseRows:
         cells : Tensor of shape (..., n_cells)
         right : Tensor of shape (..., n_features, k)
         """
-        return _applied(_Product, self, cells, right)
+        return _apply(_Product, self, cells, right)
 
     def transposed_product(self, cells: Tensor, left: Tensor) -> Tensor:
         """Return the transpose of this matrix, with `cells` for its values, times `left`."""
@@ -220,7 +220,7 @@ class SparseRows:
             )
 
 
-def _applied(function, *arguments):
+def _apply(function, *arguments):
     """Apply a function; where nothing is recorded or batched, without what that costs."""
     plain = not torch.is_grad_enabled() and not are_transforms_active()
     return (function.forward if plain else function.apply)(*arguments)
@@ -230,7 +230,7 @@ class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(rows, left, right):
         batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-        many, right = _side_by_side(rows, batch, right)
+        many, right = _lay_out_batch(rows, batch, right)
         left = left.expand(*batch, *left.shape[-2:]).reshape(-1, left.shape[-1])
         empty = many._matrix(torch.zeros_like(many.values))
         return torch.sparse.sampled_addmm(empty, left, right.mT).values().reshape(*batch, -1)
@@ -254,14 +254,14 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, rows, left, right):
-        return _Sampled.apply(rows, *_batched((left, right), in_dims[1:], (2, 2))), 0
+        return _Sampled.apply(rows, *_move_batch_first((left, right), in_dims[1:], (2, 2))), 0
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(rows, cells, right):
         batch = torch.broadcast_shapes(cells.shape[:-1], right.shape[:-2])
-        many, right = _side_by_side(rows, batch, right)
+        many, right = _lay_out_batch(rows, batch, right)
         product = torch.nn.functional.embedding_bag(  # five times as fast as CSR times dense
             many.columns,
             right.contiguous(),
@@ -291,17 +291,17 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, rows, cells, right):
-        return _Product.apply(rows, *_batched((cells, right), in_dims[1:], (1, 2))), 0
+        return _Product.apply(rows, *_move_batch_first((cells, right), in_dims[1:], (1, 2))), 0
 
 
-def _side_by_side(rows, batch, right):
+def _lay_out_batch(rows, batch, right):
     """Return the matrix that does a batch in one product, and what is right of it as a matrix."""
     shared = right.dim() == 2
     right = right if shared else right.expand(*batch, *right.shape[-2:]).flatten(0, -2)
     return rows.copies(math.prod(batch), apart=not shared), right
 
 
-def _batched(tensors, in_dims, own):
+def _move_batch_first(tensors, in_dims, own):
     """Put the dimension that vmap adds first; all but the last `own` of a tensor broadcast."""
     ranks = [t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True)]
     most = max(rank - n for rank, n in zip(ranks, own, strict=True))

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.ranks import shared_by_ranks
 from skavi._data.user_tables import came_in_single, device_named, rows_of, validated_table
-from skavi._estimators.fit_identity import described_fit
+from skavi._estimators.fit_identity import describe_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.generation import Generation
 from skavi._estimators.joint_fit import check_agreement, check_joint, group_of
@@ -141,7 +141,7 @@ class VariationalInference(
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                plan, rows, start = self._prepared(X, sample_weight, reporter, shared)
+                plan, rows, start = self._prepare(X, sample_weight, reporter, shared)
                 with reporter.outlasting_interrupts():
                     start = starting_point(plan, rows, start)
                     fitted = how_far(fit_model(plan, rows, start, reporter), plan.tol)
@@ -161,7 +161,7 @@ class VariationalInference(
         warn_of_end(self, reporter)
         return self
 
-    def _prepared(self, X, sample_weight, reporter, shared):
+    def _prepare(self, X, sample_weight, reporter, shared):
         """Return plan, rows and start (or None) of a fit: all that can be refused before work."""
         group = group_of(self, X, shared)
         rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
@@ -192,7 +192,7 @@ class VariationalInference(
         """Return what to fit: components cloned and checked, and the model tried on the rows."""
         drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
-        model = clone(self.model) if self.model is not None else _asked(rows, default_model)
+        model = clone(self.model) if self.model is not None else _ask(rows, default_model)
         family = clone(self.family) if self.family is not None else DiagonalNormal()
         global_family = clone(model.global_family(self.global_family))
         function = self._function()
@@ -202,7 +202,7 @@ class VariationalInference(
         if rows.group.size > 1:
             check_joint(self, model, function)
         model.check_data(rows.X)
-        model = _asked(rows, model.adapted)
+        model = _ask(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
         objective = replace(objective, model=self._with_context(model, function, rows.X))
         return Plan(
@@ -227,7 +227,7 @@ class VariationalInference(
         checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
         if checkpoint is None:
             return Journal()
-        described = described_fit(self, X, sample_weight, self._source()) | versions()
+        described = describe_fit(self, X, sample_weight, self._source()) | versions()
         seeded, device = self.random_state is not None, device_named(self.device)
         return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
 
@@ -282,5 +282,5 @@ def _quick_elbo(fitted):
         return fitted.outcome.curve[-1], math.nan
 
 
-def _asked(rows, method):
+def _ask(rows, method):
     return rows.ask(method, rows.X, rows.weights)

@@ -11,7 +11,7 @@ import torch
 _BY_REFERENCE = ("init", "verbose", "random_state", "warm_start")
 
 
-def described_fit(estimator, X, weights, source=None) -> dict[str, str]:
+def describe_fit(estimator, X, weights, source=None) -> dict[str, str]:
     """Return a text for each thing that decides a fit's result, but the random state.
 
     Parameters
@@ -24,60 +24,60 @@ def described_fit(estimator, X, weights, source=None) -> dict[str, str]:
     """
     parameters = estimator.get_params(deep=True)
     described = {
-        name: described_value(value)
+        name: describe_value(value)
         for name, value in parameters.items()
         if name.partition("__")[0] not in _BY_REFERENCE
     }
     described["estimator"] = type(estimator).__qualname__
-    described["X"] = described_value(X)
-    described["sample_weight"] = described_value(weights)
+    described["X"] = describe_value(X)
+    described["sample_weight"] = describe_value(weights)
     start = {} if source is None else {"globals": source._raw_globals, **source._parameters}
     described["start"] = "None"
     if source is not None:
-        texts = (f"{name}: {described_value(value)}" for name, value in sorted(start.items()))
+        texts = (f"{name}: {describe_value(value)}" for name, value in sorted(start.items()))
         described["start"] = f"{type(source).__qualname__} with {', '.join(texts)}"
     return described
 
 
-def described_value(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Return a text that is the same in every process for equal values."""
     if isinstance(value, torch.nn.Module):
-        content = {name: described_value(t) for name, t in value.state_dict().items()}
+        content = {name: describe_value(t) for name, t in value.state_dict().items()}
         return f"{_name(type(value))} of {value} with {_hash(repr(content).encode())}"
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if hasattr(value, "indptr"):
-        parts = [described_value(getattr(value, name)) for name in ("data", "indices", "indptr")]
+        parts = [describe_value(getattr(value, name)) for name in ("data", "indices", "indptr")]
         return f"sparse of shape {value.shape}: {'; '.join(parts)}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}, sha256 {_hash(value.tobytes())}"
     if isinstance(value, list | tuple):
-        return f"({', '.join(described_value(item) for item in value)})"
+        return f"({', '.join(describe_value(item) for item in value)})"
     if isinstance(value, dict):
-        items = (f"{key!r}: {described_value(item)}" for key, item in value.items())
+        items = (f"{key!r}: {describe_value(item)}" for key, item in value.items())
         return f"{{{', '.join(items)}}}"
     if hasattr(value, "get_params"):
         return _name(type(value))  # its parameters are listed by themselves
     if callable(value):
         return f"{_name(value)} {_behaviour(value)}".rstrip()
-    return _steady(value)
+    return _repr_without_addresses(value)
 
 
 def _behaviour(function) -> str:
     """Return a text that differs where a function's code, names or enclosed values do."""
     if isinstance(function, functools.partial):
-        return described_value([function.func, function.args, function.keywords])
+        return describe_value([function.func, function.args, function.keywords])
     code = getattr(function, "__code__", None)
     if code is None:
         state = getattr(function, "__dict__", None)  # an object that can be called
-        return described_value(dict(state)) if state and not isinstance(function, type) else ""
+        return describe_value(dict(state)) if state and not isinstance(function, type) else ""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     values = [cells, function.__defaults__ or (), function.__kwdefaults__ or {}]
-    texts = [_steady(code.co_consts), repr(code.co_names), described_value(values)]
+    texts = [_repr_without_addresses(code.co_consts), repr(code.co_names), describe_value(values)]
     return _hash(code.co_code + "".join(texts).encode())
 
 
-def _steady(value):
+def _repr_without_addresses(value):
     """Return the repr without addresses in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 

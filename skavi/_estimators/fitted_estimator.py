@@ -45,7 +45,7 @@ class FittedEstimator:
             device=device_named(self.device),
         )
 
-    def _validated(self, X):
+    def _validate(self, X):
         """Return X as a float array of the fitted width."""
         check_is_fitted(self)
         check_fork()
@@ -64,7 +64,7 @@ def fitted_model(estimator: FittedEstimator) -> FittedModel:
 
 def validated_rows(estimator: FittedEstimator, X, sample_weight=None) -> Rows:
     """Return a user's table as rows for a fitted estimator, checked."""
-    return estimator._rows(estimator._validated(X), sample_weight)
+    return estimator._rows(estimator._validate(X), sample_weight)
 
 
 def position_on(estimator: FittedEstimator, X) -> Position:

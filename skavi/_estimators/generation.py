@@ -91,7 +91,7 @@ class Generation(FittedEstimator):
         >>> bool(abs(filled[4, 1] - 8.0) < 3 * sd[4, 1])
         True
         """
-        X = self._validated(X)
+        X = self._validate(X)
         missing, here = np.isnan(X), self._fitted_model.at(self._rows(X))
         with torch.no_grad():
             moments = cell_moments(here.objective, here.raw, here.raw_globals, here.rows.X)
@@ -135,10 +135,10 @@ class Generation(FittedEstimator):
     def _theta_draws(self, n_draws):
         fit = self._fitted_model.on_cpu()
         space, q_theta = fit.objective.space, fit.objective.global_factor(aligned(fit.raw_globals))
-        return [space.constrain(u) for u in q_theta.draw(_antithetic(n_draws, space.size))]
+        return [space.constrain(u) for u in q_theta.draw(_draw_antithetic(n_draws, space.size))]
 
 
-def _antithetic(n_draws: int, dimension: int) -> Tensor:
+def _draw_antithetic(n_draws: int, dimension: int) -> Tensor:
     """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)

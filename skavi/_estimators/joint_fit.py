@@ -36,7 +36,7 @@ def group_of(estimator, X, shared: bool) -> Group:
     if not shared:
         return ALONE
     ranks = Ranks(*X.shape)
-    told = ranks.gather(torch.tensor([zlib.crc32(_described(estimator).encode())]))
+    told = ranks.gather(torch.tensor([zlib.crc32(_describe(estimator).encode())]))
     if len(set(told.tolist())) > 1:
         raise ValueError(
             f"The ranks fit different estimators, rank {ranks.rank} {estimator!r}: a joint fit "
@@ -45,7 +45,7 @@ def group_of(estimator, X, shared: bool) -> Group:
     return ranks
 
 
-def _described(estimator) -> str:
+def _describe(estimator) -> str:
     """Return an estimator's parameters that are numbers or text, and what kind the others are."""
     values = {
         name: repr(value) if isinstance(value, Number | str) else type(value).__name__

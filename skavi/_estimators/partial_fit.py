@@ -102,7 +102,7 @@ class PartialFit(FittedEstimator):
             first = not hasattr(self, "elbo_")
             if first:
                 self.fit(X, y, sample_weight=sample_weight)
-            X = self._validated(X)
+            X = self._validate(X)
             rows = self._rows(X, sample_weight)
             objective = self._fitted_model.objective
             if not first:

@@ -47,16 +47,16 @@ class RowInference(FittedEstimator, TransformerMixin):
         Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
         models that do not couple rows. Threads may share one fitted estimator.
         """
-        return self._in_pieces(X, self._transformed)
+        return self._call_in_pieces(X, self._transform_rows)
 
-    def _transformed(self, fit, X):
+    def _transform_rows(self, fit, X):
         factors = fit.at(self._rows(X)).factors()
         columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
-    def _in_pieces(self, X, method):
+    def _call_in_pieces(self, X, method):
         """Call a method of the fit on pieces of many rows: what it holds beside X is bounded."""
-        X, fit = self._validated(X), self._fitted_model
+        X, fit = self._validate(X), self._fitted_model
         n = X.shape[0]
         pieces = fit.model.coupling.pieces(n, COPIED_ROWS)
         if len(pieces) == 1:
@@ -85,7 +85,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         LatentPosterior
         """
         index = X.index if hasattr(X, "iloc") else None
-        X = self._validated(X)
+        X = self._validate(X)
         require_memory_of_rows(self, X, covariances=True)
         factors = self._fitted_model.at(self._rows(X)).factors()
         scale = torch.linalg.cholesky(factors.covariance())
@@ -141,7 +141,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         """
         index = X.index if hasattr(X, "iloc") else None
         check_draws(n_draws, 1)
-        X = self._validated(X)
+        X = self._validate(X)
         names = DrawNames(
             rows=index,
             features=getattr(self, "feature_names_in_", None),
@@ -202,7 +202,7 @@ class RowInference(FittedEstimator, TransformerMixin):
     def _importance_terms(self, X, n_draws):
         if not is_whole(n_draws, 2):
             raise ValueError(f"n_draws={n_draws!r} must be None or an integer >= 2.")
-        X = self._validated(X)
+        X = self._validate(X)
         what, name = f"n_draws={n_draws} needs rows that are", type(self.model_).__name__
         self.model_.coupling.require_separable(what, name, "leave n_draws at None")
         here = self._fitted_model.at(self._rows(X))
@@ -229,7 +229,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return float(terms.mean() if terms.ndim else terms / len(X))
 
     def _terms(self, X):
-        return self._in_pieces(X, self._terms_of)
+        return self._call_in_pieces(X, self._terms_of)
 
     def _terms_of(self, fit, X):
         terms = fit.at(self._rows(X)).terms()

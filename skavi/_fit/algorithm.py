@@ -90,7 +90,7 @@ def fit_model(
 
     `progress` is called after each iteration; True stops the fit.
     """
-    problem, solver, state = _bound(plan, rows, start)
+    problem, solver, state = _bind(plan, rows, start)
     stages = Stages(solver, plan.max_iter, progress, plan.journal)
     refined = plan.noise is None and bool(problem.noise.refined())
     state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
@@ -229,7 +229,7 @@ def _reference_fit(plan, noise, rows, few, start):
     return there, fitted.problem.noise
 
 
-def _bound(plan, rows, start):
+def _bind(plan, rows, start):
     """Return the problem of all components, its solver, and a state near the start."""
     objective, noise = plan.objective, start.noise
     targets, raw_globals = start.state.raw_locals, start.state.raw_globals

@@ -48,13 +48,13 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
         last = n_draws >= most
         affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
         limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
-        mean, se = _evaluated(problem, state, n_draws, limit)
+        mean, se = _evaluate(problem, state, n_draws, limit)
         if last or _is_precise(mean, se):
             return mean, se
         n_draws = min(4 * n_draws, most)
 
 
-def _evaluated(problem, state, n_draws, limit):
+def _evaluate(problem, state, n_draws, limit):
     """Return the mean of at most `limit` evaluations of the ELBO, and its standard error."""
     objective, X, values = problem.objective, problem.rows.X, []
     size = max(1, FINAL_CELLS // (n_draws * cells_a_row(X)))

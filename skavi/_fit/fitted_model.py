@@ -8,7 +8,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skavi._data.blockwise import evaluated
+from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.cells import Cells
 from skavi._data.rows import Rows, cells_a_row
 from skavi._fit.defaults import evaluation_noise
@@ -136,7 +136,7 @@ class FittedModel:
         """Return raw factors of any rows: the function's output, or their solutions."""
         return self.function.row_factors(self, rows)
 
-    def evaluated_locals(self, rows: Rows) -> Tensor:
+    def evaluate_locals(self, rows: Rows) -> Tensor:
         """Return the function's output.
 
         A row that lacks a cell of a column without holes at fit is solved: no function learned it.
@@ -144,19 +144,21 @@ class FittedModel:
         function, shared = self.function, self.shared_like(rows.weights)
         inputs = inputs_of(self.model, function, rows.X)
         with torch.no_grad():
-            raw = evaluated(lambda part: function.evaluate(shared, function.features(part)), inputs)
+            raw = evaluate_blockwise(
+                lambda part: function.evaluate(shared, function.features(part)), inputs
+            )
         if self.model.allows_missing and Cells.of(rows.X).observed is not None:
             unreadable = function.unreadable(windows_of(self.model, function, rows.X))
             if bool(unreadable.any()):
-                raw[unreadable] = self._solved(rows[unreadable])
+                raw[unreadable] = self._solve(rows[unreadable])
         return raw
 
-    def solved_locals(self, rows: Rows) -> Tensor:
+    def solve_locals(self, rows: Rows) -> Tensor:
         """Return the rows' own optimal factors, q(theta) given."""
         with named_singularity("X"):
-            return self._solved(rows)
+            return self._solve(rows)
 
-    def _solved(self, rows):
+    def _solve(self, rows):
         raw_globals, solved, converged = self.raw_globals_like(rows.weights), [], True
         # Each distinct row once: equal rows are equal to the last bit, in any order.
         X, index = self.model.coupling.distinct(rows.X)

@@ -36,17 +36,17 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
         remedy = "subclass HierarchicalModel, or leave sample_weight out"
         model.coupling.require_row_terms("sample_weight", type(model).__name__, remedy)
     objective = bind(model, family, global_family, rows.X)
-    globals_ = start_globals(objective, rows, generator)
-    theta = objective.space.constrain(objective.global_factor(globals_).mean)
+    raw_globals = start_globals(objective, rows, generator)
+    theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
     zeros = few.weights.new_zeros(len(few), int(n_latents))
     _check_declared(model, _check_parameters(model, model.declared, theta, zeros, few.X))
-    raw = start_locals(objective, globals_, rows.X)
+    raw = start_locals(objective, raw_globals, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
-    return replace(objective, batched=_goes_through_vmap(objective, globals_, z, rows.X))
+    return replace(objective, batched=_goes_through_vmap(objective, raw_globals, z, rows.X))
 
 
 def _check_parameters(model, method, theta, z, X):
@@ -56,7 +56,7 @@ def _check_parameters(model, method, theta, z, X):
     except ValueError as error:
         if not refuses_parameters(error):
             raise
-        row = next((n for n in range(len(X)) if _refused(method, theta, z, X, n)), None)
+        row = next((n for n in range(len(X)) if _refuses(method, theta, z, X, n)), None)
         where = "for all rows together" if row is None else f"first at row {row}"
         raise ValueError(
             f"{type(model).__name__} makes a distribution with parameters that are not valid at "
@@ -64,7 +64,7 @@ def _check_parameters(model, method, theta, z, X):
         ) from None
 
 
-def _refused(method, theta, z, X, row):
+def _refuses(method, theta, z, X, row):
     try:
         method(theta, z[: row + 1], X[: row + 1])
     except ValueError:
@@ -125,9 +125,9 @@ def _check_terms(model, terms, X):
         )
 
 
-def _goes_through_vmap(objective, globals_, z, X):
+def _goes_through_vmap(objective, raw_globals, z, X):
     """Try the log joint under vmap; some distributions (Multinomial) have to be looped over."""
-    u = objective.global_factor(globals_).mean
+    u = objective.global_factor(raw_globals).mean
 
     def density(u, z):
         return objective.model.log_terms(objective.space.constrain(u), z, X)

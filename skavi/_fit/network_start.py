@@ -133,30 +133,30 @@ def best_start(problem: Problem, targets: Tensor, raw_globals: Tensor) -> State:
         return states[0]
     with torch.no_grad():
         enough = float(problem.elbo_of(targets, raw_globals)) - _CLOSE * problem.total_weight
-    states, reached = _ranked(problem, states)
+    states, reached = _rank(problem, states)
     if reached >= enough:
         return states[0]
     states += [random_start() for _ in range(n_more)]
-    states += [State(None, shared, raw_globals) for shared in _guided(problem, targets)]
-    states, reached = _ranked(problem, states)
-    some = _few(problem, targets, _ROWS)
+    states += [State(None, shared, raw_globals) for shared in _regress_guided(problem, targets)]
+    states, reached = _rank(problem, states)
+    some = _restrict_to_few(problem, targets, _ROWS)
     if reached >= enough or some is None:
         return states[0]
     few, near = some
-    nearer = states[: _affordable(few, near)]
+    nearer = states[: _count_affordable(few, near)]
     for n_iter in _ROUNDS:
-        nearer, _ = _ranked(few, _pulled(few, near, nearer, _FIRST_SHARE, n_iter))
+        nearer, _ = _rank(few, _maximise_mixture(few, near, nearer, _FIRST_SHARE, n_iter))
         nearer = nearer[: max(_KEPT, len(nearer) // 2)]
-    nearer = _pulled(few, near, nearer[:_KEPT], _SHARE, _ITERATIONS)
+    nearer = _maximise_mixture(few, near, nearer[:_KEPT], _SHARE, _ITERATIONS)
     everyone = replace(problem, frozen_globals=True)
-    last, _ = _ranked(everyone, [*nearer, states[0]])
-    last = _pulled(everyone, targets, last[:_LAST], _SHARE, _LAST_ITERATIONS)
-    return _ranked(everyone, last)[0][0]
+    last, _ = _rank(everyone, [*nearer, states[0]])
+    last = _maximise_mixture(everyone, targets, last[:_LAST], _SHARE, _LAST_ITERATIONS)
+    return _rank(everyone, last)[0][0]
 
 
-def _guided(problem, targets):
+def _regress_guided(problem, targets):
     """Return parameters of the regressions, of many guided ones, that come nearest."""
-    function, some = problem.function, _few(problem, targets, _EXAMPLES)
+    function, some = problem.function, _restrict_to_few(problem, targets, _EXAMPLES)
     if some is None:
         return []
     few, near = some
@@ -177,7 +177,7 @@ def _guided(problem, targets):
     return [shared for _, shared in found[:_KEPT_GUIDED]]
 
 
-def _ranked(problem, states):
+def _rank(problem, states):
     """Sort states by their ELBO; return the best one's as well."""
     with torch.no_grad():
         elbos = torch.stack([problem.elbo(state) for state in states])
@@ -185,7 +185,7 @@ def _ranked(problem, states):
     return [states[i] for i in elbos.argsort(descending=True)], float(elbos.max())
 
 
-def _few(problem, targets, most):
+def _restrict_to_few(problem, targets, most):
     """Restrict the problem, with q(theta) given, to rows that stand for all, on every rank.
 
     None where some of the rows would be another model.
@@ -201,7 +201,7 @@ def _few(problem, targets, most):
     return restricted, take(targets, index)
 
 
-def _pulled(problem, targets, states, share, n_iter):
+def _maximise_mixture(problem, targets, states, share, n_iter):
     """Maximise a mixture of ELBO and pull from every state."""
     objective, solver = problem.objective, _solver(problem, targets)
     steps = objective.family.steps(objective.local_factors(targets))
@@ -218,7 +218,7 @@ def _n_parameters(problem, targets):
     return problem.function.n_parameters(problem.features.shape[1], targets.shape[1])
 
 
-def _affordable(problem, targets):
+def _count_affordable(problem, targets):
     """Count the starts that may be tried."""
     size = _n_parameters(problem, targets)
     return max(2, int(_BUDGET / (targets.numel() * size**2 + size**3)))

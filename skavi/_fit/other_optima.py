@@ -58,14 +58,14 @@ def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tenso
     objective = problem.objective
     if objective.n_latents > _MAX_LATENTS or not objective.model.coupling.independent:
         return None
-    return _moved(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
+    return _move(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
 
 
-def _moved(problem, raw, raw_globals, tol, frame):
+def _move(problem, raw, raw_globals, tol, frame):
     objective = problem.objective
     if len(raw) > SCREENED_ROWS:
-        return _in_pieces(problem, raw, raw_globals, tol, frame)
-    starts, owner = _screened(objective, problem.rows.X, raw, raw_globals, frame)
+        return _move_in_pieces(problem, raw, raw_globals, tol, frame)
+    starts, owner = _screen_in_pieces(objective, problem.rows.X, raw, raw_globals, frame)
     if not len(owner):
         return None
     rows = problem.rows
@@ -85,11 +85,11 @@ def _moved(problem, raw, raw_globals, tol, frame):
     return moved
 
 
-def _in_pieces(problem, raw, raw_globals, tol, frame):
+def _move_in_pieces(problem, raw, raw_globals, tol, frame):
     """Look piece by piece: Newton's method holds hundreds of numbers a start."""
     moved, any_moved = raw.clone(), False
     for part in torch.arange(len(raw), device=raw.device).split(SCREENED_ROWS):
-        better = _moved(problem.restricted(part), raw[part], raw_globals, tol, frame)
+        better = _move(problem.restricted(part), raw[part], raw_globals, tol, frame)
         if better is not None:
             moved[part], any_moved = better, True
     return moved if any_moved else None
@@ -106,7 +106,7 @@ def _frame(problem, raw, raw_globals):
     return add_up(centre.sum(0)) / rows.n_total, reach
 
 
-def _screened(objective, X, raw, raw_globals, frame):
+def _screen_in_pieces(objective, X, raw, raw_globals, frame):
     """Return what `_screen` does of all rows, a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
     size = max(1, SCREENED_ELBOS // (_POINTS[k] ** k * len(_WIDTHS)))
@@ -132,14 +132,14 @@ def _screen(objective, X, raw, raw_globals, frame):
     points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
     density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
-    rows = _with_several(density, k)
+    rows = _find_several(density, k)
     density, mean, sd = density[rows], factors.mean[rows], factors.sd[rows]
     if not len(rows):
         return DiagonalFactors(mean, sd), rows
     step = 2 * reach / (_POINTS[k] - 1)
-    blurred = [_blurred(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
+    blurred = [_blur(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
     elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
-    value = torch.where(_peaks(elbo), elbo, -torch.inf).flatten(1)
+    value = torch.where(_find_peaks(elbo), elbo, -torch.inf).flatten(1)
     top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
     width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where % len(_WIDTHS)]
     means, sds = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
@@ -150,7 +150,7 @@ def _screen(objective, X, raw, raw_globals, frame):
     return DiagonalFactors(means[owner, rank], sds[owner, rank]), rows[owner]
 
 
-def _with_several(density, n_latents):
+def _find_several(density, n_latents):
     """Return the rows that may have several optima: not those whose density of one z is concave.
 
     Source: Challis & Barber (2013), "Gaussian Kullback-Leibler approximate inference": where the
@@ -174,7 +174,7 @@ def _densities(model, theta, points, X):
     return torch.cat(values).reshape(len(points), n).mT
 
 
-def _blurred(density, axis, width):
+def _blur(density, axis, width):
     """Average a gridded function under normals of sd `width` grid steps around every grid point."""
     step = float(axis[1] - axis[0])
     kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
@@ -184,7 +184,7 @@ def _blurred(density, axis, width):
     return density
 
 
-def _peaks(values):
+def _find_peaks(values):
     """Local maxima of a gridded function, shape (n_rows, points..., widths)."""
     is_peak = torch.ones_like(values, dtype=torch.bool)
     for axis in range(1, values.dim()):

@@ -67,7 +67,7 @@ def write_archive(path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -
     TypeError
         If the header or an array is of a kind that the format does not hold.
     """
-    plain = {name: _plain(name, array) for name, array in arrays.items()}
+    plain = {name: _to_plain(name, array) for name, array in arrays.items()}
     declared = {name: {"dtype": a.dtype.str, "shape": a.shape} for name, a in plain.items()}
     text = json.dumps({"header": header, "arrays": declared}).encode()
     with replacing(path) as file:
@@ -82,7 +82,7 @@ def write_archive(path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -
         file.write(digest)
 
 
-def _plain(name, array):
+def _to_plain(name, array):
     array = np.asarray(array)
     array = np.ascontiguousarray(array).reshape(array.shape)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)

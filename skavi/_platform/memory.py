@@ -39,12 +39,12 @@ def require_memory(n_numbers: int, request: str, remedy: str) -> None:
     needed, available = _BYTES * n_numbers, available_bytes()
     if needed > available:
         raise MemoryError(
-            f"{request} needs at least {_readable(needed)} of memory, but "
-            f"{_readable(available)} are available: {remedy}."
+            f"{request} needs at least {_format_bytes(needed)} of memory, but "
+            f"{_format_bytes(available)} are available: {remedy}."
         )
 
 
-def _readable(n_bytes: float) -> str:
+def _format_bytes(n_bytes: float) -> str:
     power = min(int(math.log10(max(n_bytes, 1)) // 3), len(_UNITS) - 1)
     return f"{n_bytes / 1000**power:.3g} {_UNITS[power]}"
 

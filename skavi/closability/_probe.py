@@ -58,7 +58,7 @@ class Probe:
             self.z = torch.nan_to_num(centre) + spread * self.sd * self._randn(*centre.shape)
             self.base = self.score(self.z, self.X)
             if bool(torch.isfinite(self.base).all()):
-                moved = torch.nan_to_num(self.score(self._moved(self.z, 0.1), self.X), posinf=0.0)
+                moved = torch.nan_to_num(self.score(self._move(self.z, 0.1), self.X), posinf=0.0)
                 size = torch.maximum(self.base.abs(), moved.abs()).amax(1)
                 # Where rows pass through one sum, the largest score's rounding reaches them all.
                 self.scale = (size + _SHARED_ROUNDING * size.amax()).clamp_min(1e-300)
@@ -72,7 +72,7 @@ class Probe:
     def _randn(self, *shape):
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
-    def _moved(self, z, factor):
+    def _move(self, z, factor):
         return z + factor * self.sd * self._randn(*z.shape)
 
     def _others(self):
@@ -112,7 +112,7 @@ class Probe:
             elsewhere = torch.arange(self.n) != m
             for factor in (1.0, 0.1, 0.01):  # shorter where the density overflows
                 z = self.z.clone()
-                z[m] = self._moved(self.z, factor)[m]
+                z[m] = self._move(self.z, factor)[m]
                 score = self.score(z, self.X)
                 worst = max(worst, float(self.change(score, elsewhere).amax()))
                 if bool(torch.isfinite(score).all()):
@@ -148,7 +148,7 @@ class Probe:
         worst = self.position_dependence(window)
         for n in torch.linspace(0, self.n - 1, _N_TARGETS).long().tolist():
             inside = slice(max(n - before, 0), n + after + 1)
-            X, z = self.others.clone(), self._moved(self.z, 0.5)
+            X, z = self.others.clone(), self._move(self.z, 0.5)
             X[inside], z[n] = self.X[inside], self.z[n]
             worst = max(worst, float(self.change(self.score(z, X), slice(n, n + 1))))
         return worst > TOLERANCE
@@ -169,7 +169,7 @@ def probe(model, X, n_features, generator) -> Probe:
         return Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
     if not is_whole(n_features, 1):
         raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
-    simulated = _simulated(model, n_features, generator)
+    simulated = _simulate(model, n_features, generator)
     failure = ValueError(f"no rows of {n_features} columns to probe with")
     for rows in _random_rows(n_features, generator) if simulated is None else [simulated]:
         try:
@@ -194,7 +194,7 @@ def _random_rows(n_features, generator):
     return normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
 
 
-def _simulated(model, n_features, generator):
+def _simulate(model, n_features, generator):
     """Draw rows from the model at a typical theta; None if it cannot."""
     like = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
     try:

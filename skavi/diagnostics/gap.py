@@ -126,14 +126,14 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     """
     _check_kind(amortized, AmortizedVI, "amortized")
     if factorized is None:
-        factorized = [unfitted(amortized, init).fit(X) for init in (amortized, None)]
+        factorized = [factorized_like(amortized, init).fit(X) for init in (amortized, None)]
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
         factorized = [factorized]
     start, tol = position_on(amortized, X), amortized.tol
     solved, _ = solve_rows(start.problem, start.raw_globals, tol, start=start.raw)
     high = [*(position_on(fit, X) for fit in factorized), replace(start, raw=solved)]
-    elbo_amortized, elbo_factorized, se = _compared(start, high)
+    elbo_amortized, elbo_factorized, se = _compare(start, high)
     total = elbo_factorized - elbo_amortized
     return AmortizationGap(
         per_row=_gains(start, solved, tol).cpu().numpy().copy(),
@@ -152,7 +152,7 @@ def _check_kind(estimator, kind, name):
     check_is_fitted(estimator, "elbo_")
 
 
-def unfitted(amortized, init):
+def factorized_like(amortized, init):
     """A factorized estimator of the same problem."""
     given = {k: v for k, v in amortized.get_params(deep=False).items() if k in _SHARED}
     return FactorizedVI(model=clone(amortized.model_), init=init, **given)
@@ -172,7 +172,7 @@ def _terms(position, raw):
         return position.problem.row_terms(raw, position.raw_globals)
 
 
-def _compared(low, high):
+def _compare(low, high):
     """ELBO at `low`, the best of `high`, and the difference's standard error: common noise."""
     own = low.problem.noise
     rules = [own]
@@ -198,7 +198,7 @@ def _gains(start, solved, tol):
     gains = start.raw.new_zeros(n)
     for first in range(min(n_colours, n)):
         index = torch.arange(first, n, n_colours, device=gains.device)
-        change = _terms(start, _solved_alone(start, index, tol)) - before
+        change = _terms(start, _solve_alone(start, index, tol)) - before
         gains[index] = coupling.shares(change, index)
     return gains
 
@@ -213,7 +213,7 @@ class _SomeRows(Table):
         return self.held.index_copy(0, self.index, raw_locals)
 
 
-def _solved_alone(start, index, tol):
+def _solve_alone(start, index, tol):
     """Return raw factors with those of `index` at their optimum given all others."""
     function = _SomeRows(index, start.raw)
     problem = replace(start.problem, function=function)

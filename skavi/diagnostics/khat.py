@@ -164,7 +164,7 @@ def _row_weights(fitted, n_draws, state):
     n, coupling = len(fitted.X), fitted.model.coupling
     n_colours = coupling.n_colours(n)
     logs = np.empty((n_draws, n))
-    still = torch.zeros(len(fitted.globals_.mean), dtype=torch.float64)
+    still = torch.zeros(len(fitted.q_theta.mean), dtype=torch.float64)
     for first in range(min(n_colours, n)):
         index = torch.arange(first, n, n_colours)
         for s in range(n_draws):

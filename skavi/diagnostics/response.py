@@ -23,7 +23,7 @@ from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
-from skavi.diagnostics.gap import unfitted
+from skavi.diagnostics.gap import factorized_like
 
 #: Parameters in one dense matrix: 128 MB, and 2e10 operations to solve.
 _MOST_UNKNOWNS = 4000
@@ -153,7 +153,7 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     """
     fit, rows = fitted_model(estimator), validated_rows(estimator, X, sample_weight)
     if fit.parameters:
-        factorized = unfitted(estimator, estimator).fit(X, sample_weight=sample_weight)
+        factorized = factorized_like(estimator, estimator).fit(X, sample_weight=sample_weight)
         fit = fitted_model(factorized)
     respond = _BY_COUPLING[type(fit.model.coupling)]
     _check(fit.objective, rows, respond)
@@ -174,7 +174,7 @@ def _check(objective, rows, respond):
     if not bool((weights > 0).all()):
         raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
     unknowns = objective.global_family.n_parameters(objective.space.size)
-    if respond is _of_coupled:
+    if respond is _covariances_of_coupled:
         unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
         if not bool((weights == 1).all()):
             raise ValueError(f"{name} couples its rows: sample_weight must be one.")
@@ -185,7 +185,7 @@ def _check(objective, rows, respond):
         )
 
 
-def _of_rows(problem, raw, raw_globals):
+def _covariances_of_rows(problem, raw, raw_globals):
     """Covariances of every row's parameters, and of the globals', through the arrow.
 
     A weight of w stands for w equal rows, each with the same factor: the globals feel them all,
@@ -203,7 +203,7 @@ def _of_rows(problem, raw, raw_globals):
     return blocks, inverse * d.steps.unsqueeze(-1) * d.steps, decrement
 
 
-def _of_coupled(problem, raw, raw_globals):
+def _covariances_of_coupled(problem, raw, raw_globals):
     """The same from one dense Hessian."""
     gradient, hessian, row_steps, steps = dense_derivatives(problem, raw, raw_globals)
     with _at_a_maximum():
@@ -219,10 +219,10 @@ def _of_coupled(problem, raw, raw_globals):
 
 
 _BY_COUPLING = {
-    coupling.Independent: _of_rows,
-    coupling.Series: _of_rows,
-    coupling.Chain: _of_coupled,
-    coupling.Joint: _of_coupled,
+    coupling.Independent: _covariances_of_rows,
+    coupling.Series: _covariances_of_rows,
+    coupling.Chain: _covariances_of_coupled,
+    coupling.Joint: _covariances_of_coupled,
 }
 
 

@@ -69,12 +69,12 @@ class Calibration:
     @property
     def p_values(self) -> dict[str, np.ndarray]:
         """Kolmogorov and Smirnov's p-values of uniform ranks, one a number."""
-        return self._tested(lambda ranks: kstest(ranks, "uniform").pvalue)
+        return self._test(lambda ranks: kstest(ranks, "uniform").pvalue)
 
     @property
     def chi_square_p_values(self) -> dict[str, np.ndarray]:
         """Pearson's p-values of level rank histograms, one a number."""
-        return self._tested(lambda ranks: chisquare(self.histogram(ranks)).pvalue)
+        return self._test(lambda ranks: chisquare(self.histogram(ranks)).pvalue)
 
     @property
     def p_value(self) -> float:
@@ -87,7 +87,7 @@ class Calibration:
         """Count ranks (n_simulations,) in `n_bins` equal bins."""
         return np.histogram(ranks, bins=self.n_bins, range=(0, 1))[0]
 
-    def _tested(self, test):
+    def _test(self, test):
         return {n: np.apply_along_axis(test, 0, ranks) for n, ranks in self.ranks.items()}
 
     @property
@@ -201,17 +201,18 @@ def calibration(
             raise ValueError(f"{name}={value!r} must be an integer >= {fewest}.")
     state = private_state(random_state)
     if not refit:
-        return _of_known_globals(estimator, n_simulations, n_samples, state)
+        return _calibrate_known_globals(estimator, n_simulations, n_samples, state)
     model, n_features = _source(estimator, n_features)
     runs = [
-        _simulated_fit(estimator, model, n_samples, n_features, state) for _ in range(n_simulations)
+        _simulate_and_fit(estimator, model, n_samples, n_features, state)
+        for _ in range(n_simulations)
     ]
     names = runs[0][0]
     ranks = {name: np.stack([each[name] for each, _ in runs]) for name in names}
     return Calibration(ranks, sum(not converged for _, converged in runs))
 
 
-def _of_known_globals(estimator, n_simulations, n_samples, state):
+def _calibrate_known_globals(estimator, n_simulations, n_samples, state):
     check_is_fitted(estimator)
     model = estimator.model_
     if model.coupling.independent:  # each row stands for itself: all at once
@@ -250,7 +251,7 @@ def _source(estimator, n_features):
     return model, n_features
 
 
-def _simulated_fit(estimator, model, n_samples, n_features, state):
+def _simulate_and_fit(estimator, model, n_samples, n_features, state):
     """Draw globals and rows, fit the rows, rank the truth."""
     like = torch.zeros(1, n_features, dtype=torch.float64)
     space = model.global_space(like)

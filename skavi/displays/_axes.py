@@ -43,7 +43,7 @@ def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
-def named(estimators, names):
+def pair_with_names(estimators, names):
     """Return (name, thing) pairs: the names given, keys of a dict, or what the things are."""
     if isinstance(estimators, dict):
         return list(estimators.items())
@@ -87,7 +87,7 @@ def legend(ax, **options):
         ax.legend(frameon=False, fontsize="small", **(ABOVE | columns | options))
 
 
-def counted(axis):
+def tick_whole_numbers(axis):
     """Have ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skavi.displays._axes import DASHES, Display, colour, counted, named
+from skavi.displays._axes import DASHES, Display, colour, pair_with_names, tick_whole_numbers
 
 #: Relative: a fall by less is rounding, and the line does not break there.
 _ROUNDING = 1e-10
@@ -124,7 +124,7 @@ class ElboCurveDisplay(Display):
                 vi.elbo_,
                 vi.noise_.deterministic,
             )
-            for name, vi in named(estimators, names)
+            for name, vi in pair_with_names(estimators, names)
         ]
         return cls(curves).plot(ax=ax)
 
@@ -147,8 +147,8 @@ class ElboCurveDisplay(Display):
         logs = monitor.logs
         names = [f"fit {i + 1}" for i in range(len(logs))] if names is None else names
         curves = [
-            Curve(name, log.seconds, log.elbo, log.elbo[-1], _climbs(log.elbo))
-            for name, log in named(logs, names)
+            Curve(name, log.seconds, log.elbo, log.elbo[-1], _mostly_rises(log.elbo))
+            for name, log in pair_with_names(logs, names)
         ]
         return cls(curves, "seconds").plot(ax=ax)
 
@@ -174,7 +174,7 @@ class ElboCurveDisplay(Display):
         if max(len(c.x) for c in self.curves) > 200:
             self.ax_.set_xscale("log")
         elif self.x_label == "iterations":
-            counted(self.ax_.xaxis)
+            tick_whole_numbers(self.ax_.xaxis)
         return self._end()
 
     def _floor(self, best):
@@ -185,6 +185,6 @@ class ElboCurveDisplay(Display):
         return 0.5 * gaps.min() if len(gaps) else size
 
 
-def _climbs(elbo):
+def _mostly_rises(elbo):
     """Whether a curve falls so rarely that its noise must be deterministic: at refinements only."""
     return (np.diff(elbo) < 0).mean() < 0.1 if len(elbo) > 1 else True

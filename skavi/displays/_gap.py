@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from skavi.diagnostics.gap import amortization_gap
-from skavi.displays._axes import Display, colour, column_of, counted, named
+from skavi.displays._axes import Display, colour, column_of, pair_with_names, tick_whole_numbers
 
 #: Totals below this many nats are rounding, and not written out.
 _NOTHING = 1e-6
@@ -85,7 +85,7 @@ class AmortizationGapDisplay(Display):
         """
         if names is None and not isinstance(amortized, dict):
             names = [_function(vi) for vi in amortized]
-        pairs = named(amortized, names)
+        pairs = pair_with_names(amortized, names)
         gaps = [(name, amortization_gap(vi, X, factorized)) for name, vi in pairs]
         return cls(gaps, X).plot(ax=ax)
 
@@ -103,7 +103,7 @@ class AmortizationGapDisplay(Display):
             line = {"color": colour(i), "drawstyle": "steps-mid", "lw": 1.8}
             self.ax_.plot(rank, rows, label=self._label(name, gap), **line)
         self.ax_.set(xlabel="rows, largest gap first", ylabel="gap of the row (nats)")
-        counted(self.ax_.xaxis)
+        tick_whole_numbers(self.ax_.xaxis)
         return self._end()
 
     def plot_histogram(self, *, bins=30, ax=None):
@@ -174,7 +174,7 @@ class AmortizationGapDisplay(Display):
         -------
         AmortizationGapDisplay
         """
-        pairs = named(amortized, [str(setting) for setting in settings])
+        pairs = pair_with_names(amortized, [str(setting) for setting in settings])
         display = cls([(name, amortization_gap(vi, X, factorized)) for name, vi in pairs], X)
         return display.plot_settings(settings, label=label, ax=ax)
 

@@ -82,7 +82,7 @@ class LatentPosteriorDisplay(Display):
         -------
         LatentPosteriorDisplay
         """
-        i, j = (self._checked(latent) for latent in latents)
+        i, j = (self._check_latent(latent) for latent in latents)
         self._begin(ax)
         for rows, style in self._groups():
             self._draw_ellipses(rows, [i, j], style["color"])
@@ -102,7 +102,7 @@ class LatentPosteriorDisplay(Display):
         -------
         LatentPosteriorDisplay
         """
-        k = self._checked(latent)
+        k = self._check_latent(latent)
         mean, sd = self.posterior.mean[:, k], self.posterior.sd[:, k]
         height = max(4.2, 0.8 + 0.17 * len(mean)) if len(mean) <= _MOST_ROWS else 4.2
         self._begin(ax, figsize=(6.4, height))
@@ -151,7 +151,7 @@ class LatentPosteriorDisplay(Display):
         n_latents = self.posterior.mean.shape[1]
         chosen = range(min(n_latents, len(COLOURS))) if latents is None else latents
         for i, latent in enumerate(chosen):
-            k = self._checked(latent)
+            k = self._check_latent(latent)
             mean, sd = self.posterior.mean[:, k], self.posterior.sd[:, k]
             for width, alpha in ((_INTERVAL, 0.18), (0.6745, 0.28)):
                 band = {"color": colour(i), "alpha": alpha, "lw": 0}
@@ -169,7 +169,7 @@ class LatentPosteriorDisplay(Display):
         labels = self.posterior.coords["row"]
         return np.arange(len(labels)) if labels.dtype.kind in "OUS" else labels
 
-    def _checked(self, latent):
+    def _check_latent(self, latent):
         n = self.posterior.mean.shape[1]
         if not 0 <= latent < n:
             raise ValueError(f"latent {latent!r} must be one of 0 to {n - 1}.")

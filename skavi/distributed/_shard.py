@@ -51,7 +51,7 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
     >>> round(float(vi.global_posterior_.mean["theta"]), 6)
     2.0
     """
-    rank, size = _joined_group()
+    rank, size = _join_group()
     if isinstance(X, str | os.PathLike):
         table: Any = np.load(X, mmap_mode="r", allow_pickle=False)
     else:
@@ -82,7 +82,7 @@ def _leave():
         torch.distributed.destroy_process_group()
 
 
-def _joined_group():
+def _join_group():
     """Return rank and size of the process group, started first if the launcher asks for one."""
     distributed = torch.distributed
     if not distributed.is_available():

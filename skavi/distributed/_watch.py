@@ -101,7 +101,9 @@ class Workers:
             return Report(rank)
         written = (self.folder / f"errors-{rank}").read_text(errors="replace").splitlines()
         last = "\n".join(written[-_LAST_LINES:])
-        return Report(rank, death=_named(code) + (f"; its last words:\n{last}" if last else ""))
+        return Report(
+            rank, death=_describe_exit(code) + (f"; its last words:\n{last}" if last else "")
+        )
 
 
 def _interfaces():
@@ -111,7 +113,7 @@ def _interfaces():
         return set()
 
 
-def _named(code):
+def _describe_exit(code):
     if code >= 0:
         return f"ended with exit status {code}"
     name = signal.Signals(-code).name

@@ -32,15 +32,15 @@ def work(folder: Path, rank: int) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            state = _fitted(task, rank)
+            state = _fit(task, rank)
         except BaseException as raised:
-            error = _portable(raised)
+            error = _make_portable(raised)
     heard = [(str(warning.message), warning.category) for warning in caught]
     _write(folder / f"report-{rank}", Report(rank, None if rank else state, error, heard))
     return 0 if error is None else 1
 
 
-def _fitted(task, rank):
+def _fit(task, rank):
     """Return what the fit has set on the estimator."""
     estimator = task.estimator
     given = set(estimator.get_params(deep=False))
@@ -52,7 +52,7 @@ def _fitted(task, rank):
     return {name: value for name, value in state if name not in given and "_skl_" not in name}
 
 
-def _portable(error):
+def _make_portable(error):
     """Return an exception that another process can read, with where it was raised as a note."""
     text = "".join(traceback.format_exception(error))
     error = error.with_traceback(None)

@@ -161,7 +161,7 @@ class InferenceFunction(Component):
 
     def row_factors(self, fit, rows) -> Tensor:
         """Return the raw factors of any rows under a fitted model."""
-        return fit.evaluated_locals(rows)
+        return fit.evaluate_locals(rows)
 
     def jacobian(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Return the outputs' derivatives in all parameters, (n_rows, n_outputs, n_parameters).

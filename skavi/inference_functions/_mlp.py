@@ -131,7 +131,7 @@ class MLP(InferenceFunction):
             weight = math.sqrt(2 / n_in) * _randn(n_in, width, generator)
             return weight.to(hidden), _randn(1, width, generator).to(hidden)[0]
 
-        return self._regressed(features, targets, weights, random, _RIDGE)
+        return self._regress(features, targets, weights, random, _RIDGE)
 
     def guided_start(self, features, targets, steps, weights, generator):
         _, _, span = _ACTIVATIONS[self.activation]
@@ -141,14 +141,14 @@ class MLP(InferenceFunction):
             return turning_units(hidden, scaled, weights, width, span, generator)
 
         weights = weights * (steps**-2).mean(1)
-        return self._regressed(features, targets, weights, turning, _LEAST_RIDGE)
+        return self._regress(features, targets, weights, turning, _LEAST_RIDGE)
 
-    def _regressed(self, features, targets, weights, spare, ridge):
+    def _regress(self, features, targets, weights, spare, ridge):
         """Carry the linear map of least squares; regress what it leaves on `spare` units."""
         ones = features.new_ones(len(features), 1)
         linear = least_squares(torch.cat([ones, features], 1), targets, weights)
-        directions, carried = self._carried(linear[1:])
-        parameters, hidden = self._layers(features, directions, spare)
+        directions, carried = self._split_linear_map(linear[1:])
+        parameters, hidden = self._build_layers(features, directions, spare)
         last, n_carried = len(self._sizes()), 2 * directions.shape[1]
         weight = features.new_zeros(hidden.shape[1], targets.shape[1])
         weight[: n_carried // 2] = carried
@@ -157,7 +157,7 @@ class MLP(InferenceFunction):
         weight[n_carried:], bias = ridge_regression(hidden[:, n_carried:], rest, weights, ridge)
         return None, parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
 
-    def _carried(self, slope):
+    def _split_linear_map(self, slope):
         """Split a linear map (inputs, outputs) into directions read and what they contribute."""
         _, gain, _ = _ACTIVATIONS[self.activation]
         left, scale, right = torch.linalg.svd(slope, full_matrices=False)
@@ -165,7 +165,7 @@ class MLP(InferenceFunction):
         kept = 0 if gain is None else min(rank, min(self._sizes()) // 2)
         return left[:, :kept], scale[:kept, None] * right[:kept] / (gain or 1.0)
 
-    def _layers(self, features, directions, spare):
+    def _build_layers(self, features, directions, spare):
         """Return hidden layers whose first units carry +-directions, and what the last puts out.
 
         `spare` makes the weights and biases of so many units that read what is given.

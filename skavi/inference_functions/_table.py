@@ -39,4 +39,4 @@ class Table(InferenceFunction):
         return model
 
     def row_factors(self, fit, rows):
-        return fit.solved_locals(rows)
+        return fit.solve_locals(rows)

@@ -55,15 +55,15 @@ def turning_units(
     Source: Bolager et al. (2023), "Sampling weights of deep neural networks", which draws pairs by
     slope; narrowing them down, and the margin, are our own.
     """
-    first, second = (_drawn(weights, _CANDIDATES, generator) for _ in range(2))
+    first, second = (_draw(weights, _CANDIDATES, generator) for _ in range(2))
     distance = (rows[first] - rows[second]).norm(dim=1)
     change = (targets[first] - targets[second]).norm(dim=1)
     change = torch.where(distance > _COINCIDE * distance.amax(), change, 0.0)
     n_pairs = (count + 1) // 2
     n_narrow = (n_pairs + 1) // 2
-    narrow = _drawn(change, n_narrow, generator)
-    steep = _drawn(change / distance.clamp_min(1e-300), n_pairs - n_narrow, generator)
-    narrowed = _narrowed(rows, targets, first[narrow], second[narrow])
+    narrow = _draw(change, n_narrow, generator)
+    steep = _draw(change / distance.clamp_min(1e-300), n_pairs - n_narrow, generator)
+    narrowed = _narrow(rows, targets, first[narrow], second[narrow])
     low, high = (
         torch.cat([near, wide[steep]]) for near, wide in zip(narrowed, (first, second), strict=True)
     )
@@ -77,7 +77,7 @@ def turning_units(
     return slope.mT.contiguous(), span[0] - (slope * begin).sum(1)
 
 
-def _drawn(chance, count, generator):
+def _draw(chance, count, generator):
     """Draw indices, with replacement, by chances that need not add up to one."""
     chance = torch.nan_to_num(chance, nan=0.0, posinf=0.0)
     chance = chance / chance.amax().clamp_min(1e-300) + 1e-12  # all alike where there is none
@@ -86,7 +86,7 @@ def _drawn(chance, count, generator):
     return torch.searchsorted(sums, at).clamp_max(len(chance) - 1)
 
 
-def _narrowed(rows, targets, low, high):
+def _narrow(rows, targets, low, high):
     """Replace one row of each pair by one between them, while there is one, to keep the change."""
     for _ in range(_HALVINGS):
         middle, half = 0.5 * (rows[low] + rows[high]), 0.5 * (rows[low] - rows[high]).norm(dim=1)

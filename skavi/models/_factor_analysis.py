@@ -204,7 +204,7 @@ default="normal"
             "noise_scale": 0.01 * variance,
         }
 
-    def _pseudo(self, X):
+    def _pseudo_cells(self, X):
         """Return cells on the scale of eta, exposure taken off."""
         cells = Cells.of(X)
         return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
@@ -214,7 +214,7 @@ default="normal"
         """Probabilistic PCA of scaled columns (Tipping & Bishop 1999, eq. 7-8)."""
         n_features, k = X.shape[1], self.n_components
         scale = torch.as_tensor(self.loading_scale).to(X)
-        cells = self._pseudo(X)
+        cells = self._pseudo_cells(X)
         mean, _ = cells.mean_and_variance(weights)
         values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, scale))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -235,7 +235,7 @@ default="normal"
 
     def initial_locals(self, theta, X):
         """Return the factors that normal cells of the same predictor would have."""
-        loadings, cells = theta["loadings"], self._pseudo(X)
+        loadings, cells = theta["loadings"], self._pseudo_cells(X)
         noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
         weighted = loadings / noise.unsqueeze(-1)
         precision = torch.eye(self.n_components).to(X) + weighted.mT @ loadings

@@ -55,7 +55,7 @@ def _is_scalar(prior) -> bool:
     return isinstance(prior, Normal) and not prior.batch_shape
 
 
-def _same_scalar_normal(one, other) -> bool:
+def _are_same_scalar_normal(one, other) -> bool:
     if not (_is_scalar(one) and _is_scalar(other)):
         return False
     return bool((one.loc == other.loc) & (one.scale == other.scale))
@@ -135,7 +135,7 @@ class GlobalSpace:
         runs: list[tuple[str, Distribution, int]] = []
         for name, where in self.slices.items():
             prior, size = compact(self.prior[name], like), where.stop - where.start
-            if runs and _same_scalar_normal(prior, runs[-1][1]):
+            if runs and _are_same_scalar_normal(prior, runs[-1][1]):
                 _, _, before = runs.pop()
                 size += before
             runs.append((name, prior, size))
@@ -227,7 +227,7 @@ class GlobalSpace:
         ndarray of shape (*q.shape, *the global's shape)
         """
         where, shape = self.slices[name], self.raw_shapes[name]
-        bijection = _number_by_number(self.bijections[name])
+        bijection = _unwrap_elementwise(self.bijections[name])
         if bijection is not None:
             mean, sd = factor.mean[where].numpy(), factor.sd[where].numpy()
             # A bijection that falls (onto x < bound) takes the upper tail to the lower.
@@ -239,7 +239,7 @@ class GlobalSpace:
         return np.quantile(draws.numpy(), q, axis=0)
 
 
-def _number_by_number(bijection):
+def _unwrap_elementwise(bijection):
     """Return a bijection that works elementwise, without its wrappers; None for any other."""
     while isinstance(bijection, IndependentTransform):
         bijection = bijection.base_transform

@@ -153,7 +153,7 @@ def load(
     given = {role: value for role, value in handed_in.items() if value is not None}
     header, arrays = read_archive(path)
     _check_format(path, header)
-    estimator = _rebuilt(path, header, arrays, given)
+    estimator = _rebuild(path, header, arrays, given)
     saved_version = header["versions"]["skavi"]
     if saved_version != __version__:
         name = type(estimator).__name__
@@ -178,7 +178,7 @@ def _check_format(path, header):
         )
 
 
-def _rebuilt(path, header, arrays, given: dict[str, Any]):
+def _rebuild(path, header, arrays, given: dict[str, Any]):
     try:
         return rebuild(header["estimator"], arrays, given)
     except HandedInError as error:

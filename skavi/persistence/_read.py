@@ -48,13 +48,13 @@ class _Reader:
     def value(self, node: Node):
         """Return what a node stands for."""
         if isinstance(node, dict):
-            return _known(_READERS, node["kind"])(self, node)
+            return _look_up(_READERS, node["kind"])(self, node)
         if isinstance(node, list):
             raise ValueError("a bare list")
         return node
 
     def number(self, node):
-        return float(_known({name: name for name in ("nan", "inf", "-inf")}, node["value"]))
+        return float(_look_up({name: name for name in ("nan", "inf", "-inf")}, node["value"]))
 
     def array(self, node):
         stored = self.arrays[node["name"]]  # copied: in native byte order, and writable
@@ -89,7 +89,7 @@ class _Reader:
         return state
 
     def estimator(self, node):
-        cls = _known(ESTIMATORS, node["class"])
+        cls = _look_up(ESTIMATORS, node["class"])
         outer = self.role, self.strict
         self.depth += 1
         # Below the top (`init`) and in what a fit resolved, arguments may be others than those
@@ -103,30 +103,30 @@ class _Reader:
                 parts[where][name] = self.value(value)
         self.depth -= 1
         self.role, self.strict = outer
-        return _fitted(cls, **parts)
+        return _make_fitted(cls, **parts)
 
     def component(self, node):
-        cls = _known(COMPONENTS, node["class"])
+        cls = _look_up(COMPONENTS, node["class"])
         params = {name: self.value(value) for name, value in node["params"].items()}
         given = self.given.get(self.role)
         if self.strict and given is not None and cls is not TorchFunction:
-            self._check_handed(self._handed(self.role, node["class"], given), params)
-        return _with_attributes(cls(**params), self._attributes(node))
+            self._check_handed(self._require_handed(self.role, node["class"], given), params)
+        return _set_attributes(cls(**params), self._attributes(node))
 
     def given_component(self, node):
         """Return a copy of what was handed in, with the arguments and numbers of the file."""
         role = node["role"]
-        handed = self._handed(role, node["class"], self.given.get(role))
+        handed = self._require_handed(role, node["class"], self.given.get(role))
         stored = {n: value for n, value in node["params"].items() if value != HANDED_IN}
         params = {name: self.value(value) for name, value in stored.items()}
         if self.strict:
             self._check_handed(handed, params)
-        return _with_attributes(clone(handed).set_params(**params), self._attributes(node))
+        return _set_attributes(clone(handed).set_params(**params), self._attributes(node))
 
     def _attributes(self, node):
         return {name: self.value(value) for name, value in node["attributes"].items()}
 
-    def _handed(self, role, name, handed):
+    def _require_handed(self, role, name, handed):
         if handed is None or type(handed).__name__ != name.rpartition(".")[2]:
             got = "none was" if handed is None else f"a {class_name(type(handed))} was"
             short = name.rpartition(".")[2]
@@ -141,7 +141,7 @@ class _Reader:
         """Refuse an object with other arguments than the saved one."""
         for name, saved in params.items():
             value = getattr(handed, name)
-            if not _same(saved, value):
+            if not _are_same(saved, value):
                 raise HandedInError(
                     f"was saved with {type(handed).__name__}({name}={saved!r}), but {name}="
                     f"{value!r} was handed in: {self.role} must have the same arguments."
@@ -151,7 +151,7 @@ class _Reader:
         """Return a copy of the module that was handed in, with the weights of the file."""
         handed = self.given.get("inference_function")
         handed = handed.module if type(handed) is TorchFunction else handed
-        handed = self._handed("inference_function", node["class"], handed)
+        handed = self._require_handed("inference_function", node["class"], handed)
         module = clone(handed, safe=False)
         names = [[name, type(part).__name__] for name, part in module.named_modules()]
         state = {name: self.value(value) for name, value in node["state"].items()}
@@ -186,13 +186,13 @@ _READERS = {
 }
 
 
-def _known(table, name):
+def _look_up(table, name):
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"{name!r} is none of {sorted(table)}")
     return table[name]
 
 
-def _same(one, other):
+def _are_same(one, other):
     """Say whether two arguments are written down alike, to the last bit."""
     first, second = Writer(), Writer()
     try:
@@ -206,7 +206,7 @@ def _same(one, other):
     )
 
 
-def _with_attributes(owner, attributes):
+def _set_attributes(owner, attributes):
     """Set plain data on an object; nothing that its class defines as code can be hidden by it."""
     for name in attributes:
         defined = inspect.getattr_static(type(owner), name, None)
@@ -217,9 +217,9 @@ def _with_attributes(owner, attributes):
     return owner
 
 
-def _fitted(cls, params, attributes):
+def _make_fitted(cls, params, attributes):
     """Return an estimator with its fitted attributes, checked as far as their kinds go."""
-    estimator = _with_attributes(cls(**params), attributes)
+    estimator = _set_attributes(cls(**params), attributes)
     fitted = vars(estimator)
     for role in ROLES:
         if not isinstance(fitted[f"{role}_"], Component):

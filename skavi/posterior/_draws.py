@@ -64,12 +64,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class FittedPosterior:
-    """q(z) of some rows beside q(u), on the CPU."""
+    """q(z_n) of some rows and q(theta), unconstrained, on the CPU."""
 
     objective: Objective
     X: Tensor
     factors: NormalFactors
-    globals_: NormalFactors
+    q_theta: NormalFactors
 
     @classmethod
     def of(cls, position) -> "FittedPosterior":
@@ -86,13 +86,12 @@ class FittedPosterior:
 
     def noise(self, state) -> tuple[Tensor, Tensor]:
         """Draw standard normals for the rows and for the globals."""
-        rows, globals_ = self.factors.mean, self.globals_.mean
-        local = state.standard_normal(tuple(rows.shape))
-        return aligned(local), aligned(state.standard_normal(len(globals_)))
+        local = state.standard_normal(tuple(self.factors.mean.shape))
+        return aligned(local), aligned(state.standard_normal(len(self.q_theta.mean)))
 
     def at(self, local: Tensor, noise: Tensor) -> Draw:
         """Return the draw that belongs to standard normal noise."""
-        u, z = self.globals_.draw(noise), self.factors.draw(local)
+        u, z = self.q_theta.draw(noise), self.factors.draw(local)
         theta = self.objective.space.constrain(u)
         with torch.no_grad(), defaults_of(z):
             return Draw(
@@ -101,7 +100,7 @@ class FittedPosterior:
                 log_terms=self.model.log_terms(theta, z, self.X),
                 log_prior=self.objective.space.log_prior(u),
                 log_q_rows=self.factors.log_prob(local),
-                log_q_globals=self.globals_.log_prob(noise),
+                log_q_globals=self.q_theta.log_prob(noise),
             )
 
     def draws(self, n_draws: int, state) -> Iterator[Draw]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skavi._data.ranks import over_ranks
-from skavi._data.rows import taken
+from skavi._data.rows import take_rows
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._loss import remaining
@@ -164,7 +164,7 @@ class _Ascent(Run):
                 departures=self._no_departures(values),
                 moments=self._no_moments(values),
                 counts=self._no_counts(values),
-                kept=self._kept(values),
+                kept=self._keep(values),
                 rate=self.rate,
             )
         )
@@ -174,14 +174,14 @@ class _Ascent(Run):
         batch = self.batches.draw() if self.batches is not None else None
 
         def read(table, i):
-            return taken(table, batch.index) if batch and self._in_place(i) else table
+            return take_rows(table, batch.index) if batch and self._is_in_place(i) else table
 
         leaves = [
             read(value, i).detach().requires_grad_(True) for i, value in enumerate(memory.values)
         ]
         part = self._own_elbo(leaves, batch)
         gradients = torch.autograd.grad(part, leaves, materialize_grads=True)
-        elbo, gradients = self._added_up(part.detach(), gradients)
+        elbo, gradients = self._add_up(part.detach(), gradients)
         units = [read(unit, i) for i, unit in enumerate(self.units)]
         slopes = [gradient * unit for gradient, unit in zip(gradients, units, strict=True)]
         norm = self._norm(slopes)
@@ -194,7 +194,7 @@ class _Ascent(Run):
             self.undo = memory.n_iter, batch.index, before
             own = memory.values[0], memory.moments[0], memory.counts[0]
             move_rows(batch.index, slopes[0], before, units[0], *own, rate)
-        values = self._moved(memory, slopes, rate)
+        values = self._move(memory, slopes, rate)
         memory = replace(
             memory,
             n_iter=memory.n_iter + 1,
@@ -202,14 +202,14 @@ class _Ascent(Run):
             values=values,
             gradient_norm=norm / self.problem.total_weight,
         )
-        return self._judged(self._averaged(memory))
+        return self._judge(self._average(memory))
 
-    def _in_place(self, i):
+    def _is_in_place(self, i):
         return self.lazy and i == 0
 
-    def _kept(self, values):
+    def _keep(self, values):
         """Return values to retreat to, which no later step moves."""
-        return [value.clone() if self._in_place(i) else value for i, value in enumerate(values)]
+        return [value.clone() if self._is_in_place(i) else value for i, value in enumerate(values)]
 
     def _no_moments(self, values):
         return [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
@@ -217,14 +217,14 @@ class _Ascent(Run):
     def _no_counts(self, values):
         return [
             value.new_zeros(len(value), 1)
-            if self._in_place(i)
+            if self._is_in_place(i)
             else value.new_zeros((), dtype=torch.float32)  # as torch's fused kernel wants it
             for i, value in enumerate(values)
         ]
 
     def _no_departures(self, values):
         return [
-            value.new_zeros(0) if self._in_place(i) else torch.zeros_like(value)
+            value.new_zeros(0) if self._is_in_place(i) else torch.zeros_like(value)
             for i, value in enumerate(values)
         ]
 
@@ -234,7 +234,7 @@ class _Ascent(Run):
             return self.problem.own_elbo(state)
         return self.batches.own_elbo(state, batch)
 
-    def _added_up(self, elbo, gradients):
+    def _add_up(self, elbo, gradients):
         """Add the ELBO and its gradients up over ranks, but for those of a rank's own rows."""
         group, owned = self.problem.rows.group, self.owned
         if group.size == 1:
@@ -254,7 +254,7 @@ class _Ascent(Run):
         parts = zip(lengths, self.scales, strict=True)
         return math.hypot(*(float(length) * scale for length, scale in parts))
 
-    def _moved(self, memory, slopes, rate):
+    def _move(self, memory, slopes, rate):
         """Return the values after a step up these slopes, but for those moved row by row."""
         values, whole = list(memory.values), slice(int(self.lazy), None)
         departures = memory.departures[whole]
@@ -284,17 +284,17 @@ class _Ascent(Run):
             n_averaged=0,
         )
 
-    def _averaged(self, memory):
+    def _average(self, memory):
         """Add the values to the running averages, in the last stage."""
         if self.lazy or not memory.averaging:
             return memory
         if memory.averages is None:
-            return replace(memory, averages=self._kept(memory.values), n_averaged=1)
+            return replace(memory, averages=self._keep(memory.values), n_averaged=1)
         n = memory.n_averaged + 1
         pairs = zip(memory.averages, memory.values, strict=True)
         return replace(memory, averages=[torch.lerp(*pair, 1 / n) for pair in pairs], n_averaged=n)
 
-    def _judged(self, memory):
+    def _judge(self, memory):
         """Compare a window of ELBOs that is full with the one before; slow down if none rose."""
         if memory.n_iter - memory.window_began < self.window:
             return memory
@@ -318,7 +318,7 @@ class _Ascent(Run):
             finished=converged,
             converged=converged,
             rate=rate,
-            kept=self._kept(memory.values),
+            kept=self._keep(memory.values),
             window_before=None,
             averaging=rate * _DECAY < _SMALLEST * self.rate,
         )

@@ -138,10 +138,10 @@ class Run(ABC):
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
                 if self.group.size > 1 and isinstance(error, torch.linalg.LinAlgError):
                     raise  # a matter of this rank's rows, of which the others do not know
-                return self._broken_at(self.memory)
+                return self._break_at(self.memory)
             counts = memory.n_iter > self.memory.n_iter
             if counts and not math.isfinite(memory.elbo):
-                return self._broken_at(memory)
+                return self._break_at(memory)
             if counts:
                 self.curve.append(memory.elbo)
             self.memory = memory
@@ -149,7 +149,7 @@ class Run(ABC):
                 break
         return self.outcome()
 
-    def _broken_at(self, memory):
+    def _break_at(self, memory):
         here, self.memory = self.memory, memory
         there = self.state()
         self.memory = here

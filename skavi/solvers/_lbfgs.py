@@ -82,7 +82,7 @@ class _Descent(Run):
 
     def step(self, memory):
         if memory.calm >= _CALM:
-            return self._checked(memory)
+            return self._check_with_hessian(memory)
         pairs, gradient = memory.pairs, memory.gradient
         dot, norm = self.loss.dot, self.loss.norm
         direction = -_inverse_hessian_times(pairs, gradient, dot)
@@ -114,7 +114,7 @@ class _Descent(Run):
             calm=memory.calm + 1 if small else 0,
         )
 
-    def _checked(self, memory):
+    def _check_with_hessian(self, memory):
         """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
         gradient, times = self.loss.products(memory.position)
         step, decrement, convex = newton_step(gradient, times, self.tol, self.loss.dot)
@@ -209,11 +209,11 @@ def _line_search(loss, position, value, gradient, direction, slope, length):
         else:
             if abs(high[0] - low[0]) <= 1e-12 * max(high[0], 1e-300):
                 break
-            length = _between(low, high)
+            length = _interpolate(low, high)
     return best
 
 
-def _between(low, high):
+def _interpolate(low, high):
     """Minimise the cubic through both ends, kept off the ends; bisect where there is none."""
     a, fa, ga = low
     b, fb, gb, finite = high

@@ -45,7 +45,7 @@ class Loss:
             value = -self.problem.own_elbo(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position)
         if self.group.size > 1:
-            both = self._added_up(torch.cat([gradient, value.detach().reshape(1)]))
+            both = self._add_up(torch.cat([gradient, value.detach().reshape(1)]))
             gradient, value = both[:-1], both[-1]
         return float(value.detach()), gradient
 
@@ -63,11 +63,11 @@ class Loss:
             (product,) = torch.autograd.grad(
                 along, position, retain_graph=True, materialize_grads=True
             )
-            return self._added_up(product)
+            return self._add_up(product)
 
-        return self._added_up(gradient.detach()), times
+        return self._add_up(gradient.detach()), times
 
-    def _added_up(self, vector):
+    def _add_up(self, vector):
         """Add what is shared by all ranks up over them."""
         if self.group.size == 1:
             return vector

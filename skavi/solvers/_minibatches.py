@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from skavi._data.rows import taken
+from skavi._data.rows import take_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Minibatches:
         """
         problem, rows = self.problem, self.problem.rows
         every = rows.X, rows.weights, problem.features
-        X, weights, features = (taken(own, batch.index) for own in every)
+        X, weights, features = (take_rows(own, batch.index) for own in every)
         raw = problem.function.raw(state.raw_locals, state.shared, features)
         nodes = problem.current_nodes(batch.drawn)
         if not len(weights):  # all of them are other ranks'

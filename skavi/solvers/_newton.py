@@ -163,7 +163,7 @@ class _Ascent(Run):
             raise FloatingPointError("the gradient is not finite")
         move = self.system.move(*here, memory.value, step)
         elbo = self.system.elbo(move.value)
-        creeps = bool(move.pieces) and self._gained(elbo) <= self.least_gain
+        creeps = bool(move.pieces) and self._mean_gain(elbo) <= self.least_gain
         stands = not move.gained or creeps
         # Where no step gains any more, rounding may leave what `converged_` still allows.
         decrement = step.decrement if move.gained else min(step.decrement, move.left)
@@ -183,7 +183,7 @@ class _Ascent(Run):
             converged=converged,
         )
 
-    def _gained(self, elbo):
+    def _mean_gain(self, elbo):
         """Return the mean gain of the last iterations, in nats."""
         curve = self.curve
         return (elbo - curve[-_WINDOW]) / _WINDOW if len(curve) >= _WINDOW else math.inf

@@ -24,5 +24,5 @@ class Chain(Meeting):
         decrement = 0.5 * float(d.g @ left.free) + 0.5 * float(left.right @ d_globals)
         squares = float((d.g**2).sum() + (d.g_globals**2).sum())
         norm = math.sqrt(squares) / self.problem.total_weight
-        local = self.shortened(solution) * d.row_steps
+        local = self.shorten(solution) * d.row_steps
         return Step(local, d.steps[: len(d_globals)] * d_globals, decrement, norm)

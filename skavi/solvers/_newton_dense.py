@@ -68,7 +68,7 @@ class Meeting(System):
     def value(self, raw, raw_globals):
         return total(self.problem, raw, raw_globals)
 
-    def shortened(self, solution):
+    def shorten(self, solution):
         """Keep steps in log sds from leaping: they are steps of a factor."""
         k, longest = self.objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
         solution = solution.clone()
@@ -98,6 +98,6 @@ class Coupled(Meeting):
         solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
         decrement = 0.5 * float(gradient @ solution)
         norm = float(gradient.norm()) / self.problem.total_weight
-        local = self.shortened(solution[: raw.numel()].reshape(raw.shape))
+        local = self.shorten(solution[: raw.numel()].reshape(raw.shape))
         d_globals = solution[raw.numel() :]
         return Step(local * row_steps, steps[: len(d_globals)] * d_globals, decrement, norm)

@@ -112,7 +112,7 @@ class LocalModel:
         if int(info):  # the globals' own block may be indefinite
             return torch.linalg.solve(damped, self.right), own
         halfway = torch.linalg.solve_triangular(factor, slopes, upper=False)
-        weights = _shortest(halfway) if len(own) > 1 else own
+        weights = _find_shortest_mean(halfway) if len(own) > 1 else own
         step = (halfway @ weights).unsqueeze(-1)
         return torch.linalg.solve_triangular(factor.mT, step, upper=True)[:, 0], weights
 
@@ -155,14 +155,14 @@ class Network(System):
         return torch.cat([value.reshape(-1) for value in state.shared.values()])
 
     def write(self, flat, raw_globals):
-        return State(None, self._named(flat), raw_globals)
+        return State(None, self._unflatten(flat), raw_globals)
 
-    def _named(self, flat):
+    def _unflatten(self, flat):
         pieces = flat.split([shape.numel() for shape in self.shapes.values()])
         return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), pieces, strict=True)}
 
     def raw(self, flat):
-        return self.problem.function.evaluate(self._named(flat), self.problem.features)
+        return self.problem.function.evaluate(self._unflatten(flat), self.problem.features)
 
     def value(self, flat, raw_globals):
         return self.total(self.raw(flat), raw_globals)
@@ -194,7 +194,7 @@ class Network(System):
         return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping)
 
     def _jacobian(self, flat, part):
-        return self.problem.function.jacobian(self._named(flat), self.problem.features[part])
+        return self.problem.function.jacobian(self._unflatten(flat), self.problem.features[part])
 
     @property
     def kinked(self):
@@ -244,7 +244,7 @@ class Network(System):
 
     def _part(self, part, flat, raw_globals):
         problem = self.problem.restricted(part)
-        raw = problem.function.evaluate(self._named(flat), problem.features)
+        raw = problem.function.evaluate(self._unflatten(flat), problem.features)
         return (problem.rows.weights * problem.row_terms(raw, raw_globals)).sum()
 
 
@@ -258,7 +258,7 @@ def _gram(rows):
     return lower.tril() + lower.tril(-1).mT
 
 
-def _shortest(vectors):
+def _find_shortest_mean(vectors):
     """Return the weights of the shortest mean of vectors, (dimension, n).
 
     Non-negative least squares on a system with a row for their sum more: Lawson & Hanson (1974),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skavi._data import blockwise
-from skavi._data.blockwise import evaluated
+from skavi._data.blockwise import evaluate_blockwise
 
 SIZE = 16
 
@@ -28,7 +28,7 @@ def test_every_row_is_evaluated_in_its_place(n):
         return torch.stack([part.sum(1), part.prod(1)], 1)
 
     torch.testing.assert_close(
-        evaluated(function, X), torch.stack([X.sum(1), X.prod(1)], 1), rtol=0, atol=1e-15
+        evaluate_blockwise(function, X), torch.stack([X.sum(1), X.prod(1)], 1), rtol=0, atol=1e-15
     )
     assert max(seen) <= SIZE
 
@@ -38,7 +38,7 @@ def test_equal_rows_are_equal_even_where_the_place_in_a_block_matters():
         return part.sum(1, keepdim=True) + 1e-15 * torch.arange(len(part)).unsqueeze(1)
 
     distinct = rows(SIZE + 3)
-    outputs = evaluated(by_place, torch.cat([distinct] * 4))
+    outputs = evaluate_blockwise(by_place, torch.cat([distinct] * 4))
     one, *others = outputs.split(len(distinct))
     assert all(torch.equal(other, one) for other in others)
 
@@ -51,5 +51,5 @@ def test_blocks_have_one_shape_where_the_place_does_not_matter():
         return 2 * part
 
     X = rows(4 * SIZE + 5)
-    assert torch.equal(evaluated(function, X), 2 * X)
+    assert torch.equal(evaluate_blockwise(function, X), 2 * X)
     assert set(shapes) == {SIZE} and len(shapes) == 1 + 5  # a block to see, then all rows

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from skavi._estimators.fit_identity import described_value
+from skavi._estimators.fit_identity import describe_value
 
 
 def falling(rate):
@@ -39,9 +39,9 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_functions_that_differ_are_told_apart(name):
     one, other = PAIRS[name]
-    assert described_value(one) != described_value(other)
+    assert describe_value(one) != describe_value(other)
 
 
 @pytest.mark.parametrize("make", [falling, with_default, Schedule])
 def test_functions_made_alike_are_the_same(make):
-    assert described_value(make(3)) == described_value(make(3))
+    assert describe_value(make(3)) == describe_value(make(3))

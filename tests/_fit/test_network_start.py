@@ -8,7 +8,7 @@ from closed_forms import paper_nonlinear_data
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.rows import Rows
 from skavi._estimators.fitted_estimator import position_on
-from skavi._fit.network_start import _few, best_start
+from skavi._fit.network_start import _restrict_to_few, best_start
 from skavi._fit.problem import Problem
 from skavi.families import DiagonalNormal
 from skavi.inference_functions import MLP, Constant
@@ -53,7 +53,7 @@ def test_rows_of_the_start_stand_for_all_rows():
     largest |x| is among the chosen, whose chance grows with the squared distance.
     """
     problem, targets, _, _ = _nonlinear_problem(3000, width=4)
-    few, near = _few(problem, targets, 1000)
+    few, near = _restrict_to_few(problem, targets, 1000)
     x, every = few.rows.X[:, 0], problem.rows.X[:, 0]
     assert len(few.rows) == len(near) == 1000
     assert few.frozen_globals

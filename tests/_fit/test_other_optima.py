@@ -29,20 +29,20 @@ def test_concave_densities_have_one_optimum(name):
     """Second differences of a concave function are never positive: those of a normal with sd 1 are
     minus the squared step. Student's t is not concave beyond its scale."""
     density, several = DENSITIES[name]
-    found = other_optima._with_several(torch.stack([density, -(Z**2)]), 1)
+    found = other_optima._find_several(torch.stack([density, -(Z**2)]), 1)
     assert found.tolist() == ([0] if several else [])
-    assert other_optima._with_several(density.expand(4, -1), 2).tolist() == [0, 1, 2, 3]
+    assert other_optima._find_several(density.expand(4, -1), 2).tolist() == [0, 1, 2, 3]
 
 
 def spied(monkeypatch):
     """Note of how many rows basins are looked for."""
-    looked, blurred = [], other_optima._blurred
+    looked, blurred = [], other_optima._blur
 
     def spy(density, *rest):
         looked.append(len(density))
         return blurred(density, *rest)
 
-    monkeypatch.setattr(other_optima, "_blurred", spy)
+    monkeypatch.setattr(other_optima, "_blur", spy)
     return looked
 
 
@@ -56,7 +56,7 @@ def test_other_rows_find_what_they_found(monkeypatch):
     looked = spied(monkeypatch)
     few = FactorizedVI(NonlinearModel(), random_state=0).fit(X)
     assert max(looked) > len(X) / 2
-    monkeypatch.setattr(other_optima, "_with_several", lambda rows, _: torch.arange(len(rows)))
+    monkeypatch.setattr(other_optima, "_find_several", lambda rows, _: torch.arange(len(rows)))
     every = FactorizedVI(NonlinearModel(), random_state=0).fit(X)
     assert_array_equal(few.transform(X), every.transform(X))
     assert few.elbo_ == every.elbo_

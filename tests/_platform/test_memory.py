@@ -49,7 +49,7 @@ def rows(n, d):
     ],
 )
 def test_a_fit_that_cannot_fit_says_so_at_once(vi, data, names, monkeypatch):
-    monkeypatch.setattr(vi, "_prepared", None, raising=False)  # no work is begun
+    monkeypatch.setattr(vi, "_prepare", None, raising=False)  # no work is begun
     with pytest.raises(
         MemoryError, match=r"fit of .* needs at least .*B of memory, but .*B are"
     ) as e:

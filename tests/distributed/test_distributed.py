@@ -23,7 +23,7 @@ import skavi
 from rank_cases import CASES, SHORT, numbers, told, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
 from skavi._data.ranks import Ranks, shared_by_ranks
-from skavi._estimators.joint_fit import _described, check_joint
+from skavi._estimators.joint_fit import _describe, check_joint
 from skavi.callbacks import ElboMonitor
 from skavi.distributed import DeadRankError, LostRankError, over_ranks, shard, total
 from skavi.distributed._launch import Task
@@ -242,10 +242,10 @@ def test_ranks_with_different_parameters_are_told_so(tmp_path):
 
 def test_what_tells_estimators_apart():
     one = FactorizedVI(LinearModel(), random_state=0)
-    assert _described(one) == _described(clone(one).set_params(random_state=1, verbose=1))
+    assert _describe(one) == _describe(clone(one).set_params(random_state=1, verbose=1))
     others = [clone(one).set_params(model__tau=2), clone(one).set_params(tol=1e-3)]
     others += [clone(one).set_params(solver=Newton()), AmortizedVI(LinearModel())]
-    assert all(_described(other) != _described(one) for other in others)
+    assert all(_describe(other) != _describe(one) for other in others)
 
 
 @pytest.mark.slow

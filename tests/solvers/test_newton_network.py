@@ -8,7 +8,7 @@ from skavi import AmortizedVI
 from skavi.inference_functions import MLP
 from skavi.models import NonlinearModel
 from skavi.solvers import Newton
-from skavi.solvers._newton_network import _gram, _shortest
+from skavi.solvers._newton_network import _find_shortest_mean, _gram
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from skavi.solvers._newton_network import _gram, _shortest
     ],
 )
 def test_the_shortest_mixture_of_slopes(vectors, weights):
-    found = _shortest(torch.tensor(vectors, dtype=torch.float64).mT)
+    found = _find_shortest_mean(torch.tensor(vectors, dtype=torch.float64).mT)
     np.testing.assert_allclose(found, weights, atol=1e-12)  # rounding
 
 
@@ -34,7 +34,7 @@ def test_the_shortest_mixture_is_no_longer_than_any_other(mixtures):
     """Its square is at most its product with every vector: the optimality condition."""
     rng = np.random.default_rng(mixtures)
     vectors = torch.tensor(rng.normal(size=(8, 5 + 3 * mixtures)) + 0.3)
-    weights = _shortest(vectors)
+    weights = _find_shortest_mean(vectors)
     mean = vectors @ weights
     assert float(weights.min()) >= 0 and float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
     assert float((mean @ vectors).min()) >= float(mean @ mean) - 1e-9
