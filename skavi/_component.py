@@ -52,7 +52,7 @@ class Component(BaseEstimator):
         self._require(name, 0 < float(getattr(self, name)) < math.inf, "positive and finite")
 
     def _require_vector(self, name, positive=False):
-        """Ask for None, a number or a flat array of numbers, finite and maybe positive."""
+        """Require None, a number or a one-dimensional array of numbers, finite (and positive)."""
         value = getattr(self, name)
         if value is None:
             return

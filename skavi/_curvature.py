@@ -2,11 +2,11 @@
 
 With raw factors first and q(theta)'s parameters last, minus the Hessian is
 
-    [ A   -C ]    A: a block a row (rows meet in theta alone), a band (neighbours meet), or dense;
+    [ A   -C ]    A: one block per row (independent rows), a band (a chain), or dense;
     [ -C'  D ]    C: a border, D: a corner.
 
-Maximising over the rows' part leaves the Schur complement D - C'A^-1 C in theta: Newton steps,
-linear response and streams all use it. Units are natural: `Family.steps`.
+Maximising over the rows' part leaves the Schur complement D - C'A^-1 C in theta, which Newton
+steps, linear response and streaming use. Units are natural: `Family.steps`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from skavi._numerics.sums import add_up
 #: Least curvature where one is negative. As a floor for all curvatures it cost 468 iterations
 #: instead of 7 (5f64aa0).
 _FLOOR = 1e-3
-_COLOURS = 3  # rows this far apart have no neighbour in common
+#: Rows this far apart in a chain share no neighbour: one backward pass serves all of them.
+_COLOURS = 3
 #: Lifts of the diagonal, each 4 times the last: from 1e-6 to 7e10 times its largest entry.
 _LIFTS = 30
 
@@ -64,11 +65,11 @@ def natural_lengths(problem, raw, raw_globals):
 
 
 def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
-    """Differentiate the ELBO of rows that meet in theta alone; rows (n, P), q(theta) (Q,).
+    """Differentiate the ELBO of rows that are independent given theta; rows (n, P), q(theta) (Q,).
 
-    The gradient is differentiated backwards once more. Rows do not meet, so one pass for
-    column p of all rows' gradients, summed, gives column p of every row's own block; a pass
-    for one global gives its row of the border.
+    The gradient is differentiated once more. As rows are independent, one backward pass through the
+    sum over rows of entry p of their gradients gives column p of every row's block; a pass for one
+    parameter of q(theta) gives its row of the border.
     """
     row_steps, steps = natural_lengths(problem, raw, raw_globals)
     n_global = 0 if problem.frozen_globals else raw_globals.numel()
@@ -92,7 +93,9 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
 
 
 def _differentiate_part(problem, raw, raw_globals, part):
-    """Derivatives of some rows' terms in plain units: g, H, C; sums over them for globals."""
+    """Return derivatives of some rows' terms, in plain units: g, H, C of each row, and the rows'
+    sum of the derivatives in q(theta).
+    """
     weights, whole = problem.rows.weights[part], len(raw)
     some = problem if part == slice(0, whole) else problem.restricted(part)
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
@@ -122,10 +125,9 @@ def _differentiate_global_term(objective, raw_globals):
 
 
 def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
-    """Differentiate the ELBO of a chain, in which neighbouring rows meet.
+    """Differentiate the ELBO of a chain, in which neighbouring rows depend on each other.
 
-    A Hessian column of every third row comes out of one backward pass, since such rows have no
-    neighbour in common.
+    One backward pass gives a Hessian column of every third row, since such rows share no neighbour.
     """
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
     row_steps, steps = natural_lengths(problem, raw, raw_globals)
@@ -158,21 +160,23 @@ def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
 
 
 def _put(band: Tensor, column: Tensor, colour: int, p: int) -> None:
-    """Write a coloured Hessian column into the band: ``band[u + i - j, j] = H[i, j]``, i <= j."""
+    """Write the Hessian columns of one colour into the band: ``band[u + i - j, j] = H[i, j]``,
+    i <= j.
+    """
     n, n_row = column.shape
     upper = len(band) - 1
     rows = torch.arange(colour, n, _COLOURS, device=band.device)
     j = rows * n_row + p
-    for q in range(p + 1):  # of the row itself
+    for q in range(p + 1):  # within the row
         band[upper - (p - q), j] = column[rows, q]
     before = rows[rows > 0]
-    for q in range(n_row):  # of the row before
+    for q in range(n_row):  # with the row before
         distance = n_row + p - q
         band[upper - distance, before * n_row + p] = column[before - 1, q]
 
 
 def _scale_band(band: Tensor, lengths: Tensor) -> Tensor:
-    """Measure every unknown in its own natural length."""
+    """Convert the band to natural units."""
     upper, size = len(band) - 1, len(lengths)
     scaled = band * lengths
     for distance in range(upper + 1):
@@ -203,7 +207,7 @@ def dense_derivatives(problem, raw: Tensor, raw_globals: Tensor):
 
 
 def total(problem, raw, raw_globals):
-    """Return the ELBO of rows that meet, without the term of a q(theta) that is given."""
+    """Return the ELBO of coupled rows, without the term of a q(theta) that is frozen."""
     value = add_up(problem.row_terms(raw, raw_globals).reshape(-1))
     return value if problem.frozen_globals else value + problem.objective.global_term(raw_globals)
 
@@ -221,12 +225,12 @@ def gradient_of(value, unknowns, create_graph=False):
 
 
 class Blocks:
-    """A positive definite block a row.
+    """One positive definite block per row.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        If one is not positive definite.
+        If a block is not positive definite.
     """
 
     def __init__(self, A: Tensor):
@@ -247,7 +251,7 @@ class Blocks:
 
 
 class NonnegativeBlocks(Blocks):
-    """Blocks of which only directions of positive curvature count."""
+    """Blocks inverted on their eigenvectors of positive eigenvalue only."""
 
     def __init__(self, A: Tensor):
         values, self.vectors = torch.linalg.eigh(0.5 * (A + A.mT))
@@ -261,7 +265,7 @@ class NonnegativeBlocks(Blocks):
 
 
 class Band:
-    """A positive definite band, its diagonal lifted as far as it needs to be that.
+    """A banded matrix, with a multiple of the identity added until it is positive definite.
 
     Raises
     ------
@@ -300,7 +304,7 @@ class Eliminated:
     free : Tensor
         The rows' own step, theta held.
     response : Tensor
-        How their step answers one of theta.
+        Derivative of the rows' step in that of theta.
     schur : Tensor of shape (Q, Q)
     right : Tensor of shape (Q,)
     """
@@ -313,15 +317,15 @@ class Eliminated:
 
 def eliminate(rows_part, d: Derivatives, add_up=lambda value: value) -> Eliminated:
     """Eliminate the rows; `add_up` sums over ranks."""
-    pulled = rows_part.solve(torch.cat([d.g.unsqueeze(-1), d.C], -1))
-    free, response = pulled[..., 0], pulled[..., 1:]
+    solution = rows_part.solve(torch.cat([d.g.unsqueeze(-1), d.C], -1))
+    free, response = solution[..., 0], solution[..., 1:]
     schur = -d.H_globals - add_up(rows_part.contract(d.C, response))
     right = d.g_globals + add_up(rows_part.contract(d.C, free))
     return Eliminated(free, response, schur, right)
 
 
 def positive(A):
-    """Replace symmetric matrices that are not positive by ones with the eigenvalues' sizes.
+    """Replace negative eigenvalues of symmetric matrices by their absolute values.
 
     Source: Dauphin et al. (2014), "Identifying and attacking the saddle point problem".
     """
@@ -329,7 +333,8 @@ def positive(A):
         return A
     scale = A.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(1e-300)
     ridge = 1e-12 * scale[..., None, None] * torch.eye(A.shape[-1]).to(A)
-    # However narrow: a ridge between correlated globals must be walked in one step, not a floor's.
+    # No floor for positive definite matrices: the ELBO of correlated globals is flat in some
+    # directions, where a floor would shorten the steps.
     _, info = torch.linalg.cholesky_ex(A - 100 * ridge)
     bad = info != 0
     if not bool(bad.any()):

@@ -1,4 +1,4 @@
-"""What torch.distributions lacks: a flat prior, closed-form expectations, the fit's own dtype."""
+"""Additions to torch.distributions: a flat prior, closed-form expectations, the fit's dtype."""
 
 import math
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ class _Defaults(TorchFunctionMode):
 
 @contextmanager
 def defaults_of(tensor: Tensor):
-    """Make the body's Python numbers tensors of `tensor`'s dtype and device."""
+    """Within the body, give tensors made from Python numbers `tensor`'s dtype and device."""
     with _Defaults(tensor.dtype, tensor.device):
         yield
 
@@ -102,14 +102,14 @@ def defaults_of(tensor: Tensor):
 def log_prob(distribution: Distribution, value: Tensor) -> Tensor:
     """Log density of `value`, summed over a univariate distribution's last dimension.
 
-    Values are validated once, outside (inside vmap torch's validation misleads).
+    Values are validated elsewhere, once: under vmap torch's validation is misleading.
     """
     density = unvalidated(distribution).log_prob(value)
     return density if distribution.event_shape else density.sum(-1)
 
 
 def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> Tensor | None:
-    """E log density of a normal variable with that mean and sd, elementwise; None if not closed."""
+    """E log density under a normal of this mean and sd, elementwise; None without closed form."""
     base = innermost(distribution)
     if isinstance(base, Flat):
         return torch.zeros_like(mean)
@@ -121,9 +121,9 @@ def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> T
 
 
 def compact(distribution: Distribution, like: Tensor) -> Distribution:
-    """Return a normal of one mean and one sd for all its entries as a scalar one of like's dtype.
+    """Return a normal whose entries all have one mean and one sd as a scalar of like's dtype.
 
-    Other distributions are given back as they are.
+    Other distributions are returned unchanged.
     """
     base = innermost(distribution)
     if not isinstance(base, Normal) or not base.loc.numel():
@@ -135,7 +135,7 @@ def compact(distribution: Distribution, like: Tensor) -> Distribution:
 
 
 def unvalidated(distribution: Distribution) -> Distribution:
-    """Let a distribution, and those it wraps, take any value: no number then has no density."""
+    """Disable the validation of values in a distribution and in those that it wraps."""
     inner = distribution
     inner._validate_args = False
     while isinstance(inner, Independent | TransformedDistribution):

@@ -1,8 +1,8 @@
-"""Noise rules: where the draws that estimate an expectation under q come from.
+"""Noise rules: the draws or nodes that estimate an expectation under q.
 
-Monte Carlo, fixed draws, quasi-Monte Carlo and Gauss-Hermite quadrature are one ELBO fed other
-(noise, weights). A rule with ``deterministic = True`` gives the same nodes at each call, shared by
-all rows, so the ELBO is a function that a solver can maximise to the last digit.
+Monte Carlo, fixed draws, quasi-Monte Carlo and Gauss-Hermite quadrature give the same ELBO formula
+different (noise, weights). A rule with ``deterministic = True`` gives the same nodes at each call,
+shared by all rows, so the ELBO is a function that a solver can maximise to the last digit.
 """
 
 from abc import abstractmethod
@@ -50,7 +50,7 @@ class Nodes:
         return Nodes(self.globals_.to(like), self.locals_.to(like), self.weights.to(like))
 
     def in_turn(self, n_rows: int, n_blocks: int) -> "Nodes":
-        """Deal noise for n_blocks rows out to n_rows in turn: neighbours' is independent."""
+        """Assign the noise of n_blocks rows to n_rows in turn, independent between neighbours."""
         blocks = self.locals_.reshape(len(self.weights), n_blocks, -1)
         turn = torch.arange(n_rows, device=blocks.device) % n_blocks
         return Nodes(self.globals_, blocks[:, turn], self.weights)
@@ -77,7 +77,7 @@ class Noise(Component):
     ) -> Nodes | None:
         """Return the nodes for q(theta) of n_globals and n_rows factors of n_latents numbers.
 
-        None stands for no nodes at all: the model's own closed form.
+        None stands for no nodes: the model's closed form is used.
         """
 
     def in_single(self) -> "Noise":
@@ -85,13 +85,13 @@ class Noise(Component):
         return self
 
     def refined(self) -> "list[Noise]":
-        """Return finer rules of the same kind to check this one against; empty when it is exact."""
+        """Return finer rules of the same kind to compare with; empty if this one is exact."""
         return []
 
     def independent(self) -> "list[Noise]":
-        """Return rules as fine as this one whose errors tell of its own; empty where there is none.
+        """Return rules of the same size with independent errors; empty if there is none.
 
-        They stand in for finer ones that are too large.
+        They replace finer rules that are too large.
         """
         return []
 
@@ -150,7 +150,7 @@ class MonteCarlo(Noise):
 
 
 class _SingleMonteCarlo(MonteCarlo):
-    """Other draws, six times as fast."""
+    """Draws in float32: different from those in float64, and six times as fast."""
 
     _dtype = torch.float32
 
@@ -298,7 +298,7 @@ class GaussHermite(Noise):
 
     def refined(self):
         n_local, n_global = self._counts()
-        more = max(2, 2 * n_global - 1)  # one less than twice as many: there may be four globals
+        more = max(2, 2 * n_global - 1)  # less than twice as many, since there may be four globals
         return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, more))]
 
     def _counts(self):

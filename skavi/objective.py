@@ -2,8 +2,9 @@
 
     ELBO = sum_n w_n { E_q[log p(z_n, x_n | theta)] + H[q(z_n)] } + E_q[log p(theta)] + H[q(theta)]
 
-There is one formula for every model, family, inference function and noise rule: a rule supplies
-nodes (draws or quadrature points with weights), or none where the model knows the expectation.
+One formula covers every model, family, inference function and noise rule: a rule supplies nodes
+(draws or quadrature points, with weights), or none where the model has the expectation in closed
+form.
 """
 
 import math
@@ -31,9 +32,9 @@ class Objective:
     family, global_family : Family
     n_latents : int
     batched : bool
-        Whether the log joint goes through `torch.func.vmap`; else draws are looped over.
+        Whether the log joint works under `torch.func.vmap`; else the draws are evaluated in a loop.
     known_term : Tensor or None
-        What `global_term` returns, where q(theta) is `given`.
+        The value of `global_term` for a given q(theta), if it is fixed.
     """
 
     model: LatentVariableModel
@@ -45,7 +46,7 @@ class Objective:
     known_term: Tensor | None = None
 
     def given(self, raw_globals: Tensor) -> "Objective":
-        """Return the objective for this q(theta) alone, all that follows from it worked out."""
+        """Return the objective for a fixed q(theta), with all that depends on it precomputed."""
         model = self.model.given(self.global_factor(raw_globals))
         return replace(self, model=model, known_term=self.global_term(raw_globals))
 
@@ -59,7 +60,7 @@ class Objective:
 
     @property
     def n_drawn_globals(self) -> int:
-        """Count the globals that need noise: the rest the model integrates out, or q is a point."""
+        """Count the globals that need noise: not those integrated out, and none for a point."""
         if not self.global_family.random:
             return 0
         kept = [n for n in self.space.slices if n not in self.model.integrated_globals]
@@ -67,11 +68,11 @@ class Objective:
 
     @property
     def has_coordinate_updates(self) -> bool:
-        """Whether the model knows the best factors of these families in closed form."""
+        """Whether the model has the optimal factors of these families in closed form."""
         return self.model.has_coordinate_updates(self.family, self.global_family)
 
     def noise_blocks(self, n_rows: int) -> int:
-        """Count the rows that meet in one term of the log joint: their noise is independent.
+        """Count the rows that share a term of the log joint, and so need independent noise.
 
         One where rows are independent given theta, two in a chain, all in one log joint.
         """
@@ -80,7 +81,7 @@ class Objective:
     def row_terms(self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None) -> Tensor:
         """E_q[log p(z_n, x_n | theta)] + H[q(z_n)], shape (n_rows,).
 
-        For a model known only by its log joint: its expectation plus all entropies, a scalar.
+        For a model that gives only its log joint: its expectation plus all entropies, a scalar.
         """
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         try:
@@ -88,14 +89,14 @@ class Objective:
         except ValueError as error:
             if not refuses_parameters(error):
                 raise
-            # torch refuses the parameters of a distribution: the terms are NaN, and say so.
+            # torch rejects the parameters of a distribution: the terms become NaN.
             nan = math.nan * (raw.sum() + raw_globals.sum())
             expected = self.model.coupling.terms(nan, len(raw))
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
     def expected_log_terms(self, factors, q_theta, X, nodes):
-        """E_q[log p(z, X | theta)], a term a row or one scalar."""
+        """E_q[log p(z, X | theta)], one term per row, or a scalar."""
         if nodes is None:
             if not self.model.has_closed_form(self.family, self.global_family):
                 raise ValueError(
@@ -116,18 +117,18 @@ class Objective:
         if drawn < self.space.size:
             noise = torch.nn.functional.pad(noise, (0, self.space.size - drawn))
         u = q_theta.draw(noise) if drawn else q_theta.mean.unsqueeze(0)
-        if len(z) == 1:  # whose weight is one
+        if len(z) == 1:  # a single draw has weight one
             return density(u.squeeze(0), z.squeeze(0))
         return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)
 
     def _evaluate(self, density, u, z):
-        """Evaluate at every pair of draws; one u alone is that of every z."""
+        """Evaluate at every pair of draws; a single u is paired with every z."""
         if self.batched:
             try:
                 if len(u) == 1:
                     return torch.func.vmap(lambda row: density(u[0], row))(z)
                 return torch.func.vmap(density)(u, z)
-            except RuntimeError:  # as of Multinomial; the loop repeats an error of the model's own
+            except RuntimeError:  # no vmap (Multinomial), or the model's error: the loop repeats it
                 pass
         return torch.stack([density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)])
 
@@ -139,7 +140,7 @@ class Objective:
         return self.space.expected_log_prior(factor) + factor.entropy()
 
     def summed(self, terms, raw_globals, weights) -> Tensor:
-        """Add the rows' terms, by weight, and the globals'."""
+        """Return the weighted sum of the rows' terms, plus the globals' term."""
         rows = inner(weights, terms) if terms.dim() else terms
         return rows + self.global_term(raw_globals)
 

@@ -1,8 +1,8 @@
 """A function of rows evaluated in blocks: in bounded memory, and equal rows to the last bit.
 
-Where a row stands can decide how its sums are rounded, but only by the shape of the block and its
-place in it. So all blocks have one shape, and a block of equal rows tells beforehand whether the
-place matters; where it does, distinct rows are evaluated once each.
+A row's sums may round differently from one block to another, but this depends only on the block's
+shape and on the row's place in it. So all blocks have one shape, and a trial block of equal rows
+shows whether the place matters. Where it does, each distinct row is evaluated once.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ KEPT_RESIDUALS = 5_000_000
 
 
 def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return ``function(inputs)`` of a function of rows, equal rows' equal to the last bit.
+    """Return ``function(inputs)``; equal rows have outputs that are equal to the last bit.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> 
         return torch.cat([function(part) for part in rows.split(size)])[index]
     outputs: Tensor | None = None
     for first in range(0, n, size):
-        first = min(first, n - size)  # the last block has some rows of the one before
+        first = min(first, n - size)  # the last block repeats rows of the one before
         block = function(inputs[first : first + size])
         if outputs is None:
             outputs = block.new_empty(n, *block.shape[1:])

@@ -27,26 +27,26 @@ class Cells:
 
     @classmethod
     def of(cls, X: Tensor) -> "Cells":
-        """Tell the observed cells of X from the missing ones."""
+        """Return the observed cells of X."""
         if not anywhere(not _is_complete(X)):
             return cls(X, None)
         observed = ~X.isnan()
         return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
 
     def masked(self, table: Tensor) -> Tensor:
-        """Return a number a cell with zeros where the cell is missing."""
+        """Return a table of one number per cell, with zeros where the cell is missing."""
         if self.observed is None:
             return table
         return torch.where(self.observed, table, torch.zeros_like(table))
 
     def over_columns(self, terms: Tensor) -> Tensor:
-        """Sum terms a column, (n_features, ...), over each row's cells: (1 or n_rows, ...)."""
+        """Sum terms of columns, (n_features, ...), over each row's cells: (1 or n_rows, ...)."""
         if self.observed is None:
             return terms.sum(0, keepdim=True)
         return torch.tensordot(self.observed.to(terms), terms, 1)
 
     def over_rows(self, weights: Tensor, terms: Tensor) -> Tensor:
-        """Weigh and sum terms a row, (n_rows, ...), over each column's cells: (1 or D, ...)."""
+        """Weigh and sum terms of rows, (n_rows, ...), over each column's cells: (1 or D, ...)."""
         if self.observed is None:
             return total(torch.tensordot(weights, terms, 1).unsqueeze(0))
         return total(torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1))
@@ -60,7 +60,8 @@ class Cells:
     def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the columns' weighted covariances about `mean`, in units of `scale`.
 
-        With missing cells over the rows that hold both: not always positive definite.
+        With missing cells each entry is over the rows that hold both columns, so the matrix is not
+        always positive definite.
         """
         root = (weights / total(weights.sum())).sqrt().unsqueeze(-1)
         rows = self.masked((self.values - mean) / scale) * root
@@ -71,8 +72,8 @@ class Cells:
 
 
 def _is_complete(X: Tensor) -> bool:
-    """Say whether X has no missing cell, in one pass without a mask: it is finite but for NaN."""
+    """Say whether X has no missing cell: its sum is NaN if it has, as X has no infinite ones."""
     try:
         return not bool(X.sum().isnan())
-    except RuntimeError:  # under vmap over X nothing can be decided: a mask of ones does no harm
+    except RuntimeError:  # vmap over X allows no decision: a mask of ones does no harm
         return False

@@ -1,7 +1,7 @@
-"""How rows meet given theta: not at all, in order, in a chain of latents, or in one log joint.
+"""How rows depend on each other given theta: not at all, in a series, in a chain, or jointly.
 
-What may be done with some rows alone follows from it: in which pieces they are evaluated, which of
-them can move at once, what a batch is, which stand for all. A model names its kind once.
+It decides what can be done with some of the rows: in which pieces they are evaluated, which of
+them can move at once, what a batch is, and which represent all. A model names its kind once.
 """
 
 import math
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from skavi._data.rows import Rows, distinct
 
-_FEW = 16  # times the size of a batch: rows that may be shuffled to draw one
+#: Times the size of a batch: with fewer rows a shuffle of all is quick (decoder_step.json).
+_FEW = 16
 
 
 class Coupling:
-    """What a row's term and factor have to do with other rows.
+    """How a row's term and factor depend on other rows.
 
     Attributes
     ----------
     independent : bool
         Whether a term reads nothing of other rows: any rows can be taken, in any order.
     separable : bool
-        Whether factors meet in theta alone: given it, each row's problem is its own.
+        Whether factors depend on each other through theta alone: given theta, each row is a
+        problem of its own.
     """
 
     independent = False
@@ -32,11 +34,11 @@ class Coupling:
     # --- rows apart -----------------------------------------------------------------------------
 
     def pieces(self, n_rows: int, size: int) -> list[slice]:
-        """Cut rows into pieces of at most `size` that can be evaluated apart; else one piece."""
+        """Cut rows into pieces of at most `size` to evaluate one by one; one piece if coupled."""
         return [slice(0, n_rows)]
 
     def distinct(self, X) -> tuple[Any, Tensor]:
-        """Return rows, equal ones once where that may be, and the index that makes X of them."""
+        """Return rows and the index that restores X; equal rows are kept once where possible."""
         return X, torch.arange(len(X), device=X.device)
 
     def needed_for(self, index: Tensor) -> Tensor | None:
@@ -44,11 +46,18 @@ class Coupling:
         return None
 
     def n_colours(self, n_rows: int) -> int:
-        """Count groups of rows that meet in no term: every so-manieth row can move at once."""
+        """Return the least n for which every n-th row can move at once: they share no term."""
         raise NotImplementedError
 
     def shares(self, change: Tensor, index: Tensor) -> Tensor:
-        """Return what each row at `index`, all of one colour, has changed of all terms."""
+        """Return, for each row at `index` (of one colour), the change of all terms that it causes.
+
+        Parameters
+        ----------
+        change : Tensor
+            Of every term, when all rows at `index` have moved.
+        index : Tensor
+        """
         return change[index]
 
     # --- some rows for all ----------------------------------------------------------------------
@@ -60,9 +69,9 @@ class Coupling:
         -------
         index : Tensor
         lead : int
-            How many at the front are there only for the next one to read.
+            How many rows at the front only serve as context of the next row.
         scale : float
-            What makes the sum of the batch's terms an unbiased estimate of that of all rows.
+            Factor that makes the sum of the batch's terms an unbiased estimate of the full sum.
         """
         n_pieces = math.ceil(n_rows / size)
         first = size * int(torch.randint(n_pieces, (), generator=generator))
@@ -70,31 +79,31 @@ class Coupling:
         return torch.arange(first - lead, min(first + size, n_rows)), lead, float(n_pieces)
 
     def batch_size(self, n_rows: int, size: int) -> int | None:
-        """Return the size of batches where rows make more than two of them; None: all rows."""
+        """Return `size` if the rows fill more than two batches, else None: take all rows."""
         return size if n_rows > 2 * size else None
 
     def representatives(self, rows: Rows) -> Rows | None:
-        """Return a few rows that stand for all: the first ones.
+        """Return a few rows that represent all: the first ones.
 
-        None where some of the rows would be another model.
+        None where a part of the rows would follow another model.
         """
         return rows.first()
 
     def coreset(self, rows: Rows, features: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
-        """Return indices and weights of at most so many rows that stand for all.
+        """Return indices and weights of at most `most` rows that represent all.
 
-        None where some of the rows would be another model.
+        None where a part of the rows would follow another model.
         """
         return None
 
     # --- what may be asked ----------------------------------------------------------------------
 
     def terms(self, value: Tensor, n_rows: int) -> Tensor:
-        """Return the terms of a log joint in which each has this value."""
+        """Return the terms of a log joint, all equal to `value`."""
         return value.expand(n_rows)
 
     def require_row_terms(self, what: str, name: str, remedy: str) -> None:
-        """Raise a ValueError if the log joint is one number, so that a row has no term."""
+        """Raise a ValueError if the log joint is one number without terms of rows."""
 
     def require_independent(self, what: str, name: str, remedy: str) -> None:
         """Raise a ValueError unless any rows can be taken, in any order."""
@@ -102,7 +111,7 @@ class Coupling:
             _refuse(what, name, remedy)
 
     def require_separable(self, what: str, name: str, remedy: str) -> None:
-        """Raise a ValueError unless factors meet in theta alone."""
+        """Raise a ValueError unless factors depend on each other through theta alone."""
         if not self.separable:
             _refuse(what, name, remedy)
 
@@ -138,7 +147,7 @@ class Independent(Coupling):
 
 
 class Series(Coupling):
-    """p(theta) prod_n p(z_n, x_n | x_{n-1}, theta): rows in order, each a problem of its own."""
+    """p(theta) prod_n p(z_n, x_n | x_{n-1}, theta): a row depends on the row before, not on z."""
 
     separable = True
 
@@ -153,7 +162,7 @@ class Series(Coupling):
 
 
 class Chain(Coupling):
-    """p(theta) prod_n p(z_n, x_n | z_{n-1}, theta): a latent meets its neighbours'."""
+    """p(theta) prod_n p(z_n, x_n | z_{n-1}, theta): latents depend on their neighbours."""
 
     def n_colours(self, n_rows):
         return 2

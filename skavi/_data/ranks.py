@@ -1,8 +1,8 @@
-"""The processes that fit one model together, each with rows of its own.
+"""The processes that fit one model together, each with a part of the rows.
 
-Rows meet in sums alone: of ELBO terms, of gradients, of moments. Each of these goes through a
-`Group`, which for a process on its own gives back what it is given. Every rank sees the same sums,
-to the last bit, and so takes the same decisions.
+Ranks exchange sums only: of ELBO terms, of gradients, of moments. Each sum goes through a `Group`;
+in a single process it is returned unchanged. Every rank gets the same sums, to the last bit, and
+so takes the same decisions.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from torch import Tensor
 from skavi._numerics.sums import triangular
 
 if torch.distributed.is_available():
-    # torch.func imports this at its first call. Its default arguments hold on to the process group
-    # that they find, whose threads then outlive the interpreter, and may abort the process.
+    # torch.func imports this at its first call. If a process group exists by then, the module's
+    # default arguments keep it alive: its threads outlive the interpreter and may abort.
     import torch.distributed.nn.functional
 
 Method = TypeVar("Method", bound=Callable)
@@ -36,12 +36,12 @@ class LostRankError(RuntimeError):
 
 
 class Group:
-    """A process on its own: every sum over ranks is its own part.
+    """A single process: it holds all rows, so every sum over ranks is its own.
 
     Attributes
     ----------
     rank, size : int
-        Which process this is, and of how many.
+        Number of this process, and how many processes there are.
     first : int
         How many rows the ranks before this one hold.
     """
@@ -57,11 +57,11 @@ class Group:
         return value
 
     def largest(self, value: Tensor) -> Tensor:
-        """Return the largest of every rank's numbers, place by place."""
+        """Return the elementwise maximum over ranks."""
         return value
 
     def any(self, flag: bool) -> bool:
-        """Say whether a flag is up on some rank."""
+        """Say whether a flag is true on some rank."""
         return flag
 
     def first_rank(self, number: int) -> int:
@@ -69,11 +69,11 @@ class Group:
         return number
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Put every rank's rows below each other, in the order of ranks."""
+        """Concatenate the rows of all ranks, in the order of ranks."""
         return rows
 
     def take(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return the rows at a rising index into those of all ranks, on every rank."""
+        """Return the rows at an ascending index into the rows of all ranks, on every rank."""
         return rows[index]
 
 
@@ -88,7 +88,7 @@ class Ranks(Group):
     n_rows : int
         Rows of this rank.
     n_features : int
-        Their columns, which must be as many on every rank.
+        Number of columns, the same on every rank.
 
     Raises
     ------
@@ -152,7 +152,7 @@ class Ranks(Group):
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:
-        """Say that a rank is gone where torch speaks of connections."""
+        """Turn torch's error of a lost connection into a `LostRankError`."""
         try:
             yield
         except RuntimeError as error:
@@ -170,7 +170,7 @@ _joined: ContextVar[Group] = ContextVar("skavi_group", default=ALONE)
 
 @contextmanager
 def joined(group: Group) -> Iterator[None]:
-    """Let `total`, `largest`, `anywhere` and `stacked` mean the ranks of a group in the body."""
+    """Make `total`, `largest`, `anywhere` and `stacked` use a group's ranks in the body."""
     token = _joined.set(group)
     try:
         yield
@@ -203,24 +203,24 @@ def total(value: Tensor) -> Tensor:
 
 
 def largest(value: Tensor) -> Tensor:
-    """Return the largest of all ranks' numbers, place by place."""
+    """Return the elementwise maximum over ranks."""
     return _joined.get().largest(value)
 
 
 def anywhere(flag: bool) -> bool:
-    """Say whether a flag is up on some rank."""
+    """Say whether a flag is true on some rank."""
     return _joined.get().any(flag)
 
 
 def stacked(rows: Tensor) -> Tensor:
-    """Put every rank's rows below each other."""
+    """Concatenate the rows of all ranks."""
     return _joined.get().gather(rows)
 
 
 def squeezed(rows: Tensor) -> Tensor:
-    """Return rows R of all ranks with the same R'R, no more than columns a rank.
+    """Return rows R with the same R'R as those of all ranks, at most n_columns for each rank.
 
-    What a least-squares problem sees of its rows.
+    Least-squares problems depend on their rows through R'R alone.
     """
     return _joined.get().gather(triangular(rows))
 
@@ -246,11 +246,11 @@ def over_ranks(method: Method) -> Method:
 
 
 class Shard(np.ndarray):
-    """This rank's rows of a table whose other rows the other ranks hold."""
+    """This rank's rows of a table; other ranks hold the rest."""
 
 
 def shared_by_ranks(X) -> bool:
-    """Say whether X holds only some rows of a table, the rest of which other ranks hold."""
+    """Say whether X is this rank's part of a table of which other ranks hold the rest."""
     distributed = torch.distributed
     together = distributed.is_available() and distributed.is_initialized()
     return isinstance(X, Shard) and together and distributed.get_world_size() > 1

@@ -13,7 +13,7 @@ from skavi._numerics.sums import add_up
 
 #: Rows hashed at once: 3 MB at 50 columns, so that no second X is held (0550e92).
 _CHUNK = 8_192
-#: Rows that stand for all: q(theta) from them is a start, which the fit improves. Not measured:
+#: Rows that represent all: q(theta) from them is a start, which the fit improves. Not measured:
 #: order of magnitude.
 _REPRESENTATIVES = 2000
 
@@ -28,7 +28,7 @@ class Rows:
     weights : Tensor of shape (n_rows,)
         How often each row's ELBO term counts.
     group : Group
-        Who holds the rest of the rows, where these are not all.
+        The ranks among which all rows are divided.
     """
 
     X: Tensor
@@ -49,7 +49,7 @@ class Rows:
         return len(self.X)
 
     def __getitem__(self, index) -> "Rows":
-        """Return rows of this rank, apart from the others'."""
+        """Return some rows of this rank, without those of other ranks."""
         return Rows(self.X[index], self.weights[index])
 
     def holds(self, index: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Rows:
         return (index >= first) & (index < first + len(self))
 
     def take(self, index: Tensor) -> "Rows":
-        """Return the rows at a rising index into those of all ranks, on every rank."""
+        """Return the rows at an ascending index into the rows of all ranks, on every rank."""
         return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
 
     def first(self) -> "Rows":
@@ -66,7 +66,7 @@ class Rows:
         return self if self.n_total <= _REPRESENTATIVES else self[:_REPRESENTATIVES]
 
     def thinned(self) -> "Rows":
-        """Return at most 2,000 rows, evenly spaced, with weights that add up to those of all."""
+        """Return at most 2,000 rows, evenly spaced, with the total weight of all rows."""
         n, most = self.n_total, _REPRESENTATIVES
         if n <= most:
             return self
@@ -74,11 +74,11 @@ class Rows:
         return Rows(few.X, few.weights * self.total_weight / max(float(few.weights.sum()), 1e-300))
 
     def coreset(self, features: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Return the index and weights of `most` rows that stand for all.
+        """Return the index and weights of `most` rows that represent all.
 
-        Half of the choice follows the rows' squared distance from their mean, so that no far corner
-        is left out, and weights make up for it. Source: Bachem, Lucic & Krause (2018), "Scalable
-        k-means clustering via lightweight coresets".
+        A row is chosen with a probability that is half uniform, half proportional to its squared
+        distance from the mean, so that distant rows are not missed; weights correct for it. Source:
+        Bachem, Lucic & Krause (2018), "Scalable k-means clustering via lightweight coresets".
         """
         group = self.group
         share = self.weights / group.sum(add_up(self.weights))
@@ -91,13 +91,13 @@ class Rows:
         return index, self.take(index).weights / (most * chance[index])
 
     def ask(self, method: Callable, *arguments) -> Any:
-        """Call a method that adds up rows; its totals are then those of all ranks."""
+        """Call a method whose totals over rows are to include the rows of all ranks."""
         with joined(self.group):
             return method(*arguments)
 
 
 def take_rows(table, index: Tensor):
-    """Return ``table[index]`` for an index of rows: torch has a faster way for dense tables."""
+    """Return ``table[index]``, by torch's faster `index_select` where the table is dense."""
     return table[index] if isinstance(table, SparseRows) else table.index_select(0, index)
 
 
@@ -120,9 +120,9 @@ def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor
 def distinct(X) -> tuple[Any, Tensor]:
     """Return the distinct rows of X, and the index that puts them back: ``rows[index]`` is X.
 
-    Evaluating each once makes equal rows' results equal to the last bit, which vectorised code
-    does not: where a row stands decides how its sums are rounded. Rows are told apart by an exact
-    integer hash, far faster than by sorting them.
+    Evaluating each distinct row once makes the results of equal rows equal to the last bit; in
+    vectorised code rounding depends on a row's place. Rows are compared by an integer hash of their
+    bits, which is far faster than sorting.
     """
     generator = torch.Generator().manual_seed(0)
     odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
@@ -134,19 +134,19 @@ def distinct(X) -> tuple[Any, Tensor]:
     first = torch.empty_like(hashes)
     first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
     rows = X[first]
-    if len(first) == len(X) or _puts_back(rows, index, X):  # other hashes are of other rows
+    if len(first) == len(X) or _puts_back(rows, index, X):  # different hashes: different rows
         return rows, index
-    return X, torch.arange(len(X), device=X.device)  # two rows of one hash: once in 2 ** 64
+    return X, torch.arange(len(X), device=X.device)  # different rows collide: once in 2 ** 64
 
 
 def _mix_bits(values):
-    """Return the bits of float64 values as integers that differ in their low bits as well."""
+    """Return the bits of float64 values as integers, with the high bits mixed into the low."""
     bits = (values + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
-    return bits ^ (bits >> 29)  # round numbers have no low bits: bring the high ones down
+    return bits ^ (bits >> 29)  # the low bits of round numbers are all zero
 
 
 def _puts_back(rows, index, X):
-    """Say whether ``rows[index]`` is X, without holding a second X."""
+    """Say whether ``rows[index]`` equals X, without a second copy of X in memory."""
     if isinstance(X, SparseRows):
         return X.equals(rows[index])
     parts = zip(X.split(_CHUNK), index.split(_CHUNK), strict=True)
@@ -156,7 +156,7 @@ def _puts_back(rows, index, X):
 
 
 def cells_a_row(X) -> int:
-    """Return how many numbers a row of X takes up: its columns, or its stored cells on average."""
+    """Return how many numbers a row of X has: columns, or stored cells on average."""
     if isinstance(X, SparseRows):
         return 1 + X.numel() // max(len(X), 1)
     return X.shape[1]

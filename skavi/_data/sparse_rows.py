@@ -1,9 +1,9 @@
-"""Rows of X by their stored cells: memory and time grow with the non-zeros, never with the width.
+"""Sparse rows of X: memory and time grow with the stored cells, not with the number of columns.
 
-Two products are all that a model of counts, or a network's first layer, needs of a sparse matrix:
-`SparseRows.sampled`, a product of two thin matrices at the stored cells alone, and
-`SparseRows.product`, the matrix with any values in its cells times a thin one. Each is the other's
-derivative, so gradients of every order stay sparse too.
+A model of counts, or a network's first layer, needs only two products of a sparse matrix:
+`SparseRows.sampled` evaluates a product of two thin matrices at the stored cells, and
+`SparseRows.product` multiplies the matrix, with any values in its cells, by a thin matrix. Each is
+the other's derivative, so gradients of every order stay sparse.
 """
 
 import math
@@ -49,7 +49,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, X: "Tensor | SparseRows") -> "SparseRows":
-        """Return sparse rows as they are, and those of a dense tensor."""
+        """Return sparse rows unchanged; convert a dense tensor."""
         if isinstance(X, SparseRows):
             return X
         row, columns = X.nonzero(as_tuple=True)
@@ -57,7 +57,7 @@ class SparseRows:
         starts[1:] = torch.bincount(row, minlength=len(X)).cumsum(0)
         return cls(starts, columns, X[row, columns], X.shape[1])
 
-    # --- what it shares with a dense tensor -----------------------------------------------------
+    # --- the interface of a dense tensor --------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -69,12 +69,12 @@ class SparseRows:
 
     @property
     def dtype(self):
-        """The values' own."""
+        """Dtype of the values."""
         return self.values.dtype
 
     @property
     def device(self):
-        """The values' own."""
+        """Device of the values."""
         return self.values.device
 
     def cpu(self) -> "SparseRows":
@@ -95,7 +95,7 @@ class SparseRows:
         return self.values.new_ones(*shape)
 
     def __getitem__(self, index) -> "SparseRows":
-        """Return the rows at a slice, an index tensor or a mask; views for neighbours in order."""
+        """Return the rows at a slice, an index tensor or a mask; views for a slice of step 1."""
         if isinstance(index, slice) and index.step in (None, 1):
             first, last, _ = index.indices(len(self))
             starts = self.starts[first : max(first, last) + 1]
@@ -135,7 +135,7 @@ class SparseRows:
 
     @cached_property
     def row(self) -> Tensor:
-        """Which row each cell is in, shape (n_cells,)."""
+        """The row of each cell, shape (n_cells,)."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.device), self._counts)
 
     @property
@@ -153,11 +153,11 @@ class SparseRows:
         return torch.lgamma(self.totals + 1) - self.over_rows(torch.lgamma(self.values + 1))
 
     def over_rows(self, cells: Tensor) -> Tensor:
-        """Sum a number a cell over each row, shape (n_rows,)."""
+        """Sum numbers of cells over each row, shape (n_rows,)."""
         return cells.new_zeros(len(self)).index_add(0, self.row, cells)
 
     def over_columns(self, cells: Tensor) -> Tensor:
-        """Sum a number a cell over each column, shape (n_features,)."""
+        """Sum numbers of cells over each column, shape (n_features,)."""
         return cells.new_zeros(self.n_features).index_add(0, self.columns, cells)
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
@@ -195,14 +195,14 @@ class SparseRows:
 
     @cached_property
     def transposed(self) -> "SparseRows":
-        """The transpose, its own rows sorted."""
+        """The transpose, with its rows sorted."""
         counts = torch.bincount(self.columns, minlength=self.n_features)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         order = self.transposing
         return SparseRows(starts, self.row[order], self.values[order], len(self))
 
     def copies(self, n: int, apart: bool) -> "SparseRows":
-        """Return n copies, one below the other; `apart`: each in columns of its own."""
+        """Return n copies, one below the other; `apart`: each with separate columns."""
         if n == 1:
             return self
         copy = torch.arange(n, device=self.device).unsqueeze(-1)
@@ -213,7 +213,7 @@ class SparseRows:
         return SparseRows(starts, columns.reshape(-1), self.values.repeat(n), width)
 
     def _matrix(self, cells: Tensor) -> Tensor:
-        with warnings.catch_warnings():  # "in beta state", says torch once a process
+        with warnings.catch_warnings():  # torch warns once that it is "in beta state"
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             return torch.sparse_csr_tensor(
                 self.starts, self.columns, cells, self.shape, check_invariants=False
@@ -221,7 +221,7 @@ class SparseRows:
 
 
 def _apply(function, *arguments):
-    """Apply a function; where nothing is recorded or batched, without what that costs."""
+    """Apply an autograd function; call it directly where no gradient or vmap is active."""
     plain = not torch.is_grad_enabled() and not are_transforms_active()
     return (function.forward if plain else function.apply)(*arguments)
 
@@ -295,14 +295,17 @@ class _Product(torch.autograd.Function):
 
 
 def _lay_out_batch(rows, batch, right):
-    """Return the matrix that does a batch in one product, and what is right of it as a matrix."""
+    """Return the matrix that computes a batch in one product, and the right factor to match."""
     shared = right.dim() == 2
     right = right if shared else right.expand(*batch, *right.shape[-2:]).flatten(0, -2)
     return rows.copies(math.prod(batch), apart=not shared), right
 
 
 def _move_batch_first(tensors, in_dims, own):
-    """Put the dimension that vmap adds first; all but the last `own` of a tensor broadcast."""
+    """Move vmap's dimension to the front, and pad the others so that all batches broadcast.
+
+    The last `own` dimensions of each tensor are its matrix or vector.
+    """
     ranks = [t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True)]
     most = max(rank - n for rank, n in zip(ranks, own, strict=True))
     moved = []

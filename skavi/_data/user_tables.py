@@ -1,4 +1,4 @@
-"""What users pass, checked and copied: tables, sample weights, and the name of a device."""
+"""Checks and copies of a user's input: tables, sample weights, and the name of a device."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from skavi._platform.private_names import check_sample_weight
 
 
 def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
-    """Return X as a float array, or CSR if `sparse`, with NaN let through if `missing`.
+    """Return X as a float array, or CSR if `sparse`; NaN is allowed if `missing`.
 
-    `reset` sets the estimator's number of features and their names; else they are compared.
+    `reset` sets the estimator's number and names of features; else they must agree with X.
     """
     with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
         return validate_data(
@@ -29,7 +29,7 @@ def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
 
 
 def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
-    """Return the rows of a validated table on a device; without weights each counts once."""
+    """Return the rows of a validated table on a device, with weights of one by default."""
     if sparse:
         held: Any = SparseRows.from_scipy(X, device)
     else:
@@ -44,17 +44,17 @@ def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
 
 
 def came_in_single(X, rows: Rows) -> bool:
-    """Say whether rows are those of a dense table in single precision: stochastic steps may be."""
+    """Say whether X is a dense float32 table, so that stochastic steps may be in float32."""
     return X.dtype == np.float32 and isinstance(rows.X, torch.Tensor)
 
 
 def device_named(device: str | torch.device) -> torch.device:
-    """Return a device that can be used, "auto" being the GPU where there is one."""
+    """Return a usable device; "auto" is the GPU where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch's own, of many texts
+    except (RuntimeError, AssertionError) as error:  # torch has many different messages
         raise ValueError(
             f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]} "
             'Use "cpu", "cuda" or "auto".'

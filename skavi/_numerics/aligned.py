@@ -1,7 +1,7 @@
-"""Numbers of numpy's in torch's own memory, so that what is computed from them repeats bit by bit.
+"""Copies of numpy arrays in torch's memory, so that results repeat bit by bit.
 
-numpy's memory is aligned now one way, now another, and matrix products and factorisations round
-by where their operands lie. `torch.as_tensor` would share it.
+The alignment of numpy's memory varies, and the rounding of matrix products and factorisations
+depends on it. `torch.as_tensor` would share numpy's memory.
 """
 
 import numpy as np

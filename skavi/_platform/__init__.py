@@ -1,1 +1,1 @@
-"""What surrounds the library: files, memory, processes, other libraries' private names."""
+"""Interfaces to the system and to other libraries: files, memory, processes, private names."""

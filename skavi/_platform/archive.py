@@ -1,8 +1,8 @@
-"""Files that cannot run code: a zip of one JSON header and plain arrays, written all or nothing.
+"""Files that cannot run code: a zip of one JSON header and plain arrays, replaced atomically.
 
-Nothing is unpickled and nothing is compressed. The archive's comment is the SHA-256 of every byte
-before it: that finds damage, while what a forger could still declare (sizes, kinds and names of
-arrays) is checked against the file itself before anything is allocated.
+Nothing is unpickled and nothing is compressed. The archive's comment is the SHA-256 of all bytes
+before it, which detects damage. A forged file can still have a right checksum, so declared sizes,
+types and names of arrays are checked against the file before memory is allocated.
 """
 
 import contextlib
@@ -42,21 +42,21 @@ _numbers = itertools.count()
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written: not an archive of skavi's, torn, or altered."""
+    """A file is not an archive of skavi, or is incomplete or altered."""
 
 
 # --- writing ----------------------------------------------------------------------------------
 
 
 def write_archive(path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write a header and arrays to `path`; whatever fails, the file that was there stays whole.
+    """Write a header and arrays to `path`; after any failure the previous file is intact.
 
     Parameters
     ----------
     path : str or PathLike
         Its folder must exist. The file can be read by its owner alone (mode 0600).
     header : dict
-        What JSON can hold; not finite floats are kept.
+        JSON values; floats that are not finite are allowed.
     arrays : dict of str to ndarray
         Booleans, integers and floats of 2 to 8 bytes, in any layout.
 
@@ -101,11 +101,11 @@ def _add(archive, name, size):
 
 @contextlib.contextmanager
 def replacing(path) -> Iterator[IO[bytes]]:
-    """Yield a new file that takes the place of `path` when the body is done, and never before.
+    """Yield a new file that replaces `path` when the body ends without an error.
 
-    Written beside the target, flushed to the disk, renamed over it, and the rename flushed as
-    well. If the body or the disk fails, the temporary file is removed and the target is untouched;
-    temporary files of processes that were killed are cleared.
+    It is written beside the target, flushed to the disk and renamed to the target, and the rename
+    is flushed, too. If the body or the disk fails, the temporary file is removed and the target is
+    unchanged. Temporary files of killed processes are removed.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.tmp")
@@ -128,7 +128,7 @@ def replacing(path) -> Iterator[IO[bytes]]:
 
 
 def check_writable(path) -> None:
-    """Raise an OSError if `path` cannot be replaced, without touching what is there."""
+    """Raise an OSError if `path` cannot be replaced, without changing the file there."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(21, "Is a directory", str(path))
@@ -140,7 +140,7 @@ def check_writable(path) -> None:
 
 
 def remove(path) -> None:
-    """Remove `path` and what writers of it that were killed have left; it may be gone already."""
+    """Remove `path`, if it exists, and the temporary files that killed writers of it have left."""
     target = Path(os.path.realpath(path))
     target.unlink(missing_ok=True)
     _clear_stale(target)
@@ -152,7 +152,7 @@ class _Enough(Exception):
 
 
 def _flush_folder(folder):
-    # Not every file system can flush a folder: the file itself is whole and in place all the same.
+    # Some file systems cannot flush a folder; the file itself is complete and in place.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -171,10 +171,10 @@ def _clear_stale(target):
 
 
 def _is_stale(temporary, process):
-    """Say whether the process that began a temporary file has ended."""
+    """Say whether the process that created a temporary file has ended."""
     if str(temporary) in _under_way:
         return False
-    if process == os.getpid():  # of an earlier process of this number
+    if process == os.getpid():  # an earlier process had this number
         return True
     if os.name == "posix":
         try:
@@ -203,7 +203,7 @@ def read_archive(path, max_bytes: int = _LARGEST) -> tuple[dict[str, Any], dict[
     Raises
     ------
     DamagedFileError
-        If the file is anything else, or was changed in a single bit.
+        If the file is of another kind, or any bit of it was changed.
     OSError
         If it cannot be read.
     """
@@ -219,7 +219,7 @@ def read_archive(path, max_bytes: int = _LARGEST) -> tuple[dict[str, Any], dict[
             ) from None
         except OSError:
             raise
-        except Exception as error:  # whatever zipfile, json or numpy say of bytes that are forged
+        except Exception as error:  # any error of zipfile, json or numpy on forged bytes
             kind = type(error).__name__
             raise DamagedFileError(
                 f"{path} is damaged, or not a file of skavi's: {kind}."
@@ -252,7 +252,7 @@ def _read(file, size):
 
 
 def _read_array(archive, info, dtype, shape):
-    """Read one array whose size in the file is what header and declaration both imply."""
+    """Read one array, if its size in the file agrees with its header and its declaration."""
     if dtype not in _KINDS or not all(type(n) is int and n >= 0 for n in shape):
         raise DamagedFileError(f"{info.filename} is declared as {dtype} of shape {shape}.")
     with archive.open(info) as member:

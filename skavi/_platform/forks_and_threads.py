@@ -1,8 +1,8 @@
-"""What processes and threads must know of each other: forks of a running torch, and turns.
+"""Protection against forks of a running torch, and between threads that change shared state.
 
 torch's worker threads do not survive a fork: the child's next parallel operation waits for them
-without end. Whether they had been started, by skavi or by anybody, cannot be asked, but it can be
-tried: in a child of the child, which inherits the same state and can be ended if it hangs.
+without end. torch does not tell whether they had been started, but it can be tried: in a child of
+the child, which inherits the same state and can be killed if it hangs.
 """
 
 import os
@@ -26,7 +26,7 @@ _tried = threading.local()
 def _after_fork() -> None:
     global _forked, _turn, _tried
     _forked = True
-    _turn, _tried = threading.RLock(), threading.local()  # who held them stayed behind
+    _turn, _tried = threading.RLock(), threading.local()  # the parent's threads hold the old ones
 
 
 if hasattr(os, "register_at_fork"):
@@ -36,8 +36,9 @@ if hasattr(os, "register_at_fork"):
 def check_fork() -> None:
     """Raise a RuntimeError in a forked process whose torch would wait for lost threads.
 
-    Costs nothing outside forked children, and there one trial a thread: milliseconds if all is
-    well, five seconds if not. One thread needs no others, so `torch.set_num_threads(1)` passes.
+    It does nothing outside forked children. There it makes one trial per thread, which takes
+    milliseconds if torch works and five seconds if not. With `torch.set_num_threads(1)` torch needs
+    no other threads, and the check passes.
     """
     if not _forked or torch.get_num_threads() == 1 or hasattr(_tried, "passed"):
         return
@@ -52,7 +53,7 @@ def check_fork() -> None:
 
 
 def _parallel_work_ends() -> bool:
-    """Say whether a parallel operation ends, in a child of this process."""
+    """Say whether a parallel operation ends in a child of this process."""
     child = os.fork()
     if child == 0:
         try:
@@ -71,16 +72,16 @@ def _parallel_work_ends() -> bool:
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Let one thread at a time run the body: it changes, and puts back, what all threads share."""
+    """Let one thread at a time run the body, which changes shared state and restores it."""
     with _turn:
         yield
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's own generators while the body runs, for code that can draw from no other.
+    """Seed torch's global generators during the body, for code that takes no generator.
 
-    They are put back after it, those of every GPU in use as well.
+    Their states, including those of GPUs in use, are restored after it.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with in_turn(), torch.random.fork_rng(devices=devices):

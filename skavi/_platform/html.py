@@ -1,4 +1,4 @@
-"""What notebooks show: small HTML tables of results, and links to the documentation."""
+"""HTML for notebooks: small tables of results, and links to the documentation."""
 
 from collections.abc import Iterable, Sequence
 from html import escape

@@ -1,7 +1,7 @@
-"""Whether a request can fit in memory, asked before anything is allocated.
+"""Checks that a request can fit in memory, before anything is allocated.
 
-What is counted is the least that must be held at one time, 8 bytes a number: a request that passes
-may still run out, one that does not pass never could.
+They count the least that must be held at one time, with 8 bytes for each number: a request that
+passes may still run out of memory; one that fails could never fit.
 """
 
 import math
@@ -18,24 +18,24 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def available_bytes() -> float:
-    """Return how much memory this process could still get: of the machine, within its limits."""
+    """Return the memory that this process can still allocate, within the limits of its group."""
     return min(_bounds(), default=math.inf)
 
 
 def _bounds() -> Iterator[float]:
-    with suppress(OSError, ValueError, AttributeError):  # Linux, and other kinds of Unix
+    with suppress(OSError, ValueError, AttributeError):  # Linux and other Unix systems
         yield float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 yield 1024.0 * int(line.split()[1])
     for limit in _LIMITS:
-        with suppress(OSError, ValueError):  # "max" is no number: no limit
+        with suppress(OSError, ValueError):  # "max" means no limit
             yield float(Path(limit).read_text())
 
 
 def require_memory(n_numbers: int, request: str, remedy: str) -> None:
-    """Raise a MemoryError that names the request if so many numbers cannot be held."""
+    """Raise a MemoryError that names the request if `n_numbers` numbers do not fit in memory."""
     needed, available = _BYTES * n_numbers, available_bytes()
     if needed > available:
         raise MemoryError(
@@ -50,7 +50,7 @@ def _format_bytes(n_bytes: float) -> str:
 
 
 def require_memory_of_fit(estimator, X) -> None:
-    """Check the least that a fit holds: factors, inference function and one set of draws."""
+    """Check the least memory of a fit: factors, inference function and one set of draws."""
     sizes = _sizes(estimator.model, estimator.family, X)
     if sizes is None or str(estimator.device) != "cpu":
         return
@@ -67,7 +67,7 @@ def require_memory_of_fit(estimator, X) -> None:
 
 
 def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
-    """Check what the factors of some rows take in a fitted estimator's answer."""
+    """Check the memory of the rows' factors, which a fitted estimator returns."""
     sizes = _sizes(estimator.model_, estimator.family_, X)
     if sizes is None:
         return
@@ -80,13 +80,13 @@ def require_memory_of_rows(estimator, X, covariances: bool = False) -> None:
 
 
 def _count(component, name):
-    """Return a count that a component holds; 0 if it has none that is one."""
+    """Return a component's integer attribute; 0 if it is missing or not an integer."""
     value = getattr(component, name, 0)
     return int(value) if isinstance(value, Integral) else 0
 
 
 def _sizes(model, family, X):
-    """Return rows, features, latents a row and parameters a row; None if one is not to be had."""
+    """Return rows, features, latents a row and parameters a row; None if one is not known."""
     shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
     if len(shape) != 2:
         return None
@@ -94,14 +94,14 @@ def _sizes(model, family, X):
     try:
         n_latents = 1 if model is None else int(model.n_latents(n_features))
         n_outputs = 2 * n_latents if family is None else family.n_parameters(n_latents)
-    except Exception:  # whatever is wrong with the arguments, fit itself says what
+    except Exception:  # fit itself reports wrong arguments
         return None
     return n_rows, n_features, n_latents, int(n_outputs)
 
 
 def _numbers_of(function, n_rows, n_features, n_latents, n_outputs):
-    """Return how many numbers an inference function holds; 0 for one that cannot say."""
+    """Return how many numbers an inference function holds; 0 if not known."""
     try:
         return int(function.n_numbers(n_rows, n_features, n_outputs))
-    except Exception:  # None, a torch module, or arguments of which fit says what is wrong
+    except Exception:  # None, a torch module, or wrong arguments, which fit reports
         return 0

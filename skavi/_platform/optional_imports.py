@@ -1,4 +1,4 @@
-"""Libraries that skavi can do without: imported when they are asked for, named when missing."""
+"""Optional libraries: imported when needed, with an error that says how to install them."""
 
 import importlib
 from types import ModuleType
@@ -12,12 +12,12 @@ def require(library: str, install: str) -> ModuleType:
     library : str
         Name of the module.
     install : str
-        What pip installs it by, for example ``"skavi[plot]"``.
+        The requirement to pass to pip, for example ``"skavi[plot]"``.
 
     Raises
     ------
     ImportError
-        Naming the command that remedies it.
+        Naming the command that installs the library.
     """
     try:
         return importlib.import_module(library)

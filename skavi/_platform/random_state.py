@@ -1,14 +1,14 @@
-"""Random state: a generator of one's own, so that the process-wide one is never touched."""
+"""Random generators that leave numpy's global generator unchanged."""
 
 import numpy as np
 from sklearn.utils import check_random_state
 
 
 def private_state(random_state: int | np.random.RandomState | None) -> np.random.RandomState:
-    """Return the generator that `random_state` stands for; for None a fresh, unseeded one.
+    """Return the generator of `random_state`; for None a new, unseeded one.
 
-    scikit-learn's `check_random_state(None)` is numpy's global generator, and drawing from it
-    would change what the caller's own code draws next.
+    scikit-learn's `check_random_state(None)` is numpy's global generator, and draws from it would
+    change the caller's later draws.
     """
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
 

@@ -1,9 +1,9 @@
-"""Warnings that point at the user's own line, however deep below it they come up."""
+"""Warnings that point at the user's own line, from any depth of calls below it."""
 
 import sys
 import warnings
 
-_BETWEEN = {"skavi", "sklearn", "joblib", "pickle"}  # who stands between the user and the cause
+_BETWEEN = {"skavi", "sklearn", "joblib", "pickle"}  # packages between the user's line and `warn`
 
 
 def warn(message: str | Warning, category: type[Warning] | None = None) -> None:

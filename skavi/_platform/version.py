@@ -1,4 +1,4 @@
-"""The version of this library, where every layer can read it; and the warning of another one."""
+"""The version of this library, and the warning about files of another version."""
 
 import sklearn
 from sklearn.exceptions import InconsistentVersionWarning

@@ -1,4 +1,4 @@
-"""Variational families: what a factor q(z_n), or the global factor q(theta), may look like."""
+"""Variational families: the possible shapes of a factor q(z_n), or of q(theta)."""
 
 from skavi.families._normal import (
     LOG_2PI,

@@ -1,7 +1,7 @@
-"""Variational families: what a factor q(z_n), or the global factor q(theta), may look like.
+"""Variational families: the possible shapes of a factor q(z_n), or of q(theta).
 
-A family turns a row of unconstrained numbers into a normal factor and back. Both families speak the
-same protocol, so neither the ELBO nor a solver knows which one it is given.
+A family converts unconstrained numbers to a normal factor and back. All families have the same
+methods, so the ELBO and the solvers do not depend on the family.
 """
 
 import math
@@ -63,14 +63,14 @@ class NormalFactors(ABC):
 
     @abstractmethod
     def whitened(self, departure: Tensor) -> Tensor:
-        """Return the noise that draws a departure (..., k) from the means."""
+        """Return the noise whose draw is the means plus a departure (..., k)."""
 
     @abstractmethod
     def relative_spread(self, other: "NormalFactors") -> Tensor:
-        """Trace of the covariances of `other`, of the same family, in units of these, (...)."""
+        """Trace of C^-1 C' for covariances C, and C' of `other` of the same family, (...)."""
 
     def given_first(self, n: int) -> "NormalFactors":
-        """Return the factors given that the first n coordinates' noise is zero."""
+        """Return the factors conditional on zero noise in the first n coordinates."""
         if n >= self.mean.shape[-1]:
             return type(self)(self.mean, self.scale.new_zeros(()).expand_as(self.scale))
         return type(self)(self.mean, torch.nn.functional.pad(self.scale[..., n:], (n, 0)))
@@ -170,7 +170,7 @@ class FullFactors(NormalFactors):
 
 
 class PointFactors(DiagonalFactors):
-    """All mass on the mean: no spread, and an entropy and a log density that are counted as 0.
+    """All mass on the mean: no spread, with an entropy and a log density of 0 by convention.
 
     Examples
     --------
@@ -215,14 +215,14 @@ class Family(Component):
 
     @abstractmethod
     def raw(self, factors: NormalFactors) -> Tensor:
-        """Write factors of any family as unconstrained numbers (moments kept where they fit)."""
+        """Write factors of any family as unconstrained numbers, with equal moments if possible."""
 
     @abstractmethod
     def steps(self, factors: NormalFactors) -> Tensor:
         """Return the natural length of a step in each number, shape (..., n_parameters).
 
         One over the root of the diagonal of the Fisher information: in these units the ELBO near
-        its optimum is about as steep in a mean as in a log sd, whatever the scale of the data.
+        its optimum is about as curved in a mean as in a log sd, at any scale of the data.
         """
 
 
@@ -298,9 +298,9 @@ class FullNormal(Family):
 class Point(Family):
     """A point estimate in place of a distribution: for q(theta) only.
 
-    The ELBO then holds the log prior density at the point, on the unconstrained scale, and no
-    entropy of theta: its maximum is the maximum a posteriori estimate of theta under the bound, and
-    it is no bound on the evidence. Standard deviations of theta are 0.
+    The ELBO then has the log prior density at the point, on the unconstrained scale, and no entropy
+    of theta: its maximum is the maximum a posteriori estimate of theta under the bound, and it is
+    not a bound on the evidence. Standard deviations of theta are 0.
 
     Examples
     --------
