@@ -1,1 +1,1 @@
-"""The engine of a fit, which knows nothing of scikit-learn."""
+"""The algorithms of a fit, independent of scikit-learn's estimators."""

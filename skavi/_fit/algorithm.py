@@ -1,4 +1,4 @@
-"""A fit, step by step: start, solve, refine the noise, look for other optima, say how far it is."""
+"""A fit, step by step: start, solve, refine the noise, try other optima, estimate what is left."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _REFERENCE_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fit_model` needs beside the data: components, limits and chance.
+    """What `fit_model` needs beside the data: components, limits and the random generator.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Plan:
     function : InferenceFunction or None
         None asks for the default one.
     reference : InferenceFunction or None
-        What is fitted first, so that `function` starts near its factors; None: nothing.
+        Fitted first, so that `function` can start near its factors; None: nothing is.
     noise, solver : Noise, Solver or None
         None asks for the automatic choice.
     tol : float
@@ -47,9 +47,9 @@ class Plan:
     max_iter : int
     generator : torch.Generator
     journal : Journal
-        What an earlier process did of the same fit, and where to keep what this one does.
+        Results of the same fit in an earlier process, and the place to store those of this one.
     single : bool
-        Whether X came in single precision: then stochastic steps are computed in it.
+        Whether X is in single precision: then stochastic steps are, too.
     """
 
     objective: Objective
@@ -66,16 +66,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a fit starts.
+    """The start of a fit.
 
     Attributes
     ----------
     state : State
-        Raw factors of all rows and of q(theta), near which it starts.
+        Raw factors of all rows and of q(theta), near which the fit starts.
     noise : Noise
-        The rule to start with.
+        The first noise rule.
     fitted : bool
-        Whether the reference was fitted to these rows, so that q(theta) is its optimum.
+        Whether the reference was fitted to these rows, so that q(theta) is at its optimum.
     """
 
     state: State
@@ -105,7 +105,7 @@ def fit_model(
 
 
 def how_far(fitted: Fitted, tol: float) -> Fitted:
-    """Return the fit with an estimate of how far it is from the optimum, its noise rule's too."""
+    """Return the fit with the error of its noise rule counted in its suboptimality."""
     if fitted.failure:
         return fitted
     outcome = with_noise_error(fitted.problem, fitted.solver, fitted.outcome, tol)
@@ -113,7 +113,7 @@ def how_far(fitted: Fitted, tol: float) -> Fitted:
 
 
 class Stages:
-    """Runs of one solver, stage after stage, on one count of iterations and one curve."""
+    """Successive runs of one solver that share a limit of iterations and one ELBO curve."""
 
     def __init__(self, solver, max_iter, progress, journal):
         self.solver, self.left, self.progress = solver, max_iter, progress
@@ -149,7 +149,7 @@ class Stages:
         return self.outcome.state
 
     def _note_failure(self, problem, outcome, n_before):
-        """Say what is not finite; without a finite iterate to keep there is no fit."""
+        """Name what is not finite; raise if no iterate was finite."""
         there = outcome.state if outcome.broken is None else outcome.broken
         with torch.no_grad():
             cause = what_broke(problem, there)
@@ -168,10 +168,10 @@ class Stages:
 
 
 def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint:
-    """Return where to start: as given; or the model's own start; or a fit of the plan's reference.
+    """Return the start: the given one; else a fit of the plan's reference; else the model's start.
 
-    The reference's noise rule goes on as it was refined: a network would exploit the errors of a
-    coarse one.
+    The fit continues with the reference's refined noise rule, since a network would exploit the
+    errors of a coarse one.
     """
     setting = Setting(plan.objective, plan.function, plan.noise, rows.n_total)
     noise = plan.noise or default_noise(setting)
@@ -187,14 +187,14 @@ def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint
     try:
         there, refined = _reference_fit(plan, noise, rows, few, start)
     except (torch.linalg.LinAlgError, FloatingPointError):
-        if rows.group.size > 1:  # the other processes may have got there
+        if rows.group.size > 1:  # other ranks may have succeeded
             raise
-        return StartingPoint(start, noise)  # a start that is less good will do
+        return StartingPoint(start, noise)  # a worse start is good enough
     return StartingPoint(there, refined if affordable(refined, setting) else noise, fitted=True)
 
 
 def _check_solver(plan, setting):
-    """Refuse a solver that cannot solve the problem, before any work."""
+    """Raise a ValueError, before any work, if the solver cannot solve the problem."""
     if plan.solver is None:
         return
     if plan.function is None:
@@ -205,10 +205,10 @@ def _check_solver(plan, setting):
 
 
 def _reference_fit(plan, noise, rows, few, start):
-    """Return where the fit of the reference ends, for all rows, and its noise rule.
+    """Fit the reference; return its state for all rows, and its noise rule.
 
-    Where the model's own updates fit it, on all rows; else q(theta) is found on a few, and all rows
-    are then solved for it.
+    With closed-form updates it is fitted on all rows. Else q(theta) is fitted on a few rows, and
+    all rows' local problems are then solved given it.
     """
     objective = plan.objective
     setting = Setting(objective, plan.reference, noise, rows.n_total)
@@ -230,7 +230,7 @@ def _reference_fit(plan, noise, rows, few, start):
 
 
 def _bind(plan, rows, start):
-    """Return the problem of all components, its solver, and a state near the start."""
+    """Bind all components to the rows; return the problem, its solver, and the first state."""
     objective, noise = plan.objective, start.noise
     targets, raw_globals = start.state.raw_locals, start.state.raw_globals
     function = plan.function or default_function(targets.shape[1], objective.model)
@@ -247,7 +247,7 @@ def _bind(plan, rows, start):
     )
     stochastic = not solver.needs_deterministic_noise
     if plan.solver is None and stochastic and start.fitted and objective.has_coordinate_updates:
-        # q(theta) stays at the factorized optimum: the function alone is left to fit.
+        # q(theta) stays at the factorized optimum, and only the function is fitted.
         problem = replace(problem, frozen_globals=True)
     state = plan.journal.once(lambda: best_start(problem, targets, raw_globals).copied())
     problem, state = solver.prepare(problem, state)

@@ -90,8 +90,8 @@ def default_model(X, weights):
 def default_function(n_outputs, model):
     """Choose a network wide enough to carry any linear map of the row to the factor.
 
-    One layer, of half the width, does for a model's own summary of sparse rows: it has no more
-    numbers than the factor has means, and comes near them.
+    For a model's summary of sparse rows one layer of half the width is enough: the summary has as
+    many numbers as the factor has means, and is close to them.
     """
     sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
     return MLP(hidden_layer_sizes=tuple(max(_FEWEST_UNITS, size) for size in sizes))
@@ -100,15 +100,15 @@ def default_function(n_outputs, model):
 def budget(setting: Setting) -> int:
     """Return how many numbers (rows x nodes x latents) a deterministic evaluation may take.
 
-    Newton's systems of tables and linear functions are put together piece by piece, so only time
-    limits them.
+    Newton's systems of tables and linear functions are built piece by piece, so only time limits
+    them.
     """
     in_pieces = setting.function is not None and Newton().works_in_pieces(setting)
     return _MOST_NUMBERS if in_pieces else BUDGET
 
 
 def default_noise(setting: Setting) -> Noise:
-    """Choose a deterministic rule if one evaluation is of a size for it."""
+    """Choose a deterministic rule if one evaluation stays within the budget."""
     objective, n_rows = setting.objective, setting.n_rows
     if objective.model.has_closed_form(objective.family, objective.global_family):
         return ClosedForm()
@@ -120,7 +120,7 @@ def default_noise(setting: Setting) -> Noise:
         return GaussHermite(_FIRST_NODES)
     n_draws = _FIRST_DRAWS
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
-        n_draws *= 2  # more pairs than dimensions: covariances are exact
+        n_draws *= 2  # covariances are exact with more pairs than dimensions
     if n_rows * n_latents * n_draws <= most and objective.n_drawn_globals <= _MAX_QUASI_GLOBALS:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
@@ -132,8 +132,8 @@ def default_solver(setting: Setting) -> Solver:
     if not setting.noise.deterministic:
         return Adam(batch_size=setting.coupling.batch_size(n_rows, _BATCH))
     near = setting.function.regressed
-    coarse = near and objective.model.coarsest_tol > 0  # the start is nearly enough
-    long = objective.space.size > _MAX_FULL_GLOBALS  # a pass over all rows is
+    coarse = near and objective.model.coarsest_tol > 0  # the start is nearly good enough
+    long = objective.space.size > _MAX_FULL_GLOBALS  # a pass over all rows takes long
     if setting.n_parameters > 0 and (coarse or long):
         schedule = falling if near else None
         return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=schedule)
@@ -143,15 +143,15 @@ def default_solver(setting: Setting) -> Solver:
 
 
 def falling(iteration):
-    """Return the multiplier of a learning rate that falls as one over the steps taken."""
+    """Return the multiplier of a learning rate that falls as 1 / (1 + iteration / 100)."""
     return 1 / (1 + iteration / _FALLING)
 
 
 def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed: int = 0):
     """Choose deterministic noise for an ELBO that was maximised with fresh draws.
 
-    For models that do not couple rows the rule does not depend on their number, so that no row's
-    result depends on which others are there.
+    For independent rows the rule does not depend on their number, so that no row's result depends
+    on which other rows are present.
     """
     dimension = _dimension(objective, n_rows)
     if dimension > _MAX_TURNED_DIMENSION:
@@ -160,13 +160,13 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
 
 
 def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
-    """Say whether a rule refined is as good as exact: quadrature in few dimensions."""
+    """Say whether refinement makes a rule practically exact: quadrature in few dimensions."""
     few = _dimension(objective, n_rows) <= _MAX_PRODUCT_DIMENSION
     return few and not isinstance(noise, QuasiMonteCarlo)
 
 
 def _dimension(objective, n_rows):
-    """Count the numbers of a row's noise, the globals' among them."""
+    """Count the dimensions of a row's noise, including those of the globals."""
     return objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
 
 

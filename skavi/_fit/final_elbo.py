@@ -1,4 +1,4 @@
-"""The ELBO at the end of a fit, evaluated with more draws than the solver had, and its error."""
+"""The ELBO at the end of a fit, with more draws than the solver used, and its standard error."""
 
 import math
 
@@ -29,9 +29,9 @@ _WORK_BUDGET = 2_000_000_000
 
 
 def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
-    """Evaluate the ELBO at the end of a fit: exactly, or to a standard error of 1e-4 relative.
+    """Evaluate the ELBO at the end of a fit, exactly or to a relative standard error of 1e-4.
 
-    Few draws at first, more where they leave too much over, in parts that fit memory.
+    It takes few draws at first, and more where the standard error is too large, in bounded memory.
     """
     if problem.noise.deterministic and problem.noise.n_draws is None:
         return float(problem.elbo(state)), 0.0
@@ -40,11 +40,11 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
     most = max(_MOST_DRAWS, 2 * own)
     n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
     most = max(4, min(most, FINAL_CELLS // n_cells))
-    # All first evaluations together take as many as one of the solver's did.
+    # All first evaluations together take as many draws as one evaluation of the solver.
     n_draws = min(max(_FEWEST_DRAWS, own // _FEWEST_EVALUATIONS), most)
     while True:
         rule = evaluation_noise(objective, len(X), n_draws)
-        n_draws = rule.n_draws  # more in many dimensions
+        n_draws = rule.n_draws  # the rule takes more in many dimensions
         last = n_draws >= most
         affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
         limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS

@@ -1,4 +1,4 @@
-"""A fit as an object: its components and numbers, and where it stands on any rows."""
+"""A fit as an object: its components and parameters, and its factors of any rows."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +31,7 @@ _TOL = 1e-9
 
 @dataclass(frozen=True)
 class FittedModel:
-    """What a fit found, as numpy arrays, and what follows from it for rows.
+    """The result of a fit, as numpy arrays, and its application to rows.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class FittedModel:
     function : InferenceFunction
     noise : Noise
     parameters : dict of str to ndarray
-        Of the function; empty where every row has a factor of its own.
+        Of the function; empty for a table, where every row has its own factor.
     raw_globals : ndarray
         Unconstrained parameters of q(theta).
     n_features : int
@@ -67,33 +67,33 @@ class FittedModel:
         return bind(self.model, self.family, self.global_family, like)
 
     def raw_globals_like(self, like: Tensor) -> Tensor:
-        """Return the parameters of q(theta) as a tensor beside another one."""
+        """Return the parameters of q(theta) as a tensor with the dtype and device of `like`."""
         return aligned(self.raw_globals).to(like)
 
     def shared_like(self, like: Tensor) -> Parameters:
-        """Return the function's parameters as tensors beside another one."""
+        """Return the function's parameters as tensors with the dtype and device of `like`."""
         return {name: aligned(value).to(like) for name, value in self.parameters.items()}
 
     def on_cpu(self) -> "FittedModel":
         """Return the same fit for rows on the CPU."""
         return replace(self, device=torch.device("cpu"))
 
-    # --- on rows --------------------------------------------------------------------------------
+    # --- given rows -----------------------------------------------------------------------------
 
     def at(self, rows: Rows) -> "Position":
-        """Return where the fit stands on rows: their factors, with q(theta) given."""
+        """Return the fit's position on rows: their factors, with q(theta) given."""
         self.model.check_data(rows.X)
         return Position(self, rows, self.raw_locals(rows), self.raw_globals_like(rows.weights))
 
     def state(self, rows: Rows) -> State:
-        """Return where a fit of rows goes on from."""
+        """Return the state from which a fit of further rows continues."""
         raw_globals = self.raw_globals_like(rows.weights)
         if self.parameters:
             return State(None, self.shared_like(rows.weights), raw_globals)
         return State(self.raw_locals(rows), {}, raw_globals)
 
     def start_for(self, objective: Objective, rows: Rows) -> State:
-        """Return where this fit stands, as raw factors of another objective's own families.
+        """Return this fit's factors of rows, as raw parameters of another objective's families.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class FittedModel:
         return State(objective.family.raw(factors), {}, raw_globals)
 
     def frozen_problem(self, rows: Rows) -> Problem:
-        """Return the problem of rows with factors of their own, q(theta) given."""
+        """Return the factorized problem of rows, with q(theta) frozen."""
         noise = self.noise
         if not noise.deterministic:
             noise = evaluation_noise(self.objective, len(rows))
@@ -125,7 +125,7 @@ class FittedModel:
         return Problem(self.objective, Table(), rows, rows.X, noise, generator, frozen_globals=True)
 
     def pieces(self, rows: Rows) -> list[slice]:
-        """Cut rows into slices of bounded memory; where rows are coupled there is but one."""
+        """Cut rows into slices of bounded memory; coupled rows stay in one slice."""
         noise = self.noise
         if not noise.deterministic:
             noise = evaluation_noise(self.objective, len(rows))
@@ -133,13 +133,14 @@ class FittedModel:
         return self.model.coupling.pieces(len(rows), size)
 
     def raw_locals(self, rows: Rows) -> Tensor:
-        """Return raw factors of any rows: the function's output, or their solutions."""
+        """Return raw factors of any rows: the function's output, or their optimal factors."""
         return self.function.row_factors(self, rows)
 
     def evaluate_locals(self, rows: Rows) -> Tensor:
         """Return the function's output.
 
-        A row that lacks a cell of a column without holes at fit is solved: no function learned it.
+        Where a row misses a cell in a column that was complete at fit, its local problem is solved
+        instead, since the function has not learned such rows.
         """
         function, shared = self.function, self.shared_like(rows.weights)
         inputs = inputs_of(self.model, function, rows.X)
@@ -154,13 +155,13 @@ class FittedModel:
         return raw
 
     def solve_locals(self, rows: Rows) -> Tensor:
-        """Return the rows' own optimal factors, q(theta) given."""
+        """Return the rows' optimal factors, with q(theta) given."""
         with named_singularity("X"):
             return self._solve(rows)
 
     def _solve(self, rows):
         raw_globals, solved, converged = self.raw_globals_like(rows.weights), [], True
-        # Each distinct row once: equal rows are equal to the last bit, in any order.
+        # Each distinct row is solved once, so that equal rows get equal results, in any order.
         X, index = self.model.coupling.distinct(rows.X)
         rows = Rows(X, rows.weights.new_ones(len(X)))
         for piece in self.pieces(rows):
@@ -178,16 +179,16 @@ class FittedModel:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a fit stands on rows.
+    """A fit's factors of some rows.
 
     Attributes
     ----------
     fit : FittedModel
     rows : Rows
     raw : Tensor of shape (n_rows, P)
-        The rows' factors.
+        Raw factors of the rows.
     raw_globals : Tensor
-        q(theta), held.
+        Raw parameters of q(theta), which is frozen.
     """
 
     fit: FittedModel
@@ -197,7 +198,7 @@ class Position:
 
     @cached_property
     def problem(self) -> Problem:
-        """The problem of these rows with factors of their own, q(theta) given."""
+        """The factorized problem of these rows, with q(theta) frozen."""
         return self.fit.frozen_problem(self.rows)
 
     @property
@@ -211,7 +212,7 @@ class Position:
         Raises
         ------
         FloatingPointError
-            If one is not finite.
+            If a factor is not finite.
         """
         with torch.no_grad():
             factors = self.objective.local_factors(self.raw)
@@ -221,7 +222,7 @@ class Position:
         return factors
 
     def terms(self) -> Tensor:
-        """Return the rows' ELBO terms, shape (n_rows,), or one number for all, piece by piece."""
+        """Return the rows' ELBO terms, shape (n_rows,), or a scalar for one joint term."""
         fit, parts = self.fit, []
         with torch.no_grad():
             for piece in fit.pieces(self.rows):

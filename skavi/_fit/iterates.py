@@ -1,4 +1,4 @@
-"""Where a fit stands on the way, and what comes out."""
+"""Iterates of a fit, and its result."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from skavi._fit.problem import Problem
 from skavi.solvers import Outcome, Run, Solver
 
-#: Nats a row to which a stage goes where more stages are to follow.
+#: Nats a row to which a stage is solved where further stages follow, which move the optimum by more
+#: than that.
 ROUGH = 1e-4
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A solved problem, and how it was solved."""
+    """A solved problem, its solver, and the outcome."""
 
     problem: Problem
     solver: Solver
@@ -22,18 +23,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where a fit stands: in a run, after other ones.
+    """A fit after an iteration: the current run, and the ELBOs of the runs before.
 
     Attributes
     ----------
     problem : Problem
     solver : Solver
     run : Run
-        Its memory goes on changing; always to a whole iterate.
+        It continues, so its memory changes, always from one whole iterate to the next.
     before : list of float
         ELBOs of the runs before.
     stage : int
-        From 1; rises when the noise rule is refined.
+        Starts at 1 and rises when the noise rule is refined.
     """
 
     problem: Problem
@@ -44,7 +45,7 @@ class Iterate:
 
     @property
     def elbo(self) -> float:
-        """ELBO in nats, as the solver sees it."""
+        """ELBO in nats, under the solver's noise."""
         return self.run.memory.elbo
 
     @property

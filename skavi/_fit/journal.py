@@ -1,9 +1,9 @@
-"""What a fit has done so far, on disk, so that another process can go on from it.
+"""Checkpoints of a fit on disk, from which another process can continue it.
 
-A fit is a deterministic sequence of steps: runs of a solver, and what is computed between them. A
-journal keeps the results of the steps that are done, the memory of the run that is under way, and
-the state of the random generator after each. A fit that starts again with its journal repeats what
-is cheap, takes from the journal what is not, and goes on to the same result, to the last bit.
+A fit is a deterministic sequence of steps: runs of a solver, and computations between them. A
+journal stores the result of each finished step, the memory of the current run, and the state of
+the random generator after each. A fit that starts again with its journal repeats cheap steps, takes
+the results of expensive ones from the journal, and reaches the same result, to the last bit.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _KIND = "skavi checkpoint 2"
 #: data.
 _SAME_DENSITY = 1e-9
 
-#: In the place of what a step came to, where it has not been done.
+#: Stands for the result of a step that has not been done yet.
 NOTHING = object()
 
 
@@ -35,45 +35,45 @@ class Journal:
     """Keep nothing: the journal of a fit without a checkpoint."""
 
     def seed(self, drawn: int) -> int:
-        """Return the seed that the fit began with."""
+        """Return the stored seed of the fit; `drawn` if there is none."""
         return drawn
 
     def begin(self, generator: torch.Generator, density: Callable[[], float]) -> None:
-        """Take note of the fit's generator and of the model's log density at some point."""
+        """Store the fit's generator, and compare the model's log density with the stored one."""
 
     def once(self, compute: Callable[..., Any], *arguments) -> Any:
-        """Return what a step computes: tensors, numbers, a `State` or an `Outcome`."""
+        """Return a step's result (tensors, numbers, a `State` or an `Outcome`), stored if known."""
         return compute(*arguments)
 
     def recall(self) -> Any:
-        """Return what the next step came to when an earlier process did it, else `NOTHING`."""
+        """Return the stored result of the next step, or `NOTHING`."""
         return NOTHING
 
     def keep(self, value: Any) -> Any:
-        """Note what a step came to, and return it."""
+        """Store the result of a step, and return it."""
         return value
 
     def watch(self, run: Run, progress: Progress) -> Progress:
-        """Take over where an earlier process left a run; return what to call in its iterations."""
+        """Restore a run that an earlier process left; return the callback for its iterations."""
         return progress
 
     def close(self) -> None:
-        """Clear up after a fit that is complete."""
+        """Remove the stored steps after a complete fit."""
 
 
 class StoredJournal(Journal):
-    """Keep everything in a file.
+    """Keep the steps of a fit in a file.
 
     Parameters
     ----------
     path : str or PathLike
     problem : dict of str to str
-        What has to be the same for a fit to go on: a description by name.
+        Descriptions, by name, of everything that must be unchanged for a fit to continue.
     is_due : callable
-        Map from (iterations, seconds, seconds that the last save took) since the last save to
-        whether to save.
+        Decides whether to save, from the iterations and seconds since the last save, and the
+        seconds which that save took.
     seeded : bool
-        Whether the user chose the random state; otherwise the one in the file is taken over.
+        Whether the user chose the random state; otherwise the stored one is used.
     device : torch.device
 
     Raises
@@ -171,7 +171,7 @@ class StoredJournal(Journal):
         return watch
 
     def _save(self, run):
-        """Write everything; if that fails say so, once, and go on: the file before is whole."""
+        """Write the file; if that fails, warn once and continue with the previous file in place."""
         start = time.monotonic()
         memory = {f.name: getattr(run.memory, f.name) for f in dataclasses.fields(run.memory)}
         curve = run.curve[: run.memory.n_iter]
@@ -201,5 +201,5 @@ class StoredJournal(Journal):
 
 
 def versions() -> dict[str, str]:
-    """Return what computes: a fit goes on only under the same versions."""
+    """Return the versions of the libraries that compute: a fit continues under the same ones."""
     return {"skavi": __version__, "torch": torch.__version__, "numpy": np.__version__}

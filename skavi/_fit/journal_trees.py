@@ -1,4 +1,4 @@
-"""Trees of tensors as JSON and arrays, and back, to the last bit and in the same layout."""
+"""Conversion of trees of tensors to JSON and arrays, and back, with exact values and layout."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ _RECORDS = {"State": State, "Outcome": Outcome}
 
 
 class Encoder:
-    """Put the tensors of a tree into arrays, each once, and the rest into what JSON can hold."""
+    """Convert a tree: each tensor to one array, and the rest to JSON."""
 
     def __init__(self):
         self.arrays: dict[str, np.ndarray] = {}
@@ -39,7 +39,7 @@ class Encoder:
 
     def _tensor(self, tensor):
         if id(tensor) not in self.seen:
-            # Sums over another layout may round differently: the order of the axes counts.
+            # Keep the order of axes in memory: sums over another layout may round differently.
             order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
             name = f"t{len(self.arrays)}"
             self.arrays[name] = tensor.detach().permute(order).contiguous().cpu().numpy()
@@ -48,7 +48,7 @@ class Encoder:
 
 
 class Decoder:
-    """Put a tree together again."""
+    """Restore a tree from JSON and arrays."""
 
     def __init__(self, arrays, device):
         self.tensors = {name: torch.tensor(array).to(device) for name, array in arrays.items()}

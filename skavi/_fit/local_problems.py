@@ -1,4 +1,4 @@
-"""Rows' local problems: every factor solved to its own optimum, with q(theta) given."""
+"""Local problems: the optimal factor of each row, with q(theta) given."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def local_problem(problem: Problem, rows: Rows) -> Problem:
 
 
 def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor | None = None):
-    """Solve every row's local problem with q(theta) frozen; in closed form where there is one.
+    """Solve every row's local problem with q(theta) frozen, in closed form where possible.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     tol : float
         Nats a row.
     start : Tensor of shape (n_rows, P), default=None
-        Raw parameters to start from; a closed form needs none.
+        Raw parameters to start from; ignored where a closed form is used.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
 
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:
-    """Return how many rows to solve at once: Newton's blocks then hold about 100 MB."""
+    """Return how many rows to solve at once, so that Newton's blocks take about 100 MB."""
     nodes = noise.nodes(objective.n_drawn_globals, objective.n_latents, 1, None)
     n_nodes = 1 if nodes is None else len(nodes.weights)
     return max(1, SOLVED_NUMBERS // (n_nodes * max(objective.n_latents, n_features)))

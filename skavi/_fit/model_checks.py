@@ -1,4 +1,4 @@
-"""Checks of a model on the data at hand, once, before any work."""
+"""Checks of a model on the user's data, before the fit begins."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ from skavi.objective import Objective, bind
 
 
 def validated_objective(model, family, global_family, rows: Rows, generator) -> Objective:
-    """Return the objective, after one evaluation of the model at its start has made sense.
+    """Return the objective, after one evaluation of the model at its start was checked.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the method of the model that is off, with what was got and what is needed.
+        Naming the method of the model at fault, what it returned, and what is needed.
     """
     if not family.random:
         raise ValueError(
@@ -50,7 +50,10 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
 
 
 def _check_parameters(model, method, theta, z, X):
-    """Call a method of the model; say which row's distribution torch refuses, not its values."""
+    """Call a method of the model; if torch rejects a distribution's parameters, name the row.
+
+    torch's own message would print all the parameters.
+    """
     try:
         return method(theta, z, X)
     except ValueError as error:
@@ -73,7 +76,7 @@ def _refuses(method, theta, z, X, row):
 
 
 def _check_declared(model, declared):
-    """Compare each distribution's shape with that of the values it is to explain."""
+    """Compare each distribution's shape with that of its values."""
     for method, (distribution, values) in declared.items():
         name = f"{type(model).__name__}.{method}"
         if not isinstance(distribution, Distribution):
@@ -90,7 +93,7 @@ def _check_declared(model, declared):
 
 
 def _check_support(model, theta, z, X):
-    """Compare X with the support of a declared likelihood: inside vmap torch does not."""
+    """Compare X with the support of a declared likelihood, which torch does not do under vmap."""
     declared = model.declared(theta, z, X)
     if "likelihood" not in declared:
         return
@@ -126,7 +129,7 @@ def _check_terms(model, terms, X):
 
 
 def _goes_through_vmap(objective, raw_globals, z, X):
-    """Try the log joint under vmap; some distributions (Multinomial) have to be looped over."""
+    """Say whether the log joint works under vmap; some distributions (Multinomial) do not."""
     u = objective.global_factor(raw_globals).mean
 
     def density(u, z):

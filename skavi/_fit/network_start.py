@@ -1,10 +1,10 @@
-"""Where an inference function starts: near factors that rows have of their own.
+"""The start of an inference function, near given factors of the rows.
 
-A network's ELBO has many poor local optima: where two optima of a row are equally good, the
-function has to jump, and a gradient never tells it so. Regression on the rows' own factors does,
-guided by where they jump, and with a robust loss a few rows that it cannot follow do not spoil the
-others. So several networks maximise a mixture of both, on a subset of rows with q(theta) given, and
-the best goes on.
+A network's ELBO has many poor local optima: where a row has two equally good optima, the function
+has to jump from one to the other between rows, which no gradient shows. Regression on the rows' own
+factors finds such jumps, and with a robust loss a few rows that are fitted badly do not spoil the
+others. So several networks maximise a mixture of the ELBO and a penalty on the distance from these
+factors, on a subset of rows with q(theta) given, and the best network is kept.
 """
 
 import math
@@ -41,7 +41,7 @@ _KEPT = 3
 _LAST = 2
 #: Nats a row below the ELBO of the rows' own factors: a start so close needs no other starts.
 _CLOSE = 0.01
-#: Rows that stand for all: sums over them are within 2 % of those over 3,000 rows
+#: Rows that represent all: sums over them are within 2 % of those over 3,000 rows
 #: (test_network_start).
 _ROWS = 1000
 #: Rows between which guided units may turn: time grows with the distances between them.
@@ -65,14 +65,14 @@ _OUTLIER = 10.0
 
 
 @dataclass(frozen=True)
-class Pull:
-    """A pull of every row towards a given factor, and how much of the ELBO is left beside it.
+class Penalty:
+    """A penalty on each row's distance from a given factor, mixed with the row's ELBO term.
 
     Attributes
     ----------
     share : float
-        Of the ELBO's terms; the rest is minus c log(1 + r^2 / 2 c), r the distance from `targets`
-        in natural steps (Cauchy's loss).
+        Weight of the ELBO terms. The penalty c log(1 + r^2 / 2 c) has weight 1 - share, with r the
+        distance from `targets` in natural steps (Cauchy's loss).
     targets : Tensor of shape (n_rows, P)
     steps : Tensor of shape (n_rows, P)
     """
@@ -81,45 +81,45 @@ class Pull:
     targets: Tensor
     steps: Tensor
 
-    def __getitem__(self, index) -> "Pull":
-        return Pull(self.share, self.targets[index], self.steps[index])
+    def __getitem__(self, index) -> "Penalty":
+        return Penalty(self.share, self.targets[index], self.steps[index])
 
-    def mixed(self, terms: Tensor, raw: Tensor) -> Tensor:
-        """Mix the rows' ELBO terms with the pull of their raw parameters."""
-        pull = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
-        pull = _OUTLIER * torch.log1p(pull / _OUTLIER)
-        return self.share * terms - (1 - self.share) * pull
+    def mix(self, terms: Tensor, raw: Tensor) -> Tensor:
+        """Mix the rows' ELBO terms with the penalty of their raw parameters."""
+        penalty = 0.5 * (((raw - self.targets) / self.steps) ** 2).sum(-1)
+        penalty = _OUTLIER * torch.log1p(penalty / _OUTLIER)
+        return self.share * terms - (1 - self.share) * penalty
 
 
 @dataclass(frozen=True)
-class PulledProblem(Problem):
-    """A problem in which every row is also pulled towards a factor."""
+class PenalisedProblem(Problem):
+    """A problem with a penalty on each row's distance from a given factor."""
 
-    pull: Pull | None = None
+    penalty: Penalty | None = None
 
     is_start = True
 
     @classmethod
-    def of(cls, problem: Problem, pull: Pull) -> "PulledProblem":
-        """Return a problem with a pull mixed into its rows' terms."""
+    def of(cls, problem: Problem, penalty: Penalty) -> "PenalisedProblem":
+        """Return a problem with a penalty mixed into its rows' terms."""
         return cls(
-            **{each.name: getattr(problem, each.name) for each in fields(Problem)}, pull=pull
+            **{each.name: getattr(problem, each.name) for each in fields(Problem)}, penalty=penalty
         )
 
     def restricted(self, index):
-        assert self.pull is not None
-        return PulledProblem.of(super().restricted(index), self.pull[index])
+        assert self.penalty is not None
+        return PenalisedProblem.of(super().restricted(index), self.penalty[index])
 
     def row_terms(self, raw, raw_globals):
-        assert self.pull is not None
-        return self.pull.mixed(super().row_terms(raw, raw_globals), raw)
+        assert self.penalty is not None
+        return self.penalty.mix(super().row_terms(raw, raw_globals), raw)
 
 
 def best_start(problem: Problem, targets: Tensor, raw_globals: Tensor) -> State:
     """Return a state in which the rows' factors are near `targets`, raw factors of all rows.
 
-    One regression does for functions that have one, and where it reaches the targets' own ELBO; of
-    several random ones, and of guided ones, the best are brought nearer.
+    One regression is enough where the start is not random, or where it reaches the ELBO of the
+    targets. Else the best of several random and guided regressions are improved.
     """
     function, rows = problem.function, problem.rows
 
@@ -155,7 +155,7 @@ def best_start(problem: Problem, targets: Tensor, raw_globals: Tensor) -> State:
 
 
 def _regress_guided(problem, targets):
-    """Return parameters of the regressions, of many guided ones, that come nearest."""
+    """Return the parameters of those guided regressions that come nearest to the targets."""
     function, some = problem.function, _restrict_to_few(problem, targets, _EXAMPLES)
     if some is None:
         return []
@@ -178,7 +178,7 @@ def _regress_guided(problem, targets):
 
 
 def _rank(problem, states):
-    """Sort states by their ELBO; return the best one's as well."""
+    """Sort states by their ELBO; return the highest ELBO as well."""
     with torch.no_grad():
         elbos = torch.stack([problem.elbo(state) for state in states])
     elbos = torch.nan_to_num(elbos, nan=-math.inf)
@@ -186,9 +186,9 @@ def _rank(problem, states):
 
 
 def _restrict_to_few(problem, targets, most):
-    """Restrict the problem, with q(theta) given, to rows that stand for all, on every rank.
+    """Restrict the problem, with q(theta) given, to rows that represent all, on every rank.
 
-    None where some of the rows would be another model.
+    None where a part of the rows would follow another model.
     """
     rows, take = problem.rows, problem.rows.group.take
     coreset = problem.objective.model.coupling.coreset(rows, problem.features, most)
@@ -202,10 +202,10 @@ def _restrict_to_few(problem, targets, most):
 
 
 def _maximise_mixture(problem, targets, states, share, n_iter):
-    """Maximise a mixture of ELBO and pull from every state."""
+    """Maximise the mixture of ELBO and penalty from every state."""
     objective, solver = problem.objective, _solver(problem, targets)
     steps = objective.family.steps(objective.local_factors(targets))
-    problem = PulledProblem.of(problem, Pull(share, targets, steps))
+    problem = PenalisedProblem.of(problem, Penalty(share, targets, steps))
     n_iter *= 1 if solver.second_order else _PATIENCE
     return [solver.solve(problem, s, _TOL, n_iter).state.copied() for s in states]
 
@@ -219,6 +219,6 @@ def _n_parameters(problem, targets):
 
 
 def _count_affordable(problem, targets):
-    """Count the starts that may be tried."""
+    """Count the starts for which there is time."""
     size = _n_parameters(problem, targets)
     return max(2, int(_BUDGET / (targets.numel() * size**2 + size**3)))

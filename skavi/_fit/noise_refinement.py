@@ -1,4 +1,4 @@
-"""Noise rules that are chosen for the user, refined until the ELBO stands still."""
+"""Refinement of automatically chosen noise rules until the ELBO no longer changes."""
 
 from skavi._fit.defaults import affordable, nearly_exact
 from skavi._fit.iterates import ROUGH
@@ -9,7 +9,7 @@ _MAX_REFINEMENTS = 6
 
 
 def refine_noise(problem, state, tol, stages):
-    """Take more nodes of an automatic rule until the ELBO stands still."""
+    """Refine an automatically chosen rule until the ELBO no longer changes."""
     for _ in range(_MAX_REFINEMENTS):
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)
@@ -27,7 +27,10 @@ def refine_noise(problem, state, tol, stages):
 
 
 def _resolution(problem, tol, elbo):
-    """How far two rules may differ: 1e-7 relative where that is cheap, else `NOISE_TOLERANCE`."""
+    """Return the largest difference between two rules to accept, in nats.
+
+    It is 1e-7 relative where that is cheap to reach, else `NOISE_TOLERANCE`.
+    """
     exact = tol * problem.total_weight + 1e-7 * abs(elbo)
     if nearly_exact(problem.noise, problem.objective, problem.rows.n_total):
         return exact

@@ -1,4 +1,4 @@
-"""Where numbers end: which term of the ELBO is not finite, and of which rows."""
+"""Diagnosis of numbers that are not finite: which term of the ELBO, and which rows."""
 
 from contextlib import contextmanager
 
@@ -13,7 +13,7 @@ from skavi.solvers import State
 
 @contextmanager
 def named_singularity(what: str):
-    """Raise a FloatingPointError that speaks of `what` for a matrix that has no inverse."""
+    """Turn the error of a singular matrix into a FloatingPointError that names its cause `what`."""
     try:
         yield
     except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
@@ -51,7 +51,7 @@ def _gradient(problem, raw, raw_globals):
 
 
 def _rows(values):
-    """Say which entries along the first dimension hold a number that is none."""
+    """Name the entries along the first dimension that are not finite."""
     if not values.dim():
         return "for all rows together"
     bad = (~torch.isfinite(values.reshape(len(values), -1)).all(1)).nonzero()[:, 0].tolist()
@@ -66,7 +66,7 @@ def _globals_that_broke(objective: Objective, raw):
 
 
 def _term_that_broke(problem, factors, raw_globals):
-    """Try prior and likelihood apart, at the centre of every factor."""
+    """Evaluate prior and likelihood separately, at the means of the factors."""
     model, X = problem.objective.model, problem.rows.X
     if not isinstance(model, HierarchicalModel) or overrides(model, HierarchicalModel, "log_local"):
         return "log joint"
@@ -74,7 +74,7 @@ def _term_that_broke(problem, factors, raw_globals):
     for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):
         try:
             values = density(theta, factors.mean, X)
-        except ValueError:  # parameters that torch refuses
+        except ValueError:  # torch rejects the parameters
             return name
         if not bool(torch.isfinite(values).all()):
             return name
@@ -82,7 +82,7 @@ def _term_that_broke(problem, factors, raw_globals):
 
 
 def require_finite(values: torch.Tensor, what: str) -> None:
-    """Raise before a number that is none leaves `transform` or `score`."""
+    """Raise a FloatingPointError if a result of `transform` or `score` is not finite."""
     if bool(torch.isfinite(values.sum())):
         return
     bad = (~torch.isfinite(values.reshape(len(values) if values.dim() else 1, -1)).all(1)).nonzero()

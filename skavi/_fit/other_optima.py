@@ -1,8 +1,8 @@
-"""Other optima: a row's local problem may have several; look beyond the nearest.
+"""The search for other local optima of a row's factor.
 
-With one or two latents a row, the ELBO at the centre of q(theta) is screened over a grid of means
-and sds in one batched evaluation. Where a row has further local optima of comparable height,
-Newton polishes a factor started at each, and the row keeps the best.
+With one or two latents a row, the ELBO at the mean of q(theta) is evaluated on a grid of means and
+sds. Where the grid shows further local optima of comparable height, Newton's method maximises from
+each of them, and the row keeps the best.
 """
 
 import math
@@ -42,7 +42,7 @@ _MAX_ROUNDS = 5
 
 
 def move_to_better_optima(problem, state, tol, stages):
-    """Move rows whose factor has a better optimum elsewhere, and go on, until none does."""
+    """Move rows to better optima and solve again, until no row has a better one."""
     for _ in range(_MAX_ROUNDS):
         frozen = replace(problem, frozen_globals=True)
         found = stages.journal.once(other_optima, frozen, state.raw_locals, state.raw_globals, tol)
@@ -54,7 +54,7 @@ def move_to_better_optima(problem, state, tol, stages):
 
 
 def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tensor | None:
-    """Return raw factors with better ones put in for some rows, or None if there are none."""
+    """Return raw factors in which some rows have better optima; None if no row has one."""
     objective = problem.objective
     if objective.n_latents > _MAX_LATENTS or not objective.model.coupling.independent:
         return None
@@ -86,7 +86,7 @@ def _move(problem, raw, raw_globals, tol, frame):
 
 
 def _move_in_pieces(problem, raw, raw_globals, tol, frame):
-    """Look piece by piece: Newton's method holds hundreds of numbers a start."""
+    """Search piece by piece: Newton's method holds hundreds of numbers for each start."""
     moved, any_moved = raw.clone(), False
     for part in torch.arange(len(raw), device=raw.device).split(SCREENED_ROWS):
         better = _move(problem.restricted(part), raw[part], raw_globals, tol, frame)
@@ -96,7 +96,7 @@ def _move_in_pieces(problem, raw, raw_globals, tol, frame):
 
 
 def _frame(problem, raw, raw_globals):
-    """Return the middle of a grid for all rows, and how far it reaches each way."""
+    """Return the centre of a grid for all rows, and its half-widths."""
     objective, rows = problem.objective, problem.rows
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     centre, spread = objective.model.initial_locals(theta, rows.X)
@@ -107,7 +107,7 @@ def _frame(problem, raw, raw_globals):
 
 
 def _screen_in_pieces(objective, X, raw, raw_globals, frame):
-    """Return what `_screen` does of all rows, a few at a time."""
+    """Return the result of `_screen` for all rows, computed for a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
     size = max(1, SCREENED_ELBOS // (_POINTS[k] ** k * len(_WIDTHS)))
     for first in range(0, len(raw), size):
@@ -122,8 +122,8 @@ def _screen_in_pieces(objective, X, raw, raw_globals, frame):
 def _screen(objective, X, raw, raw_globals, frame):
     """Return starts near the other optima of every row's ELBO, and the rows they belong to.
 
-    With log joint values on a grid of z, E log p under N(m, s^2) is a Gaussian blur of the grid, so
-    the ELBO of every (m, s) on the grid costs one small matrix product an axis.
+    Given the log joint on a grid of z, E log p under N(m, s^2) is a Gaussian blur of these values,
+    so the ELBO at all (m, s) of the grid takes one small matrix product for each axis.
     """
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
@@ -151,7 +151,7 @@ def _screen(objective, X, raw, raw_globals, frame):
 
 
 def _find_several(density, n_latents):
-    """Return the rows that may have several optima: not those whose density of one z is concave.
+    """Return the rows that may have several optima; with one latent, those not log-concave in z.
 
     Source: Challis & Barber (2013), "Gaussian Kullback-Leibler approximate inference": where the
     log joint is concave in z, so is the ELBO in mean and sd.
@@ -175,7 +175,7 @@ def _densities(model, theta, points, X):
 
 
 def _blur(density, axis, width):
-    """Average a gridded function under normals of sd `width` grid steps around every grid point."""
+    """Average a function on the grid under a normal around each point, of sd `width` grid steps."""
     step = float(axis[1] - axis[0])
     kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
     kernel = kernel / kernel.sum(0)
@@ -185,7 +185,7 @@ def _blur(density, axis, width):
 
 
 def _find_peaks(values):
-    """Local maxima of a gridded function, shape (n_rows, points..., widths)."""
+    """Mark the local maxima of a function on the grid, shape (n_rows, points..., widths)."""
     is_peak = torch.ones_like(values, dtype=torch.bool)
     for axis in range(1, values.dim()):
         n = values.shape[axis]

@@ -1,6 +1,6 @@
-"""One fit as an optimisation problem: rows, ELBO, noise and the map from rows to factors, bound.
+"""A fit as an optimisation problem: an ELBO bound to rows, noise and an inference function.
 
-Factorized and amortized VI are the same problem with another `function`.
+Factorized and amortized VI are the same problem with different functions.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,17 +29,17 @@ class Problem:
     function : InferenceFunction
     rows : Rows
     features : Tensor
-        What the function reads of each row.
+        Inputs of the function, for each row.
     noise : Noise
     generator : torch.Generator
         For fresh draws and for batches.
     frozen_globals : bool
         Whether q(theta) is given, as in `transform`.
     single : bool
-        Whether stochastic steps may be computed in single precision: X came in it.
+        Whether X is in single precision, so that stochastic steps may be, too.
     nodes : Nodes or None
-        Those of a deterministic rule, the same at each evaluation; None where there are none, or
-        where each evaluation draws its own.
+        Nodes of a deterministic rule, the same at each evaluation; None for closed forms, and for
+        rules that draw afresh at each evaluation.
     """
 
     objective: Objective
@@ -52,7 +52,7 @@ class Problem:
     single: bool = False
     nodes: Nodes | None = field(default=None, repr=False)
 
-    #: Whether the ELBO is mixed with something else, so that its optimum is only a start.
+    #: Whether the ELBO is mixed with a penalty, so that its optimum is only a start.
     is_start = False
 
     def __post_init__(self):
@@ -63,7 +63,7 @@ class Problem:
 
     @cached_property
     def total_weight(self) -> float:
-        """Sum of the rows' weights: a pass over all rows, made once."""
+        """Sum of the weights of all ranks' rows, cached."""
         return self.rows.total_weight
 
     @property
@@ -76,7 +76,7 @@ class Problem:
         """What choices depend on."""
         return Setting(self.objective, self.function, self.noise, self.n_rows)
 
-    # --- the same problem otherwise -------------------------------------------------------------
+    # --- variants of the problem ----------------------------------------------------------------
 
     def with_noise(self, noise: Noise) -> "Problem":
         """Return the same problem under another noise rule."""
@@ -92,21 +92,21 @@ class Problem:
         return replace(self, rows=rows, features=features, noise=noise, nodes=None)
 
     def restricted(self, index) -> "Problem":
-        """Return the problem of the rows at `index` alone, under the same nodes."""
+        """Return the problem of the rows at `index` only, with the same nodes."""
         return replace(self, rows=self.rows[index], features=self.features[index])
 
     def apart(self) -> "Problem":
-        """Return the problem of this rank's rows, whatever the other ranks do."""
+        """Return the problem of this rank's rows, without the other ranks."""
         rows = self.rows
         return replace(self, rows=Rows(rows.X, rows.weights)) if rows.group.size > 1 else self
 
     # --- noise ----------------------------------------------------------------------------------
 
     def current_nodes(self, drawn: Tensor | None = None) -> Nodes | None:
-        """Return the noise of one evaluation: of all rows, or of those `drawn` for a batch.
+        """Return the noise of one evaluation, of all rows or of the rows `drawn` for a batch.
 
-        Fresh noise is drawn for the rows of all ranks, so that a row's does not depend on where it
-        is held.
+        Fresh noise is drawn for the rows of all ranks, so that a row's noise does not depend on the
+        rank that holds it.
         """
         n_rows = self.n_rows if drawn is None else len(drawn)
         if self.noise.deterministic:
@@ -133,7 +133,7 @@ class Problem:
         return self.function.raw(state.raw_locals, state.shared, self.features)
 
     def row_terms(self, raw: Tensor, raw_globals: Tensor) -> Tensor:
-        """Return the rows' ELBO terms; where no gradient is asked for, in bounded memory."""
+        """Return the rows' ELBO terms; without gradients, in bounded memory."""
         nodes, X, parts = self.current_nodes(), self.rows.X, self.parts()
         if raw.requires_grad or raw_globals.requires_grad or len(parts) == 1:
             return self.objective.row_terms(raw, raw_globals, X, nodes)
@@ -143,7 +143,7 @@ class Problem:
     def parts(self) -> list[slice]:
         """Split the rows into pieces whose evaluation takes bounded memory.
 
-        One piece where rows are not independent given theta, or share no nodes.
+        There is one piece if rows are coupled, or if each row has its own draws.
         """
         n = len(self.rows)
         if not self.noise.deterministic:
@@ -159,27 +159,27 @@ class Problem:
     def elbo_of(self, raw: Tensor, raw_globals: Tensor) -> Tensor:
         """Return the ELBO for given raw local and global parameters.
 
-        Over several ranks it has no gradient: see `own_elbo`.
+        Over several ranks it has no gradient; use `own_elbo`.
         """
         terms = self.row_terms(raw, raw_globals)
         return self.rows.group.sum(self.own_sum(terms, raw_globals, self.rows.weights))
 
     def own_elbo(self, state: State) -> Tensor:
-        """Return what this rank adds to the ELBO: its rows' terms, and on rank 0 the globals'.
+        """Return this rank's part of the ELBO: its rows' terms, and on rank 0 the globals' term.
 
-        Gradients and Hessians add up over ranks like it.
+        The ELBO, its gradient and its Hessian are sums of these parts over ranks.
         """
         terms = self.row_terms(self.raw(state), state.raw_globals)
         return self.own_sum(terms, state.raw_globals, self.rows.weights)
 
     def own_sum(self, terms, raw_globals, weights, objective=None) -> Tensor:
-        """Add up the terms of rows of this rank, and on rank 0 that of the globals."""
+        """Sum the terms of this rank's rows, and on rank 0 the globals' term."""
         if self.rows.group.rank == 0:
             return (objective or self.objective).summed(terms, raw_globals, weights)
         return inner(weights, terms)
 
     def elbo_in_parts(self, state: State, size: int) -> Tensor:
-        """Return the ELBO, `size` rows at a time where rows are independent: in bounded memory."""
+        """Return the ELBO, computed for `size` rows at a time where rows are independent."""
         parts = self.objective.model.coupling.pieces(len(self.rows), size)
         if len(parts) == 1:
             return self.elbo(state)
@@ -194,16 +194,16 @@ class Problem:
         return self.rows.group.sum(sum(sums[1:], sums[0]))
 
 
-# --- what functions read ----------------------------------------------------------------------
+# --- inputs of functions ----------------------------------------------------------------------
 
 
 def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return what a function reads of each row: the model's summary, or a window of them."""
+    """Return each row's window of the model's row summaries."""
     context = function.context if function.context is not None else model.context
     return windows(model.summary(X), context or (0, 0), model.padding)
 
 
 def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return the windows, and which cells are there if any was missing at the function's fit."""
+    """Return the windows, and a mask of observed cells if any was missing at the function's fit."""
     inputs = windows_of(model, function, X)
     return function.with_mask(inputs) if model.allows_missing else inputs

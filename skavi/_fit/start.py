@@ -1,4 +1,4 @@
-"""Where a fit starts: raw parameters from the model's own guess, or from its priors."""
+"""The start of a fit: raw parameters from the model's own guess, or from its priors."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
     if given is not None:
         centre = space.unconstrain(given).to(rows.weights)
     else:
-        # Break the symmetry of vectors, whose prior centre may be a saddle; scalars have none.
+        # The prior's centre may be a saddle point for a vector (not for a scalar): add noise.
         for where in space.slices.values():
             size = where.stop - where.start
             if size > 1:
@@ -43,13 +43,13 @@ def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor
 
 
 def model_start(objective: Objective, rows: Rows, generator) -> State:
-    """Return where the model itself would start: raw factors of all rows and of the globals."""
+    """Return the model's own start: raw factors of all rows and of the globals."""
     raw_globals = start_globals(objective, rows, generator)
     return State(start_locals(objective, raw_globals, rows.X), {}, raw_globals)
 
 
 def density_at_start(objective: Objective, rows: Rows) -> float:
-    """Return the model's log density at a point that needs no random state, to tell it by."""
+    """Return the model's log density at a reproducible point, to detect changes of the model."""
     start = model_start(objective, rows, torch.Generator().manual_seed(0))
     theta = objective.space.constrain(objective.global_factor(start.raw_globals).mean)
     assert start.raw_locals is not None

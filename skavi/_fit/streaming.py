@@ -1,14 +1,15 @@
-"""Going on from a fit with new rows, when the earlier rows are gone: streaming variational Bayes.
+"""Streaming variational Bayes: a fit continues with new rows, without the earlier ones.
 
 Maximised over the rows' own factors, the ELBO of earlier rows is a function of q(theta) alone. Near
 its maximum, at mean m and covariance V of the unconstrained globals, it is
 
     constant - 1/2 (mean - m)' S (mean - m) - 1/2 trace(V^-1 covariance) + entropy
 
-and that takes the place of the prior for the rows to come. Broderick et al. (2013) put V^-1 for S:
-q itself becomes the prior. But mean-field's V is that of theta *given* the latents, and its
-overconfidence would have early rows outvote later ones; S, the curvature once rows have answered
-(a Schur complement, as in `skavi.diagnostics.linear_response`), weighs all rows alike.
+and this replaces the prior for later rows. Broderick et al. (2013) take V^-1 for S: q itself
+becomes the prior. But mean-field's V is that of theta *given* the latents, so it is too small, and
+early rows would count for more than later ones. S, the curvature after the rows' factors are
+maximised out (a Schur complement, as in `skavi.diagnostics.linear_response`), weighs all rows
+equally.
 """
 
 import math
@@ -37,7 +38,7 @@ _MOST_UNKNOWNS = 1000
 
 
 class Remembered(GlobalSpace):
-    """The globals, with what earlier rows said of them where the prior was.
+    """The globals, with the information from earlier rows in place of their prior.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ class Remembered(GlobalSpace):
     before : NormalFactors
         q of the unconstrained globals after the earlier rows.
     stiffness : Tensor of shape (size, size), or None
-        Curvature S of their ELBO in its mean; None: the inverse covariance of `before`.
+        Curvature S of the earlier ELBO in the mean; None: the inverse covariance of `before`.
     """
 
     def __init__(self, space: GlobalSpace, before: NormalFactors, stiffness: Tensor | None):
@@ -63,7 +64,7 @@ class Remembered(GlobalSpace):
 
 
 def check_streamed(model, family: Family | None, solver: Solver | None) -> None:
-    """Refuse, before any work, a fit that cannot go on without the rows that it has seen."""
+    """Raise a ValueError, before any work, if a fit cannot continue without its earlier rows."""
     name = type(model).__name__
     what = "partial_fit needs rows that are"
     model.coupling.require_independent(what, name, "fit all rows at once")
@@ -90,7 +91,7 @@ def go_on(
     max_iter: int,
     single: bool,
 ) -> Fitted:
-    """Fit new rows from where a fit stands; `single`: they came in single precision."""
+    """Continue a fit with new rows; `single`: they are in single precision."""
     problem, state = _problem(fit, rows, stiffness, generator)
     problem = replace(problem, single=single)
     if solver is None:
@@ -106,7 +107,7 @@ def go_on(
 
 
 def _problem(fit, rows, stiffness, generator):
-    """Bind the new rows to the components of the fit, and to what it remembers."""
+    """Bind the new rows to the components of the fit, and to its information on earlier rows."""
     state, objective = fit.state(rows), fit.objective
     if stiffness is not None:
         stiffness = aligned(stiffness).to(rows.weights)
@@ -117,16 +118,17 @@ def _problem(fit, rows, stiffness, generator):
 
 
 def default_streaming_solver(problem, state) -> Solver:
-    """Return a solver that reads no prior but that of the problem."""
+    """Return a solver that uses the problem's prior, not the model's closed-form updates."""
     n_parameters = sum(value.numel() for value in state.shared.values())
     solver = default_solver(replace(problem.setting, n_parameters=n_parameters))
     return LBFGS() if solver.uses_model_updates else solver
 
 
 def stiffness_after(fit: FittedModel, rows: Rows, objective: Objective) -> np.ndarray | None:
-    """Return the curvature of a fitted ELBO in the mean of q(theta), once rows have answered.
+    """Return the curvature of a fitted ELBO in the mean of q(theta), with rows maximised out.
 
-    From at most 2,000 rows that stand for all; None where q(theta) has too many parameters.
+    It is computed from at most 2,000 rows that represent all; None if q(theta) has too many
+    parameters.
     """
     size, raw_globals = objective.space.size, fit.raw_globals_like(rows.weights)
     if not 0 < raw_globals.numel() <= _MOST_UNKNOWNS:
@@ -137,7 +139,7 @@ def stiffness_after(fit: FittedModel, rows: Rows, objective: Objective) -> np.nd
     weighted = replace(alone, objective=objective, rows=few, frozen_globals=False)
     schur = _schur(weighted, raw, raw_globals)
     means, others = slice(None, size), slice(size, None)
-    # Not lstsq: its default driver pivots by memory that torch leaves as it is.
+    # Not lstsq: the pivoting of its default driver depends on uninitialised memory.
     answer = torch.linalg.pinv(schur[others, others], hermitian=True) @ schur[others, means]
     stiffness = schur[means, means] - schur[means, others] @ answer
     values, vectors = torch.linalg.eigh(0.5 * (stiffness + stiffness.mT))
@@ -145,7 +147,7 @@ def stiffness_after(fit: FittedModel, rows: Rows, objective: Objective) -> np.nd
 
 
 def _schur(problem, raw, raw_globals):
-    """Return minus the Hessian in the globals' parameters, the rows' own maximised out."""
+    """Return minus the Hessian in q(theta)'s parameters, with the rows' maximised out."""
     d = arrow_derivatives(problem, raw, raw_globals)
     schur = eliminate(NonnegativeBlocks(-d.H), d).schur
     return schur / d.steps / d.steps.unsqueeze(-1)

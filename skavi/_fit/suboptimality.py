@@ -1,8 +1,8 @@
-"""How far a fit may be below the optimum: what its solver left over, and what its noise rule did.
+"""Estimate of how far a fit is below the optimum: the solver's part, and that of the noise rule.
 
-A deterministic rule of few draws or nodes has an optimum of its own. An independent, finer rule
-tells how far off that is: the gain of one Newton step under it. Where a finer one is too large,
-other draws as many do: each adds its own error, so that they say twice as much on average.
+A deterministic rule with few draws or nodes shifts the optimum. The loss is estimated by the gain
+of one Newton step under an independent, finer rule. Where a finer rule is too large, another rule
+of the same size is used: it adds another error, so the estimate is twice as large on average.
 """
 
 from dataclasses import replace
@@ -13,12 +13,13 @@ from skavi._fit.defaults import affordable
 from skavi._fit.problem import Problem
 from skavi.solvers import Outcome, Solver
 
-#: Nats in all that a noise rule may cost a fit that counts as converged.
+#: Nats in total that the noise rule may cost a converged fit: of 1,472 fits no converged one was
+#: more than 10 tol off (certificate.json).
 NOISE_TOLERANCE = 2e-3
 
 
 def with_noise_error(problem: Problem, solver: Solver, outcome: Outcome, tol: float) -> Outcome:
-    """Return the outcome with the noise rule's part in `suboptimality` and `converged`."""
+    """Return the outcome with the noise rule's error counted in `suboptimality`, `converged`."""
     noise, state = problem.noise, outcome.state
     if not noise.deterministic or not bool(torch.isfinite(state.raw_globals).all()):
         return outcome
@@ -32,7 +33,7 @@ def with_noise_error(problem: Problem, solver: Solver, outcome: Outcome, tol: fl
         return [solver.remaining(finer, state, allowed) for finer in finer_problems]
 
     error = max(errors(finer), default=0.0)
-    if error > allowed:  # how much too coarse, two rules say better than one
+    if error > allowed:  # two rules estimate a large error better than one
         error = max([error, *errors(rule for each in finer for rule in each.independent()[:1])])
     return replace(
         outcome,

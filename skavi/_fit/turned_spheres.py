@@ -1,4 +1,4 @@
-"""Noise that estimates an ELBO and says how well: hardly biased, and exact for quadratics."""
+"""Noise for an estimate of the ELBO and of its error: nearly unbiased, exact for quadratics."""
 
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import spherical_rule
@@ -6,10 +6,10 @@ from skavi.noise import Nodes, Noise
 
 
 class TurnedSpheres(Noise):
-    """Spheres of nodes, randomly turned, shared by all rows.
+    """Randomly rotated spheres of nodes, shared by all rows.
 
-    Whitened Sobol points are no better and have a bias that no number of scramblings shows:
-    whitening pulls the outermost of few points inwards.
+    Whitened Sobol points are no better, and have a bias that does not show in the spread over
+    scramblings: with few points, whitening moves the outermost ones inwards.
     """
 
     def __init__(self, n_draws, seed):

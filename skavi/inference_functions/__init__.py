@@ -1,8 +1,8 @@
 """Inference functions: the map from a row to the unconstrained parameters of its factor q(z_n).
 
-A `Table` looks a row up (factorized VI); `Constant`, `Polynomial`, `MLP` and any torch module read
-the row, or a window of rows around it (amortized VI). This map is the only thing in which the two
-methods differ.
+A `Table` stores the factor of each row (factorized VI); `Constant`, `Polynomial`, `MLP` and any
+torch module compute it from the row, or from a window of rows around it (amortized VI). The two
+methods differ in this map only.
 """
 
 from skavi.inference_functions._base import InferenceFunction, Parameters

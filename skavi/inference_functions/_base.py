@@ -1,7 +1,7 @@
-"""What every inference function shares: the window it reads, and the units of its inputs.
+"""The base of inference functions: their window of rows, and the units of their inputs.
 
-Functions are pure: `features` prepares what is read once, `evaluate` maps features and parameters
-to outputs, `start` fits the parameters to given factors by regression.
+Functions are pure: `features` prepares the inputs once, `evaluate` maps features and parameters to
+outputs, `start` fits the parameters to given factors by regression.
 """
 
 from abc import abstractmethod
@@ -20,7 +20,7 @@ Start = tuple[Tensor | None, Parameters]
 
 
 class InferenceFunction(Component):
-    """A map from what is read of a row to the parameters of its factor.
+    """A map from the inputs of a row to the parameters of its factor.
 
     Examples
     --------
@@ -29,11 +29,11 @@ class InferenceFunction(Component):
     True
     """
 
-    #: Whether `start` comes near its targets by regression.
+    #: Whether `start` approximates its targets by regression.
     regressed: bool = True
-    #: How many random starts to choose from; 1 where a start is not random.
+    #: How many random starts to choose from; 1 if the start is not random.
     n_starts: int = 1
-    #: Adam's step, in natural units, where the user gives none.
+    #: Default learning rate of Adam, in natural units.
     learning_rate: float = 0.003
     context: tuple[int, int] | None
     #: Moments of the training inputs, once fitted.
@@ -42,12 +42,12 @@ class InferenceFunction(Component):
 
     @property
     def smooth(self) -> bool:
-        """Whether the outputs are taken to be differentiable in the parameters everywhere."""
+        """Whether the outputs are assumed to be differentiable in the parameters everywhere."""
         return True
 
     @abstractmethod
     def n_parameters(self, n_features: int, n_outputs: int) -> int:
-        """Count the numbers that a fit moves."""
+        """Count the parameters that a fit changes."""
 
     def check(self):
         context = self.context
@@ -76,9 +76,9 @@ class InferenceFunction(Component):
         return fitted
 
     def with_mask(self, inputs: Tensor) -> Tensor:
-        """Append which inputs are observed, if any was missing (NaN) when the function was fitted.
+        """Append a mask of observed inputs, if any was missing (NaN) when the function was fitted.
 
-        Before the fit: if any is missing now.
+        Before the fit the mask is appended if any input is missing now.
         """
         if self.input_mean_ is None:
             masked = Cells.of(inputs).observed is not None
@@ -87,7 +87,7 @@ class InferenceFunction(Component):
         return torch.cat([inputs, (~inputs.isnan()).to(inputs)], 1) if masked else inputs
 
     def unreadable(self, inputs: Tensor) -> Tensor:
-        """Say which rows lack an input that was never missing at fit: nothing was learned of it.
+        """Say which rows miss an input that was never missing at fit, so that they are unlike it.
 
         Parameters
         ----------
@@ -99,31 +99,33 @@ class InferenceFunction(Component):
         Tensor of bool of shape (n_rows,)
         """
         assert self.input_mean_ is not None
-        seen = torch.as_tensor(self.input_mean_[inputs.shape[1] :]).to(inputs)  # shares; or nothing
+        # Share of the rows in which each input was observed at fit; empty if none was missing.
+        seen = torch.as_tensor(self.input_mean_[inputs.shape[1] :]).to(inputs)
         learned = seen < 1 - 1e-12 if len(seen) else torch.zeros(inputs.shape[1:], dtype=torch.bool)
         return (inputs.isnan() & ~learned.to(inputs.device)).any(1)
 
     def standardised(self, inputs: Tensor) -> Tensor:
-        """Return inputs in units of the training data's standard deviations, 0 where missing."""
+        """Return inputs standardised by the training data's moments, 0 where missing."""
         cells, mean = Cells.of(inputs), torch.as_tensor(self.input_mean_).to(inputs)
         scale = torch.as_tensor(self.input_scale_).to(inputs)
         return cells.masked((cells.values - mean) / scale)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return what `evaluate` reads, shape (n_rows, ...); computed once a data set."""
+        """Return the inputs of `evaluate`, shape (n_rows, ...), computed once per data set."""
         return self.standardised(inputs)
 
     def n_numbers(self, n_rows: int, n_inputs: int, n_outputs: int) -> int:
-        """Return how many numbers the function holds at the least: parameters and features."""
+        """Return a lower bound of the numbers held in memory: parameters and features."""
         return 0
 
     @abstractmethod
     def start(
         self, features: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
     ) -> Start:
-        """Return (raw_locals, shared) that come close to the `targets`, shape (n_rows, n_outputs).
+        """Return (raw_locals, shared) near the `targets`, shape (n_rows, n_outputs).
 
-        The rows' own factors (None where a function gives them), and the function's parameters.
+        `raw_locals` are the rows' own factors, or None if a function gives them; `shared` are the
+        function's parameters.
         """
 
     def guided_start(
@@ -134,14 +136,14 @@ class InferenceFunction(Component):
         weights: Tensor,
         generator: torch.Generator,
     ) -> Start | None:
-        """Return a start close to targets which change abruptly from row to row; None: no such.
+        """Return a start near targets that change abruptly between rows, or None if not offered.
 
         Parameters
         ----------
         features : Tensor of shape (n_rows, n_inputs)
             Of rows in one process.
         targets, steps : Tensor of shape (n_rows, n_outputs)
-            What to come close to, and the natural step in each number.
+            Raw factors to approximate, and the natural step in each number.
         weights : Tensor of shape (n_rows,)
         generator : torch.Generator
         """
@@ -156,7 +158,7 @@ class InferenceFunction(Component):
         raise NotImplementedError(f"{type(self).__name__} is no function of features.")
 
     def reading(self, model, q_theta):
-        """Return the model with its `summary` of rows set up by q(theta), for good."""
+        """Return the model with its `summary` of rows fixed by the current q(theta)."""
         return model.reading(q_theta)
 
     def row_factors(self, fit, rows) -> Tensor:
@@ -166,8 +168,8 @@ class InferenceFunction(Component):
     def jacobian(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Return the outputs' derivatives in all parameters, (n_rows, n_outputs, n_parameters).
 
-        Every row gets a copy of the parameters to be differentiated in: `torch.func.jacrev` would
-        do, but it first imports torch's compiler, for a second.
+        The derivatives are taken in a copy of the parameters for each row. `torch.func.jacrev`
+        would import torch's compiler first, which takes a second.
         """
 
         def one(parameters, features):

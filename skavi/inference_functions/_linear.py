@@ -30,7 +30,7 @@ class Constant(LinearFunction):
     Parameters
     ----------
     context : (int, int) or None, default=None
-        Accepted for symmetry with the other functions; a constant reads nothing.
+        Accepted for symmetry with the other functions; a constant has no inputs.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and how they start: by regression, also between unlike rows."""
+"""Multilayer perceptrons, and their start by regression on factors."""
 
 import math
 from itertools import pairwise
@@ -14,8 +14,8 @@ from skavi.inference_functions._base import InferenceFunction, Parameters
 from skavi.inference_functions._regression import least_squares, ridge_regression
 from skavi.inference_functions._turning_units import turning_units
 
-# act(a) - act(-a) = gain * a: through such pairs a network can carry a linear map exactly. Then
-# between which two a it turns.
+# The function; the gain in act(a) - act(-a) = gain * a, by which pairs of units carry a linear map
+# exactly (None: they cannot); the two a between which it turns.
 _ACTIVATIONS = {
     "relu": (F.relu, 1.0, (0.0, 1.0)),
     "leaky_relu": (lambda a: F.leaky_relu(a, 0.2), 1.2, (0.0, 1.0)),
@@ -47,9 +47,9 @@ class MLP(InferenceFunction):
     Notes
     -----
     A fit starts from regression on factors: pairs of units (a, -a) carry the least-squares linear
-    map through the network, the other units are random (He et al. 2015) and their outgoing weights
-    are regressed on what the linear map leaves over. Where that falls short of the factors' own
-    ELBO, units that turn between rows of unlike factors are tried as well (Bolager et al. 2023).
+    map through the network; the other units are random (He et al. 2015), and their outgoing weights
+    are regressed on the residual of the linear map. If the ELBO is then below that of the factors,
+    units that turn between rows of unlike factors are tried as well (Bolager et al. 2023).
 
     Examples
     --------
@@ -102,7 +102,7 @@ class MLP(InferenceFunction):
         return features
 
     def jacobian(self, parameters, features):
-        """Return the same by back-propagation: a row's slopes in a layer are an outer product."""
+        """Return the Jacobian by back-propagation: a row's part in a layer is an outer product."""
         activate, _, _ = _ACTIVATIONS[self.activation]
         inputs, slopes = [features], list[Tensor]()
         for layer in range(len(self._sizes())):
@@ -144,7 +144,7 @@ class MLP(InferenceFunction):
         return self._regress(features, targets, weights, turning, _LEAST_RIDGE)
 
     def _regress(self, features, targets, weights, spare, ridge):
-        """Carry the linear map of least squares; regress what it leaves on `spare` units."""
+        """Carry the linear least-squares map; regress its residual on the `spare` units."""
         ones = features.new_ones(len(features), 1)
         linear = least_squares(torch.cat([ones, features], 1), targets, weights)
         directions, carried = self._split_linear_map(linear[1:])
@@ -158,7 +158,7 @@ class MLP(InferenceFunction):
         return None, parameters | {f"weight_{last}": weight, f"bias_{last}": linear[0] + bias}
 
     def _split_linear_map(self, slope):
-        """Split a linear map (inputs, outputs) into directions read and what they contribute."""
+        """Split a linear map (inputs, outputs) into input directions and their output weights."""
         _, gain, _ = _ACTIVATIONS[self.activation]
         left, scale, right = torch.linalg.svd(slope, full_matrices=False)
         rank = int((scale > 1e-12 * scale.amax().clamp_min(1e-300)).sum())
@@ -166,9 +166,9 @@ class MLP(InferenceFunction):
         return left[:, :kept], scale[:kept, None] * right[:kept] / (gain or 1.0)
 
     def _build_layers(self, features, directions, spare):
-        """Return hidden layers whose first units carry +-directions, and what the last puts out.
+        """Return hidden layers whose first units carry +-directions, and the last layer's output.
 
-        `spare` makes the weights and biases of so many units that read what is given.
+        `spare(hidden, width)` returns weights and biases of `width` units with inputs `hidden`.
         """
         activate, gain, _ = _ACTIVATIONS[self.activation]
         n_carried, hidden = 2 * directions.shape[1], features

@@ -69,5 +69,5 @@ class TorchFunction(InferenceFunction):
         return None, parameters
 
     def evaluate(self, parameters, features):
-        with in_turn():  # it puts the parameters into the module, and the module's own back
+        with in_turn():  # it replaces the module's parameters, and restores them
             return torch.func.functional_call(self.module, parameters, (features,))

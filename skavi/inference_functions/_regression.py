@@ -1,4 +1,4 @@
-"""Regressions over the rows of all ranks: what inference functions start from."""
+"""Regressions over the rows of all ranks, for the start of inference functions."""
 
 import math
 
@@ -10,7 +10,7 @@ from skavi._numerics.sums import add_up
 
 
 def least_squares(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted least squares of smallest norm; of what is not finite, NaN."""
+    """Return the weighted least-squares solution of smallest norm; NaN if rows are not finite."""
     rows = squeezed(weights.sqrt().unsqueeze(-1) * torch.cat([features, targets], 1)).cpu()
     left, right = rows[:, : features.shape[1]], rows[:, features.shape[1] :]
     if not torch.isfinite(rows).all():  # LAPACK would raise
@@ -21,7 +21,7 @@ def least_squares(features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def ridge_regression(
     hidden: Tensor, rest: Tensor, weights: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression of `rest` on hidden units, each in units of its own size, and a bias."""
+    """Regress `rest` on hidden units, each scaled by its own size, and a bias, with a ridge."""
     design = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
     weighted = weights.unsqueeze(-1) * design
     sums = design.mT @ weighted, weighted.mT @ rest, add_up(weights)

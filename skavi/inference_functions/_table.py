@@ -5,7 +5,7 @@ from skavi.inference_functions._base import InferenceFunction
 
 
 class Table(InferenceFunction):
-    """Look the row up: a free factor for every row, which makes the method factorized VI.
+    """A free factor for every row, which makes the method factorized VI.
 
     Examples
     --------
@@ -26,7 +26,7 @@ class Table(InferenceFunction):
         return inputs
 
     def n_parameters(self, n_features, n_outputs):
-        return 0  # it has none of its own: factors belong to rows
+        return 0  # the factors belong to the rows
 
     @over_ranks
     def start(self, features, targets, weights, generator):

@@ -1,9 +1,10 @@
 """Hidden units that turn between two rows whose targets differ.
 
 Where two optima of a row's factor are equally good, the function must jump between neighbouring
-rows; random units seldom turn just there. These do: rows are drawn in pairs, by how much their
-targets differ, and some pairs are narrowed down to the two neighbouring rows between which the
-change is. A unit runs through its span between the rows of a pair, and a second one runs back.
+rows; random units rarely turn there. These units do: rows are drawn in pairs, with chances that
+grow with the difference of their targets, and some pairs are narrowed to the two neighbouring rows
+between which the targets change. One unit passes through its span from one row of a pair to the
+other, and a second unit in the opposite direction.
 """
 
 import torch
@@ -41,9 +42,9 @@ def turning_units(
     weights : Tensor of shape (n_rows,)
         A row's chance to be drawn.
     count : int
-        Of units.
+        Number of units.
     span : (float, float)
-        A unit's input near the one row and near the other.
+        A unit's input near the first row of a pair, and near the second.
     generator : torch.Generator
 
     Returns
@@ -80,20 +81,23 @@ def turning_units(
 def _draw(chance, count, generator):
     """Draw indices, with replacement, by chances that need not add up to one."""
     chance = torch.nan_to_num(chance, nan=0.0, posinf=0.0)
-    chance = chance / chance.amax().clamp_min(1e-300) + 1e-12  # all alike where there is none
+    chance = chance / chance.amax().clamp_min(1e-300) + 1e-12  # uniform if all chances are zero
     sums = chance.cumsum(0)
     at = torch.rand(count, generator=generator, dtype=torch.float64).to(sums) * sums[-1]
     return torch.searchsorted(sums, at).clamp_max(len(chance) - 1)
 
 
 def _narrow(rows, targets, low, high):
-    """Replace one row of each pair by one between them, while there is one, to keep the change."""
+    """Replace one row of each pair by a row between them, the pair with the larger change left.
+
+    This is repeated while there is such a row.
+    """
     for _ in range(_HALVINGS):
         middle, half = 0.5 * (rows[low] + rows[high]), 0.5 * (rows[low] - rows[high]).norm(dim=1)
         distance = torch.cdist(
             middle,
             rows,
-            compute_mode="donot_use_mm_for_euclid_dist",  # which rounds close rows off
+            compute_mode="donot_use_mm_for_euclid_dist",  # it rounds small distances to 0
         )
         nearest, between = distance.min(1)
         found = nearest < _BETWEEN * half

@@ -1,4 +1,4 @@
-"""Adam for any noise, with a stop rule that works on a noisy ELBO."""
+"""Adam for any noise, with a stopping rule for a noisy ELBO."""
 
 import math
 from dataclasses import dataclass, replace
@@ -83,9 +83,10 @@ class Adam(Solver):
             )
 
     def leftover(self, problem, outcome, tol):
-        """Where steps saw all rows, ask the Hessian: Adam itself watches gains alone.
+        """Estimate what is left from the Hessian where steps used all rows.
 
-        Minibatches are for data that a few hundred passes are too many for.
+        Adam itself sees gains only. With minibatches the Hessian's products would take too long:
+        each of up to a few hundred is a pass over all rows.
         """
         if self.batch_size in (None, problem.n_rows):
             return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
@@ -98,10 +99,10 @@ class Adam(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory(Memory):
-    """Lists have an entry a tensor that moves: the function's parameters, then the globals.
+    """Lists have one entry for each tensor that moves, in the order of `State.tensors`.
 
-    A tensor that moves as a whole is its origin plus a departure in natural steps: torch moves the
-    departure and the moments in place, and the value is computed afresh.
+    A tensor that moves as a whole is its origin plus a departure in natural steps: torch updates
+    the departure and the moments in place, and the value is computed from them.
     """
 
     values: list[Tensor]
@@ -123,10 +124,10 @@ class _Memory(Memory):
 
 
 class _Ascent(Run):
-    """Adam's moments for every tensor, row by row for a table in minibatches.
+    """Steps of Adam on every tensor; in minibatches, a table moves row by row.
 
-    Such a table is moved in place, a batch at a time; what stood in the rows of the last batch is
-    kept, to be put back if the step is interrupted. No other value is moved in place.
+    Such a table is updated in place, one batch at a time. The old values of the last batch are kept
+    and restored if the step is interrupted. No other value is updated in place.
     """
 
     def __init__(self, solver, problem, state, tol):
@@ -146,7 +147,7 @@ class _Ascent(Run):
         moved = not problem.frozen_globals
         values = state.tensors(with_globals=moved)
         self.lengths = natural_steps(problem, state).tensors(with_globals=moved)
-        # Slopes are compared with Adam's epsilon: in natural steps as they are, others a row.
+        # Adam's epsilon is compared with slopes in nats, for shared parameters in nats a row.
         self.scales = [1.0] * len(values)
         shared = slice(self.owned, self.owned + len(state.shared))
         self.scales[shared] = [problem.total_weight] * len(state.shared)
@@ -208,7 +209,7 @@ class _Ascent(Run):
         return self.lazy and i == 0
 
     def _keep(self, values):
-        """Return values to retreat to, which no later step moves."""
+        """Return values to retreat to, copied where later steps update them in place."""
         return [value.clone() if self._is_in_place(i) else value for i, value in enumerate(values)]
 
     def _no_moments(self, values):
@@ -235,7 +236,7 @@ class _Ascent(Run):
         return self.batches.own_elbo(state, batch)
 
     def _add_up(self, elbo, gradients):
-        """Add the ELBO and its gradients up over ranks, but for those of a rank's own rows."""
+        """Sum the ELBO and the shared gradients over ranks; gradients of own rows stay."""
         group, owned = self.problem.rows.group, self.owned
         if group.size == 1:
             return float(elbo), gradients
@@ -246,7 +247,7 @@ class _Ascent(Run):
         return float(flat[0]), [*gradients[:owned], *added]
 
     def _norm(self, slopes):
-        """Return the length of the gradient in nats, the rows' own part that of all ranks."""
+        """Return the norm of the gradient of all ranks, in nats."""
         group, owned = self.problem.rows.group, self.owned
         lengths = [slope.norm() for slope in slopes]
         if group.size > 1 and owned:
@@ -255,7 +256,7 @@ class _Ascent(Run):
         return math.hypot(*(float(length) * scale for length, scale in parts))
 
     def _move(self, memory, slopes, rate):
-        """Return the values after a step up these slopes, but for those moved row by row."""
+        """Move along the slopes; return the values, with a table that moves by rows unchanged."""
         values, whole = list(memory.values), slice(int(self.lazy), None)
         departures = memory.departures[whole]
         move_whole(slopes[whole], departures, memory.moments[whole], memory.counts[whole], rate)
@@ -264,7 +265,7 @@ class _Ascent(Run):
         return values
 
     def _retreat(self, memory):
-        """Go back to the last values kept, more slowly, with the moments forgotten."""
+        """Return to the last kept values, with a smaller learning rate and moments of zero."""
         if memory.retreats == _MAX_RETREATS:
             raise FloatingPointError(
                 f"Adam met a non-finite ELBO or gradient at iteration {memory.n_iter} and could "
@@ -280,7 +281,7 @@ class _Ascent(Run):
             counts=self._no_counts(memory.kept),
             rate=memory.rate * _DECAY,
             retreats=memory.retreats + 1,
-            averages=None,  # they may hold the values that broke
+            averages=None,  # they may contain values that are not finite
             n_averaged=0,
         )
 
@@ -295,7 +296,7 @@ class _Ascent(Run):
         return replace(memory, averages=[torch.lerp(*pair, 1 / n) for pair in pairs], n_averaged=n)
 
     def _judge(self, memory):
-        """Compare a window of ELBOs that is full with the one before; slow down if none rose."""
+        """Compare a full window of ELBOs with the one before; without a gain, lower the rate."""
         if memory.n_iter - memory.window_began < self.window:
             return memory
         window = [*self.curve[memory.window_began : memory.n_iter - 1], memory.elbo]
@@ -326,7 +327,7 @@ class _Ascent(Run):
     def state(self):
         memory = self.memory
         if self.undo is not None and self.undo[0] == memory.n_iter:
-            _, index, rows = self.undo  # a step began to move the table, and was interrupted
+            _, index, rows = self.undo  # a step was interrupted after it began to move the table
             memory.values[0][index] = rows
         return self.origin.with_tensors(memory.averages or memory.values).to(self.dtype)
 

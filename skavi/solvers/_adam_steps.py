@@ -1,4 +1,4 @@
-"""One step of Adam, in place: of whole tensors, or of some rows of a table, each row on its own."""
+"""One step of Adam, in place, of whole tensors or of some rows of a table."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,9 @@ from torch.optim.adam import adam
 
 #: Decay of the first and second moment: the defaults of Kingma & Ba (2015).
 _BETAS = (0.9, 0.999)
-_EPSILON = 1e-6  # nats: slopes below it are no direction to go, but mostly rounding
+#: Nats: smaller slopes are mostly rounding. Threads differ by 2.5e-5 with 1e-8, by 1.6e-8 with 1e-6
+#: (bc463e2).
+_EPSILON = 1e-6
 _FUSED = {"cpu", "cuda"}
 
 
@@ -17,7 +19,7 @@ def move_whole(
     counts: list[Tensor],
     rate: float,
 ) -> None:
-    """Move tensors up their gradients: one pass over each, in torch's fused kernel."""
+    """Move tensors along their gradients, in one pass over each with torch's fused kernel."""
     if not values:
         return
     first_decay, second_decay = _BETAS
@@ -49,9 +51,9 @@ def move_rows(
     count: Tensor,
     rate: float,
 ) -> None:
-    """Move rows of a table, in natural steps of these lengths, by their own moments and counts.
+    """Move rows of a table, each with its own moments and count; `steps` are natural lengths.
 
-    `values` is what stands in the rows, and stays as it is. The table moves last.
+    `values` holds the rows' values before the step and is not changed. The table is updated last.
     """
     first_decay, second_decay = _BETAS
     tables = *moments, count

@@ -1,4 +1,4 @@
-"""What every solver is: a run of iterations, each a step from one memory to the next."""
+"""The base of all solvers: a run of iterations, each a step from one memory to the next."""
 
 import math
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class Outcome:
     gradient_norm : float
         Norm of the gradient in natural steps, in nats a row.
     broken : State or None
-        Where the next iterate would have been, if the ELBO or its derivatives are not finite there.
+        The next iterate, if the ELBO or its derivatives are not finite there.
 
     Examples
     --------
@@ -50,16 +50,16 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """All that a run carries from one iteration to the next: numbers, tensors, lists of them.
+    """Everything that a run keeps from one iteration to the next: numbers, tensors, lists of them.
 
     Attributes
     ----------
     n_iter : int
         Iterations so far.
     elbo : float
-        After the last of them, in nats.
+        ELBO after the last iteration, in nats.
     finished : bool
-        Whether the solver has nothing left to do.
+        Whether the solver has ended.
 
     Examples
     --------
@@ -74,11 +74,11 @@ class Memory:
 
 
 class Run(ABC):
-    """A solver on its way up a problem.
+    """The iterations of a solver on a problem.
 
-    An iteration makes a new memory of the old one, which is put in its place in one assignment: an
-    interrupt at any instant finds one of the two whole, and a run begun anew on the same problem
-    and given the memory of another goes on exactly as that one would have.
+    An iteration computes a new memory and replaces the old one in one assignment, so an interrupt
+    finds one of the two complete. A new run on the same problem that is given the memory of another
+    run continues exactly as that run would have.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Run(ABC):
     curve : list of float
         ELBO after each iteration; only the first ``memory.n_iter`` entries count.
     group : Group
-        Whose rows the problem has.
+        The ranks that hold the problem's rows.
 
     Examples
     --------
@@ -116,28 +116,28 @@ class Run(ABC):
 
     @abstractmethod
     def step(self, memory):
-        """Return the memory after a step; with the same `n_iter` if that was no iteration."""
+        """Return the memory after a step; `n_iter` rises if the step counts as an iteration."""
 
     @abstractmethod
     def state(self) -> State:
-        """Return where the run stands."""
+        """Return the current state."""
 
     @abstractmethod
     def outcome(self) -> Outcome:
-        """Return where the run stands, and how well it did."""
+        """Return the current state, whether it has converged, and what is left."""
 
     def climb(self, max_iter: int, progress: "Progress") -> Outcome:
-        """Go on until finished, stopped by `progress`, or at `max_iter` iterations in all.
+        """Iterate until finished, stopped by `progress`, or at `max_iter` iterations in all.
 
-        Solvers step back from what is not finite by themselves. Where one cannot, the run ends
-        with its last finite iterate, and the outcome says where it broke.
+        Solvers avoid steps to numbers that are not finite. Where one cannot, the run ends with its
+        last finite iterate, and `Outcome.broken` is the next one.
         """
         while self.memory.n_iter < max_iter and not self.memory.finished:
             try:
                 memory = self.step(self.memory)
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
                 if self.group.size > 1 and isinstance(error, torch.linalg.LinAlgError):
-                    raise  # a matter of this rank's rows, of which the others do not know
+                    raise  # it depends on this rank's rows: other ranks have not failed
                 return self._break_at(self.memory)
             counts = memory.n_iter > self.memory.n_iter
             if counts and not math.isfinite(memory.elbo):
@@ -156,7 +156,7 @@ class Run(ABC):
         return replace(self.outcome(), curve=self.curve, converged=False, broken=there)
 
     def resume(self, memory: dict[str, Any], curve: list[float]) -> None:
-        """Take over the fields of another run's memory, and its curve."""
+        """Continue from the fields of another run's memory, and its curve."""
         self.memory = replace(self.memory, **memory)
         self.curve = list(curve)
 
@@ -166,7 +166,7 @@ Progress = Callable[[Run], bool]
 
 
 def unwatched(_):
-    """Take no notice of an iteration, and do not stop."""
+    """Ignore an iteration, and do not stop."""
     return False
 
 
@@ -182,14 +182,14 @@ class Solver(Component):
 
     #: Whether the solver needs the same noise at each evaluation.
     needs_deterministic_noise: bool = True
-    #: Whether an iteration uses second derivatives, so that a few come near an optimum.
+    #: Whether iterations use second derivatives, so that a few of them reach an optimum.
     second_order: bool = False
-    #: Whether steps are the model's own closed-form updates, which know no prior but its own.
+    #: Whether steps are the model's closed-form updates, which always use the model's own prior.
     uses_model_updates: bool = False
 
     @abstractmethod
     def begin(self, problem, state, tol) -> Run:
-        """Return a run that has not made a step.
+        """Return a run before its first step.
 
         Parameters
         ----------
@@ -201,11 +201,11 @@ class Solver(Component):
         """
 
     def suits(self, setting) -> bool:
-        """Say whether this solver is the fastest in such a `Setting`, as far as it knows."""
+        """Say whether this solver is expected to be fast in such a `Setting`."""
         return True
 
     def prepare(self, problem, state):
-        """Return problem and state in the form in which this solver is fastest."""
+        """Return an equivalent problem and state on which this solver is faster."""
         return problem, state
 
     def remaining(self, problem, state, tol) -> float:
@@ -213,7 +213,7 @@ class Solver(Component):
         return remaining(problem, state, tol)
 
     def leftover(self, problem, outcome: Outcome, tol) -> float:
-        """Return what a run of this solver left over, in nats, to about `tol`."""
+        """Estimate how far a run of this solver ended below the optimum, to about `tol` nats."""
         return outcome.suboptimality
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched) -> Outcome:
@@ -221,7 +221,7 @@ class Solver(Component):
         return self.joined(problem, state, tol).climb(max_iter, progress)
 
     def joined(self, problem, state, tol) -> Run:
-        """Return a run that has not made a step, and knows whose rows it fits."""
+        """Return a run before its first step that shares the problem's ranks."""
         run = self.begin(problem, state, tol)
         run.group = problem.rows.group
         return run

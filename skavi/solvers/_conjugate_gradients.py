@@ -30,23 +30,24 @@ def inner_products(one, other):
 def newton_step(gradient, times, tol, dot=inner_products):
     """Solve H step = -gradient by conjugate gradients.
 
-    Ends where what is left, by the smallest curvature met, is a tenth of `tol` or a hundredth of
-    what was gained; at once where a condition number of 1e8 leaves less than a tenth of `tol`.
-    Residuals are kept orthogonal to earlier ones while these fit in memory, so
-    that as many products as unknowns solve a small system however ill conditioned.
+    It ends when the remaining gain, estimated with the smallest curvature met, is below a tenth of
+    `tol` or a hundredth of the gain so far; or when a condition number of 1e8 would leave less than
+    a tenth of `tol`. Residuals are kept orthogonal to earlier ones while these fit in memory, so a
+    small system is solved in as many products as unknowns, even if it is ill conditioned.
 
     Returns
     -------
     step : Tensor
-        Downhill; short of the solution where curvature turns negative or patience ends.
+        A descent direction; not the full solution if curvature is negative or products run out.
     decrement : float
-        What the whole solution gains: minus half the gradient times the step, and what is left.
+        Estimated gain of the full solution: minus half the gradient times the step, plus the
+        remaining gain.
     convex : bool
         Whether no negative curvature was met.
 
     Notes
     -----
-    What is left: Meurant & Tichy (2019), "Approximating the extreme Ritz values and upper bounds
+    Remaining gain: Meurant & Tichy (2019), "Approximating the extreme Ritz values and upper bounds
     for the A-norm of the error in CG", equation 3.2 with the smallest Ritz value for their mu.
     """
     step, residual = torch.zeros_like(gradient), -gradient
@@ -56,7 +57,7 @@ def newton_step(gradient, times, tol, dot=inner_products):
         product = times(direction)
         curvature = float(dot(direction, product))
         length = size / curvature if curvature > 0 else 0.0
-        if not length > 0:  # or so short that rounding makes it nothing
+        if not length > 0:  # negative curvature, or a length that underflows
             return step if gained else residual, gained + left, False
         kept.add(residual, size)
         step, residual = step + length * direction, kept.rid(residual - length * product)
@@ -76,7 +77,7 @@ def newton_step(gradient, times, tol, dot=inner_products):
 
 
 class _Orthogonal:
-    """Residuals of conjugate gradients: in exact arithmetic each is orthogonal to all others."""
+    """Earlier residuals, to which a new one is orthogonal in exact arithmetic."""
 
     def __init__(self, like, dot):
         ones = torch.ones_like(like)
@@ -88,15 +89,16 @@ class _Orthogonal:
             self.vectors.append(vector / math.sqrt(size))
 
     def rid(self, vector):
-        """Take out what rounding has put in of earlier ones."""
+        """Remove the components along earlier residuals, which are due to rounding."""
         basis = torch.stack(self.vectors)
         return vector - basis.mT @ self.dot(basis, vector)
 
 
 class _Lanczos:
-    """The tridiagonal matrix that conjugate gradients' lengths and ratios spell out.
+    """The tridiagonal Lanczos matrix that follows from conjugate gradients' lengths and ratios.
 
-    Its smallest eigenvalue comes down to that of the Hessian, seen from the gradient.
+    Its smallest eigenvalue (Ritz value) falls to the smallest of the Hessian's eigenvalues whose
+    eigenvectors have a part in the gradient.
     """
 
     def __init__(self):
@@ -113,6 +115,6 @@ class _Lanczos:
         self.beside.append(math.sqrt(ratio) / length)
 
     def settled(self):
-        """Say whether the smallest has hardly come down over the second half of products."""
+        """Say whether the smallest Ritz value hardly fell over the second half of products."""
         n = len(self.smallest)
         return n >= _FEWEST and self.smallest[-1] >= 0.5 * self.smallest[n // 2 - 1]

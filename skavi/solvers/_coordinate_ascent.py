@@ -1,4 +1,4 @@
-"""Coordinate ascent on closed-form updates, with an accelerated, still monotone, fixed point."""
+"""Coordinate ascent by closed-form updates, accelerated, and still monotone."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -12,12 +12,17 @@ from skavi.inference_functions import Table
 from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._state import State
 
-# The ELBO is flat to rounding long before its maximiser stands still, so a fit also waits until a
-# sweep moves q(theta) by less than this share of tol (in sds), or the move is down to rounding: the
-# ELBO no longer rises, and that many sweeps have not halved the move.
-# A coarse tolerance, in nats a row, asks for none of this: there the gain decides.
-_STILL, _STALLED, _ROUNDING, _COARSE = 0.01, 50, 1e-14, 1e-3
-#: Directions of the history that are shorter than this, relative, are rounding.
+#: Of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no longer changes
+#: (to rounding) long before q(theta) is at rest.
+_STILL = 0.01
+#: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
+#: too (20 before a682cf0).
+_STALLED = 50
+#: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
+_ROUNDING = 1e-14
+#: Nats a row: with a larger tol only the gain decides, not the move of q(theta).
+_COARSE = 1e-3
+#: Relative: shorter directions of the history are rounding, about the root of 2e-16.
 _RCOND = 1e-8
 
 
@@ -70,14 +75,14 @@ class CoordinateAscent(Solver):
         return isinstance(setting.function, Table) and setting.objective.has_coordinate_updates
 
     def prepare(self, problem, state):
-        """Put fewer weighted rows in the place of all, where the model knows some that do."""
+        """Replace all rows by fewer weighted ones where the model gives equivalent ones."""
         rows, objective = problem.rows, problem.objective
         X, weights = rows.ask(objective.model.compressed, rows.X, rows.weights)
         if X is rows.X:
             return problem, state
         q_theta = objective.global_factor(state.raw_globals)
         best = objective.model.local_optimum(q_theta, X, objective.family)
-        fewer = replace(problem, rows=Rows(X, weights), features=X)  # on every rank, of all ranks
+        fewer = replace(problem, rows=Rows(X, weights), features=X)  # for all ranks, on every rank
         return fewer, replace(state, raw_locals=objective.family.raw(best))
 
     @over_ranks
@@ -98,7 +103,7 @@ class _Memory(Memory):
 
 
 class _Ascent(Run):
-    """Sweeps over the blocks of q, mixed."""
+    """Sweeps over the blocks of q, accelerated by Anderson mixing."""
 
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
@@ -115,7 +120,8 @@ class _Ascent(Run):
         mixed = _anderson(pairs, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
         gain = elbo - memory.elbo
-        # A sweep of rate r leaves r / (1 - r) times its own gain; the move bounds it as well.
+        # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
+        # move, in sds, is another estimate of what is left.
         remaining = max(gain, 0.5 * residual**2)
         rising = gain > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
@@ -150,7 +156,7 @@ class _Ascent(Run):
 
 
 class _Sweeps:
-    """One sweep over the blocks of q, and the ELBO of what it leaves."""
+    """One sweep over the blocks of q, and the ELBO after it."""
 
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective
@@ -193,7 +199,7 @@ class _Sweeps:
 def _anderson(pairs, lengths):
     """Mix the last sweeps so that their linearised residual is least.
 
-    None without a history, or with one that is not finite: LAPACK would refuse it.
+    None if the history is too short or not finite, which LAPACK would reject.
     """
     if len(pairs) < 2:
         return None

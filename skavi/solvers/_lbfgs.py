@@ -96,7 +96,7 @@ class _Descent(Run):
         here = memory.position, memory.value, gradient
         found = _line_search(self.loss, *here, direction, slope, first)
         if found is None:
-            # A stale memory: try the plain gradient before giving up.
+            # The pairs may be outdated: try the plain gradient before giving up.
             return replace(memory, pairs=[], finished=not pairs)
         length, value, new_gradient = found
         step, change = length * direction, new_gradient - gradient
@@ -115,17 +115,17 @@ class _Descent(Run):
         )
 
     def _check_with_hessian(self, memory):
-        """Ask the Hessian itself whether all is done, and go on along its Newton step if not."""
+        """Estimate what is left from the Hessian, and take its Newton step."""
         gradient, times = self.loss.products(memory.position)
         step, decrement, convex = newton_step(gradient, times, self.tol, self.loss.dot)
         memory = replace(memory, decrement=decrement)
-        enough = convex and decrement <= self.tol  # the step is taken all the same, as Newton's
+        enough = convex and decrement <= self.tol  # the step is still taken, as Newton does
         slope = float(self.loss.dot(gradient, step))
         found = _line_search(self.loss, memory.position, memory.value, gradient, step, slope, 1.0)
         if found is None:
             return replace(memory, pairs=[], calm=0, finished=enough or not memory.pairs)
         length, value, gradient = found
-        # Out of a shallow saddle only what is gained counts; elsewhere rounding ends it.
+        # A gain below tol ends the run at a shallow saddle point; elsewhere a gain of rounding.
         shallow = not convex and decrement <= self.tol
         gain = memory.value - value
         done = enough or gain <= (self.tol if shallow else 1e-15 * abs(value))
@@ -180,15 +180,15 @@ def _inverse_hessian_times(pairs, vector, dot):
 
 
 def _line_search(loss, position, value, gradient, direction, slope, length):
-    """Find a step that satisfies the strong Wolfe conditions, or the best decrease met.
+    """Find a step that satisfies the strong Wolfe conditions, or else the largest decrease found.
 
-    Returns (length, value, gradient), or None when nothing lower was found. A non-finite loss
-    counts as too long a step.
+    Return (length, value, gradient), or None if no trial was lower. A step is too long where the
+    loss is not finite.
     """
     low = (0.0, value, slope)
     high = None
     best = None
-    rounding = 4e-16 * abs(value)  # near the optimum gains drown in it: trust the slope
+    rounding = 4e-16 * abs(value)  # near the optimum gains are below rounding: trust the slope
     for _ in range(_MAX_TRIALS):
         trial_value, trial_gradient = loss(position + length * direction)
         finite = math.isfinite(trial_value) and loss.finite(trial_gradient)
@@ -214,7 +214,7 @@ def _line_search(loss, position, value, gradient, direction, slope, length):
 
 
 def _interpolate(low, high):
-    """Minimise the cubic through both ends, kept off the ends; bisect where there is none."""
+    """Minimise the cubic through both ends, away from the ends; bisect if it has no minimum."""
     a, fa, ga = low
     b, fb, gb, finite = high
     middle = 0.5 * (a + b)

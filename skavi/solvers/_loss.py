@@ -1,4 +1,4 @@
-"""-ELBO as a function of one vector, and its Hessian times vectors."""
+"""-ELBO as a function of one vector, and products of its Hessian with vectors."""
 
 import math
 
@@ -12,8 +12,8 @@ from skavi.solvers._state import natural_steps
 class Loss:
     """-ELBO a row as a function of one vector: departures from the start in natural steps.
 
-    Over several ranks the vector begins with what a rank owns, its rows of a table; the rest is the
-    same on all of them, and so are values and inner products.
+    Over several ranks the vector begins with the parameters of the rank's own rows, if they have
+    any; the rest is the same on all ranks, as are values and inner products.
     """
 
     def __init__(self, problem, state):
@@ -40,7 +40,7 @@ class Loss:
         return -value * self.scale
 
     def __call__(self, position):
-        with torch.enable_grad():  # also from `transform`, which runs without
+        with torch.enable_grad():  # `transform` disables gradients
             position = position.detach().requires_grad_(True)
             value = -self.problem.own_elbo(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position)
@@ -50,7 +50,7 @@ class Loss:
         return float(value.detach()), gradient
 
     def products(self, position):
-        """Return gradient and a function that multiplies a vector by the Hessian."""
+        """Return the gradient, and a function that multiplies a vector by the Hessian."""
         with torch.enable_grad():
             position = position.detach().requires_grad_(True)
             value = -self.problem.own_elbo(self.state(position)) / self.scale
@@ -58,7 +58,7 @@ class Loss:
 
         def times(vector):
             with torch.enable_grad():
-                # Summed here: torch imports sympy where a vector is passed to grad.
+                # Not grad_outputs=vector: torch would import sympy for it.
                 along = inner(gradient, vector)
             (product,) = torch.autograd.grad(
                 along, position, retain_graph=True, materialize_grads=True
@@ -68,13 +68,13 @@ class Loss:
         return self._add_up(gradient.detach()), times
 
     def _add_up(self, vector):
-        """Add what is shared by all ranks up over them."""
+        """Sum the entries that all ranks share over the ranks."""
         if self.group.size == 1:
             return vector
         return torch.cat([vector[: self.owned], self.group.sum(vector[self.owned :])])
 
     def dot(self, one, other):
-        """Return inner products of vectors and a vector, every rank's own entries counted."""
+        """Return inner products of vectors and a vector, including the entries of all ranks."""
         if self.group.size == 1 or not self.owned:
             return inner_products(one, other)
         own, shared = slice(None, self.owned), slice(self.owned, None)
@@ -86,7 +86,7 @@ class Loss:
         return not self.group.any(not bool(torch.isfinite(vector).all()))
 
     def norm(self, vector):
-        """Return a vector's length, in all ranks' entries."""
+        """Return a vector's length, including the entries of all ranks."""
         return math.sqrt(float(self.dot(vector, vector)))
 
 

@@ -14,13 +14,13 @@ class Batch:
     Attributes
     ----------
     index : Tensor of shape (n_batch,)
-        Those of this rank.
+        Rows of this rank.
     lead : int
-        How many rows at the front are there only for the next one to read (a series' edge).
+        How many rows at the front only serve as context of the next row, in a series.
     scale : float
-        What makes the sum of the batch's terms an unbiased estimate of that of all rows.
+        Factor that makes the sum of the batch's terms an unbiased estimate of the full sum.
     drawn : Tensor
-        The batch as drawn, among the rows of all ranks: noise goes by where a row stands in it.
+        The whole batch, as an index into the rows of all ranks; noise is drawn for all of it.
     """
 
     index: Tensor
@@ -36,18 +36,18 @@ class Minibatches:
     ----------
     problem : Problem
     state : State
-        Where the run starts; its q(theta) is that of all steps where the problem holds it fixed.
+        Start of the run; its q(theta) is that of all steps if the problem freezes it.
     size : int
         Rows a batch.
     """
 
     def __init__(self, problem, state, size: int):
         self.problem, self.size, self.objective = problem, size, problem.objective
-        if problem.frozen_globals:  # what follows from q(theta) is worked out once, not a step
+        if problem.frozen_globals:  # compute what depends on q(theta) once, not at each step
             self.objective = problem.objective.given(state.raw_globals)
 
     def draw(self) -> Batch:
-        """Draw rows for one step: any rows, or for a series a piece of it."""
+        """Draw rows for one step: random rows, or a piece of a series."""
         rows, coupling = self.problem.rows, self.problem.objective.model.coupling
         n, generator = rows.n_total, self.problem.generator
         drawn, lead, scale = coupling.batch(n, self.size, generator)
@@ -55,16 +55,16 @@ class Minibatches:
         return Batch(here.to(rows.X.device), lead, scale, drawn)
 
     def own_elbo(self, state, batch: Batch) -> Tensor:
-        """Return what this rank adds to an unbiased estimate of the ELBO.
+        """Return this rank's part of an unbiased estimate of the ELBO.
 
-        `state` is that of the batch: of the rows' own factors it holds those in the batch.
+        `state` holds the factors of the batch's rows only.
         """
         problem, rows = self.problem, self.problem.rows
         every = rows.X, rows.weights, problem.features
         X, weights, features = (take_rows(own, batch.index) for own in every)
         raw = problem.function.raw(state.raw_locals, state.shared, features)
         nodes = problem.current_nodes(batch.drawn)
-        if not len(weights):  # all of them are other ranks'
+        if not len(weights):  # all rows of the batch are on other ranks
             return problem.own_sum(raw.sum(-1), state.raw_globals, weights)
         terms = self.objective.row_terms(raw, state.raw_globals, X, nodes)
         weights = batch.scale * weights[batch.lead :]

@@ -1,4 +1,4 @@
-"""Newton's method: an arrow, a band, or one dense matrix."""
+"""Newton's method, on an arrow matrix, a band, or one dense matrix."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -32,22 +32,23 @@ _AT_ROUNDING = 1e-9
 _AT_A_STAND = 10
 #: Iterations over which gains along kinks are averaged: single gains vary. Not measured.
 _WINDOW = 20
-_LEAST_GAIN = 1e-6  # nats a row and iteration: along kinks there is no end to smaller ones
+#: Nats a row and iteration: along kinks smaller gains would go on without end (solvers.rst).
+_LEAST_GAIN = 1e-6
 
 
 class Newton(Solver):
     """Batched Newton steps for row-wise models under deterministic noise.
 
-    For factorized VI every row has a small block of its own and rows meet only in the globals, so
-    a step costs time linear in the number of rows (Schur complement). For functions linear in
+    For factorized VI every row has a small block, and rows are coupled by the globals only, so a
+    step takes time linear in the number of rows (Schur complement). For functions linear in
     their parameters (`Constant`, `Polynomial`) the same derivatives are gathered into one dense
     system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one. Each row
     accepts or rejects its own step.
 
     Notes
     -----
-    Blocks come from differentiating the gradient once more, so any family and any row-wise model
-    will do. Indefinite blocks are replaced by their absolute value (Dauphin et al. 2014) in the
+    Blocks come from differentiating the gradient once more, for any family and any row-wise
+    model. Indefinite blocks are replaced by their absolute value (Dauphin et al. 2014) in the
     factors' natural units. Stops when the Newton decrement, half the gradient
     times the step, is below ``tol`` nats a row, after taking that step. Markov models are
     solved as a banded system, in time linear in the rows; other models that couple their rows as
@@ -122,7 +123,7 @@ _SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
 
 
 def system_of(function, coupling: Coupling) -> Any:
-    """Return the kind of system on which Newton fits a function, None if there is none."""
+    """Return the class of Newton systems for a function, or None if there is none."""
     kind = next(kind for kind in type(function).__mro__ if kind in _SYSTEMS)
     return _SYSTEMS[kind].get(type(coupling))
 
@@ -165,7 +166,7 @@ class _Ascent(Run):
         elbo = self.system.elbo(move.value)
         creeps = bool(move.pieces) and self._mean_gain(elbo) <= self.least_gain
         stands = not move.gained or creeps
-        # Where no step gains any more, rounding may leave what `converged_` still allows.
+        # Where no step gains, rounding hides what is left: a fit may then converge at 10 tol.
         decrement = step.decrement if move.gained else min(step.decrement, move.left)
         converged = decrement <= self.tolerance * (_AT_A_STAND if stands else 1)
         return replace(
@@ -210,7 +211,7 @@ class _Ascent(Run):
 
 
 def _solve_rows(problem, state, tol, max_iter):
-    """Solve every row on its own, q(theta) given; rows that have converged are left in peace."""
+    """Solve every row's local problem, with q(theta) given; converged rows are left out."""
     raw, raw_globals = state.raw_locals.clone(), state.raw_globals
     coupling = problem.objective.model.coupling
     everyone = torch.arange(len(raw), device=raw.device)

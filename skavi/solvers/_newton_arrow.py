@@ -1,4 +1,4 @@
-"""The Newton system of rows that meet in theta alone: a block a row, and a border of globals."""
+"""The Newton system of rows that are independent given theta: blocks, and a border of globals."""
 
 import math
 from collections.abc import Callable
@@ -22,16 +22,16 @@ _ROW_LENGTHS = (1.0, _SHRINK, _SHRINK**2)
 
 @dataclass(frozen=True)
 class ArrowStep(Step):
-    """A step in which each row answers that of theta.
+    """A step in which the rows' steps depend on the step of theta.
 
     Attributes
     ----------
     unknowns : callable
         Map from a step of theta, in natural units, to the rows' steps.
     d_globals : Tensor
-        That step of theta.
+        The step of theta, in natural units.
     row_decrement : Tensor of shape (n_rows,)
-        What each row's step gains, theta held.
+        Estimated gain of each row's step, with theta fixed.
     """
 
     unknowns: Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ class ArrowStep(Step):
 
 
 class Arrow(System):
-    """Every row with a factor of its own: linear time in their number."""
+    """A factor for every row, in time linear in the number of rows."""
 
     in_pieces = True
 
@@ -55,7 +55,7 @@ class Arrow(System):
         return State(raw, {}, raw_globals)
 
     def value(self, raw, raw_globals):
-        """Rows' values with the global term last, so that sums compare like with like."""
+        """Return the rows' weighted terms, with the global term last: `elbo` sums them."""
         rows = self.row_values(raw, raw_globals)
         if self.frozen:
             return torch.cat([rows, rows.new_zeros(1)])
@@ -63,7 +63,7 @@ class Arrow(System):
 
     def step(self, raw, raw_globals, damping=0.0, pieces=()):
         d = arrow_derivatives(self.problem, raw, raw_globals)
-        # Rows whose derivatives are not finite stay where they are.
+        # Rows with derivatives that are not finite do not move.
         known = torch.isfinite(d.g).all(1) & torch.isfinite(d.H).all(2).all(1)
         live = (self.weights > 0) & known
         identity = torch.eye(d.H.shape[-1]).to(d.H)
@@ -93,7 +93,7 @@ class Arrow(System):
         return ArrowStep(rows, d.steps, decrement, norm, d_globals, row_decrement)
 
     def move(self, raw, raw_globals, value, step):
-        """Try shrinking steps of the globals; each row keeps the best of its own candidates."""
+        """Try shorter and shorter steps of the globals; each row takes the best of its steps."""
         for length in _LENGTHS:
             moved = raw_globals + length * step.raw_globals * step.d_globals
             local = step.unknowns(length * step.d_globals)
@@ -103,19 +103,19 @@ class Arrow(System):
         return Move(raw, raw_globals, value, False)
 
     def elbo(self, value):
-        """Add up the rows of all ranks, and the global term once."""
+        """Sum the terms of all ranks' rows, and the global term once."""
         if self.group.size == 1:
             return float(add_up(value))
         return float(self.group.sum(add_up(value[:-1])) + value[-1])
 
     def move_rows(self, raw, raw_globals, step, longest):
-        """Move every row as far as is good for it, up to its own `longest`; say which gained."""
+        """Move every row by its best step of at most its `longest`; return which rows gained."""
         local = longest.unsqueeze(-1) * step.unknowns(step.d_globals)
         best, _, gained = self._best_of(raw, raw_globals, local)
         return best, gained
 
     def _best_of(self, raw, raw_globals, local):
-        """Give each row the best of its full step, two shorter ones, and none."""
+        """Give each row the best of its full step, two shorter steps, and no step."""
         best, best_value = raw, self.value(raw, raw_globals)
         gained = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
         for length in _ROW_LENGTHS:
@@ -130,11 +130,12 @@ class Arrow(System):
 
 
 def safe_logs(step, gradient, curvature, k):
-    """Mend a step where log scales (coordinates k, ..., 2k - 1) are far from their optimum.
+    """Correct a step where log scales (coordinates k, ..., 2k - 1) are far from their optimum.
 
-    In log s the gradient is 1 - s^2 E[-d2 log p], so s has the fixed point log s - log(1 - g) / 2,
-    while Newton creeps towards it (or leaps past it). The means then take a Newton step of their
-    own, so that each part, and so the whole, points uphill. Units are natural: sqrt(1/2) in log s.
+    In log s the gradient is 1 - s^2 E[-d2 log p], so log s has the fixed point log s - log(1 - g)
+    / 2, which Newton steps reach slowly, or overshoot. The means then take a separate Newton step,
+    so that both parts, and so the whole step, increase the ELBO. Units are natural: sqrt(1/2) in
+    log s.
     """
     root = math.sqrt(0.5)
     g = gradient[..., k : 2 * k] / root

@@ -1,4 +1,4 @@
-"""The Newton system of a chain: neighbouring rows meet, and all of them in the globals."""
+"""The Newton system of a chain: a band for neighbouring rows, and a border for the globals."""
 
 import math
 
@@ -10,7 +10,7 @@ from skavi.solvers._newton_system import Step
 
 
 class Chain(Meeting):
-    """Factorized VI of a Markov model: a banded matrix and a border, in time linear in the rows."""
+    """Factorized VI of a Markov model: a band and a border, in time linear in the rows."""
 
     @classmethod
     def suits(cls, setting):

@@ -1,4 +1,4 @@
-"""Newton systems that are one dense matrix: few parameters, or few rows that meet."""
+"""Newton systems that are one dense matrix: few parameters, or few coupled rows."""
 
 import math
 
@@ -37,7 +37,8 @@ class Linear(System):
 
     def step(self, coefficients, raw_globals, damping=0.0, pieces=()):
         d = arrow_derivatives(self.problem, self.basis @ coefficients, raw_globals)
-        # Back to plain units in the rows: the coefficients have their own, the outputs' mean step.
+        # One unit for each output, the geometric mean of its natural steps over rows: the unit of
+        # its coefficients.
         sums = self.group.sum(d.row_steps.log().sum(0))
         unit = (sums / self.problem.n_rows).exp()
         to_unit = unit / d.row_steps
@@ -57,7 +58,7 @@ class Linear(System):
 
 
 class Meeting(System):
-    """Factorized VI of a model whose rows meet."""
+    """Factorized VI of a model with coupled rows."""
 
     def read(self, state):
         return state.raw_locals
@@ -69,7 +70,7 @@ class Meeting(System):
         return total(self.problem, raw, raw_globals)
 
     def shorten(self, solution):
-        """Keep steps in log sds from leaping: they are steps of a factor."""
+        """Limit the steps of log sds, which change an sd by a factor."""
         k, longest = self.objective.n_latents, LONGEST_LOG_STEP / math.sqrt(0.5)
         solution = solution.clone()
         solution[:, k : 2 * k] = solution[:, k : 2 * k].clamp(-longest, longest)
@@ -77,7 +78,7 @@ class Meeting(System):
 
 
 class Coupled(Meeting):
-    """Few rows that all meet: one dense system."""
+    """Few rows that are all coupled: one dense system."""
 
     @classmethod
     def check(cls, setting):

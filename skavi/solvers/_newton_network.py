@@ -1,10 +1,11 @@
 """Damped Gauss-Newton steps of networks, also along the kinks of their units.
 
-Where rectified units turn, the ELBO has a kink, and at most optima some do. A step across a kink
-gains nothing, however short. So a step that fails leaves the slope found there, and the next one
-follows the mixture of slopes that is the shortest in the system's metric: all of them agree that
-it leads upwards. Source: bundle methods, Lemarechal (1975), "An extension of Davidon methods to non
-differentiable problems"; Burke, Lewis & Overton (2005), "A robust gradient sampling algorithm".
+The ELBO has a kink where a rectified unit changes sign, and most optima lie at some kinks. A step
+across a kink may gain nothing, however short. So the gradient at the end of a failed step is kept,
+and the next step follows the convex combination of gradients that is shortest in the system's
+metric: it is an ascent direction for each of them. Source: bundle methods, Lemarechal (1975), "An
+extension of Davidon methods to non differentiable problems"; Burke, Lewis & Overton (2005), "A
+robust gradient sampling algorithm".
 """
 
 from contextlib import suppress
@@ -52,20 +53,20 @@ _MOST_PIECES = 40
 
 @dataclass(frozen=True)
 class LocalModel:
-    """The ELBO near a point: a quadratic, and tangents found beyond kinks.
+    """A model of the ELBO near a point: a quadratic, and tangents found beyond kinks.
 
     Attributes
     ----------
     matrix : Tensor of shape (size, size)
-        Minus its curvature, in natural units.
+        Minus the curvature, in natural units.
     right : Tensor of shape (size,)
-        Its gradient.
+        The gradient, in natural units.
     here, units : Tensor of shape (size,)
-        The point in plain units, and what a natural unit is in them.
+        The point in plain units, and the size of natural units in plain ones.
     pieces : list of (Tensor, Tensor)
         Tangents: slope in plain units, and constant.
     above : Tensor of shape (1 + n_pieces,)
-        How far each tangent lies from the ELBO at the point, after 0 for its own.
+        Distance of each tangent from the ELBO at the point, after a 0 for the tangent there.
     """
 
     matrix: Tensor
@@ -79,7 +80,7 @@ class LocalModel:
         return LocalModel(self.matrix, self.right, self.here, self.units, pieces, self.above)
 
     def near(self, pieces, value) -> "LocalModel":
-        """Return the model with tangents that come as near to the ELBO as a step may lead up."""
+        """Return the model with those tangents whose distance is at most the possible gain."""
         zero = self.right.new_zeros(1)
         bare = LocalModel(self.matrix, self.right, self.here, self.units, [], zero)
         if not pieces:
@@ -97,19 +98,19 @@ class LocalModel:
         return torch.stack([self.right, *slopes], 1)
 
     def decrement(self) -> float:
-        """Return what a step may gain, in nats: where tangents meet, the model of them all."""
+        """Return the possible gain of a step, in nats, under the model with all tangents."""
         step, weights = self.solve(_LIGHT_DAMPING)
         return 0.5 * float(self.slopes() @ weights @ step) + float(weights @ self.above)
 
     def solve(self, damping: float) -> tuple[Tensor, Tensor]:
-        """Return the step along the shortest mixture of slopes in the damped metric, and the
-        weights of that mixture.
+        """Return the step along the convex combination of slopes that is shortest in the damped
+        metric, and its weights.
         """
         damped, slopes = self.matrix.clone(), self.slopes()
         damped.diagonal().add_(damping * self.matrix.diagonal().abs().mean())
         factor, info = torch.linalg.cholesky_ex(damped)
         own = torch.eye(slopes.shape[1]).to(slopes)[0]
-        if int(info):  # the globals' own block may be indefinite
+        if int(info):  # the block of the globals may be indefinite
             return torch.linalg.solve(damped, self.right), own
         halfway = torch.linalg.solve_triangular(factor, slopes, upper=False)
         weights = _find_shortest_mean(halfway) if len(own) > 1 else own
@@ -125,7 +126,7 @@ class NetworkStep(Step):
     ----------
     model : LocalModel
     damping : float
-        Under which it was solved.
+        Damping with which the step was solved.
     """
 
     model: LocalModel
@@ -133,7 +134,7 @@ class NetworkStep(Step):
 
 
 class Network(System):
-    """A network: its Jacobian in place of a basis, with Levenberg-Marquardt damping."""
+    """A network, linearised by its Jacobian, with Levenberg-Marquardt damping."""
 
     first_damping = 1e-2
     damped = True
@@ -200,12 +201,12 @@ class Network(System):
     def kinked(self):
         """Whether steps go along kinks.
 
-        Not from a start, which is left again: rounding grows along kinks.
+        Not in the search for a start, which the fit itself leaves: rounding grows along kinks.
         """
         return not (self.problem.function.smooth or self.problem.is_start)
 
     def move(self, flat, raw_globals, value, step):
-        """Try steps of more and more damping; along kinks, of more and more slopes as well."""
+        """Try steps with more and more damping, and along kinks with more and more slopes."""
         kinked, model, damping = self.kinked, step.model, step.damping
         trials, growth = (_KINKED_TRIALS, _KINKED_GROWTH) if kinked else (_TRIALS, _GROWTH)
         size, own, solution = len(flat), model.right / model.units, step.unknowns
@@ -222,7 +223,7 @@ class Network(System):
                 if torch.isfinite(new_value + slope.sum()):
                     tangent = slope, new_value - slope @ there
                     model = model.with_pieces([*model.pieces, tangent][-_MOST_PIECES:])
-            if trial % 2 or not kinked:  # the slope is given a chance before a shorter step is
+            if trial % 2 or not kinked:  # try the new slope before more damping
                 damping *= growth
             solution, _ = model.solve(damping)
         if model.pieces:
@@ -230,7 +231,7 @@ class Network(System):
         return Move(flat, raw_globals, value, False, damping, model.pieces, model.decrement())
 
     def _slope(self, flat, raw_globals):
-        """Gradient in plain units of what `value` returns."""
+        """Return the gradient of `value` in plain units."""
         parts = self.problem.parts()
         with torch.enable_grad():
             flat = flat.detach().requires_grad_(True)
@@ -249,7 +250,7 @@ class Network(System):
 
 
 def _gram(rows):
-    """Return R'R of rows R, in strips up to the diagonal: little more than half of the products."""
+    """Return R'R of rows R from strips below the diagonal, with little over half the products."""
     size = rows.shape[1]
     lower, width = rows.new_zeros(size, size), max(_STRIP, size // _STRIPS)
     for first in range(0, size, width):
@@ -259,17 +260,17 @@ def _gram(rows):
 
 
 def _find_shortest_mean(vectors):
-    """Return the weights of the shortest mean of vectors, (dimension, n).
+    """Return the weights of the shortest convex combination of vectors, (dimension, n).
 
-    Non-negative least squares on a system with a row for their sum more: Lawson & Hanson (1974),
-    Solving least squares problems, section 23.4 (least distance programming).
+    Non-negative least squares with an additional row for the sum of the weights. Source: Lawson &
+    Hanson (1974), Solving least squares problems, section 23.4 (least distance programming).
     """
     corner = torch.linalg.qr(vectors).R.cpu().numpy()
     size = np.abs(corner[:, 0]).max(initial=0.0)
     weights = np.eye(corner.shape[1])[0]
     if size > 0 and np.isfinite(corner).all():
         system = np.vstack([corner / size, np.ones(corner.shape[1])])
-        with suppress(RuntimeError):  # it gave up: the first alone will do
+        with suppress(RuntimeError):  # if it does not converge, keep the first vector
             found, _ = nnls(system, np.append(np.zeros(len(corner)), 1.0))
             weights = found / found.sum()
     return torch.from_numpy(weights).to(vectors)

@@ -1,4 +1,4 @@
-"""What every Newton system is: a step from where a fit stands, and a move along it that gains."""
+"""The base of Newton systems: a step from the current iterate, and a search along it for a gain."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,14 +24,14 @@ LONGEST_LOG_STEP = 2.0
 
 @dataclass(frozen=True)
 class Step:
-    """A proposed step; a system of more than unknowns and theta adds what its `move` needs.
+    """A proposed step; subclasses add what their system's `move` needs.
 
     Attributes
     ----------
     unknowns, raw_globals : Tensor
-        How far to go, in plain units.
+        The step, in plain units.
     decrement : float
-        What it is estimated to gain, in nats: half the gradient times the step.
+        Estimated gain of the step, in nats: half the gradient times the step.
     gradient_norm : float
         In natural units, nats a row.
     """
@@ -44,19 +44,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Move:
-    """Where a step led.
+    """The result of the search along a step.
 
     Attributes
     ----------
     unknowns, raw_globals, value : Tensor
-        The same as before, where no length of the step gained.
+        Unchanged if no length of the step gained.
     gained : bool
     damping : float
         For the next step.
     pieces : list of (Tensor, Tensor)
         Tangents of the ELBO, where it has kinks: slope and constant.
     left : float
-        What may be gained where no step does, in nats.
+        Estimate of what is left where no step gains, in nats.
     """
 
     unknowns: Tensor
@@ -71,11 +71,11 @@ class Move:
 class System(ABC):
     """The ELBO as a function of unknowns and of q(theta)'s raw parameters."""
 
-    #: How much of the curvature's size a first step adds to it.
+    #: Damping of the first step, relative to the size of the curvature.
     first_damping: float = 0.0
-    #: Whether it is put together of pieces of rows.
+    #: Whether the system is summed over pieces of rows.
     in_pieces: bool = False
-    #: Whether a step leaves out curvature, so that its decrement is no estimate of what is left.
+    #: Whether steps ignore some curvature, so that the decrement does not estimate what is left.
     damped: bool = False
 
     def __init__(self, problem):
@@ -94,14 +94,14 @@ class System(ABC):
 
     @classmethod
     def suits(cls, setting) -> bool:
-        """Say whether steps on this system are fast in such a setting."""
+        """Say whether steps on this system are expected to be fast in such a setting."""
         return True
 
     def row_values(self, raw, raw_globals):
         return self.weights * self.problem.row_terms(raw, raw_globals)
 
     def elbo(self, value):
-        """Return the ELBO that `value` stands for, in nats."""
+        """Return the ELBO, in nats, from what `value` returned."""
         return float(value)
 
     def total(self, raw, raw_globals):
@@ -122,10 +122,10 @@ class System(ABC):
 
     @abstractmethod
     def step(self, unknowns, raw_globals, damping: float = 0.0, pieces=()) -> Step:
-        """Return a step from here; what the last `Move` carried on is `damping` and `pieces`."""
+        """Return a step from here, with `damping` and `pieces` of the last `Move`."""
 
     def move(self, unknowns, raw_globals, value, step) -> Move:
-        """Shrink a step of everything until the ELBO rises."""
+        """Shorten the step until the ELBO rises."""
         for trial in range(_TRIALS):
             scale = _SHRINK**trial
             moved = raw_globals if self.frozen else raw_globals + scale * step.raw_globals

@@ -1,4 +1,4 @@
-"""What the choice of a solver depends on, before any row is worked on."""
+"""The components and sizes on which the choice of a solver depends."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Setting:
     n_rows : int
         Of all ranks.
     n_parameters : int
-        Of the function, 0 where every row has a factor of its own.
+        Of the function, 0 for a table.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def coupling(self):
-        """How the model's rows meet."""
+        """How the model couples its rows."""
         return self.objective.model.coupling
 
     @property
@@ -59,13 +59,13 @@ class Setting:
 
     @property
     def n_unknowns(self) -> int:
-        """Count the numbers that factorized VI moves."""
+        """Count the parameters of all factors in factorized VI."""
         objective = self.objective
         return self.n_outputs + objective.global_family.n_parameters(objective.space.size)
 
     @property
     def few_unknowns(self) -> bool:
-        """Whether all numbers that factorized VI moves fit one dense matrix."""
+        """Whether one dense matrix of all factors' parameters is small enough."""
         return self.n_unknowns <= FEW_UNKNOWNS
 
     @property

@@ -1,4 +1,4 @@
-"""What a solver moves, and how long a natural step is in each of its numbers."""
+"""The variables of a solver, and the length of a natural step in each of them."""
 
 from dataclasses import dataclass, replace
 
@@ -37,16 +37,16 @@ class State:
 
     @property
     def n_owned(self) -> int:
-        """How many of `tensors` hold numbers of this rank's rows alone: the first one, or none."""
+        """How many of `tensors` belong to this rank's rows only: the first one, or none."""
         return int(self.raw_locals is not None)
 
     def tensors(self, with_globals: bool = True) -> list[Tensor]:
-        """Return all tensors in order: the rows' own, the function's, those of q(theta)."""
+        """Return all tensors in order: of the rows, of the function, of q(theta)."""
         own = [] if self.raw_locals is None else [self.raw_locals]
         return [*own, *self.shared.values(), *([self.raw_globals] if with_globals else [])]
 
     def with_tensors(self, tensors: list[Tensor]) -> "State":
-        """Return the state of these `tensors`; without those of q(theta), it stays as it is."""
+        """Return the state of these `tensors`; q(theta) is unchanged if its tensor is missing."""
         tensors = list(tensors)
         raw_locals = tensors.pop(0) if self.n_owned else None
         shared = {name: tensors.pop(0) for name in self.shared}
@@ -63,7 +63,7 @@ class State:
         return self.with_tensors([tensor.to(dtype) for tensor in self.tensors()])
 
     def copied(self) -> "State":
-        """Return the same numbers in memory of their own, laid out row by row."""
+        """Return a copy, contiguous in memory."""
         layout = torch.contiguous_format
         return self.with_tensors([each.clone(memory_format=layout) for each in self.tensors()])
 
@@ -71,8 +71,8 @@ class State:
 def natural_steps(problem, state) -> State:
     """Return the length of a natural step in each number of the state.
 
-    The rows' own numbers and those of q(theta) are measured in the factors' own sds
-    (`Family.steps`), the parameters of a function in ones.
+    For the parameters of factors it is the family's (`Family.steps`), for the parameters of a
+    function it is one.
     """
     objective = problem.objective
     raw_globals = objective.global_family.steps(objective.global_factor(state.raw_globals))
