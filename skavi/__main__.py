@@ -1,4 +1,4 @@
-"""`python -m skavi`: factorized and amortized VI on handwritten digits, or on a table of yours."""
+"""`python -m skavi`: factorized and amortized VI on handwritten digits, or on the user's table."""
 
 import argparse
 import importlib.util
@@ -40,7 +40,7 @@ def main(argv=None):
     Returns
     -------
     int
-        0. Wrong arguments and files end the process with status 2 and a message, before any work.
+        0. For invalid arguments and files the process ends with status 2 and a message.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -116,7 +116,7 @@ def _n_components(asked, X, labels):
             return _DIGITS_COMPONENTS
         scaled = torch.as_tensor(StandardScaler().fit_transform(X))
         return default_model(scaled, scaled.new_ones(len(scaled))).n_components
-    # Of the rows that remain to train on, each component needs one.
+    # Each component needs one training row.
     most = min(X.shape[1], int(0.7 * len(X)))
     if not 1 <= asked <= most:
         raise TableError(
@@ -127,7 +127,7 @@ def _n_components(asked, X, labels):
 
 
 def _figure_path(asked):
-    """Return where to draw; None where matplotlib is not installed and nobody asked."""
+    """Return the path of the figure; None if matplotlib is not installed and no path was given."""
     if importlib.util.find_spec("matplotlib") is None:
         if asked is not None:
             raise TableError(f'--figure {asked} needs matplotlib: pip install "skavi[plot]"')

@@ -1,1 +1,1 @@
-"""What `python -m skavi` is made of."""
+"""The parts of the command line `python -m skavi`."""

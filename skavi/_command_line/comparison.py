@@ -1,4 +1,4 @@
-"""The main job: F-VI and A-VI on one table, beside scikit-learn's PCA and FactorAnalysis."""
+"""A comparison of F-VI, A-VI and scikit-learn's PCA and FactorAnalysis on one table."""
 
 import math
 import time
@@ -22,7 +22,7 @@ TEST_FRACTION = 0.3
 
 @dataclass(frozen=True)
 class Result:
-    """What one estimator reached.
+    """Results of one estimator.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Comparison:
 
     @property
     def gap_text(self) -> str:
-        """The gap in words: what is within the fits' own tolerance is none."""
+        """The gap as text; a gap within the fits' tolerance is given as 0."""
         tolerance = self.results[0].estimator.tol
         return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
 
@@ -218,7 +218,7 @@ def _draw_latents(axes, estimator, comparison, scores):
         axes.figure.colorbar(points, ax=axes, label="held-out ELBO (nats)")
     else:
         _draw_labels(axes, x, y, comparison.test_labels)
-    # Room above the rows, so that the cross stands clear of them.
+    # Leave room above the rows for the cross.
     low, high = axes.get_ylim()
     height = high - low
     room = max(2 * y_sd, 0.08 * height) + 0.06 * height
@@ -237,7 +237,7 @@ def _draw_latents(axes, estimator, comparison, scores):
 
 
 def _draw_labels(axes, x, y, labels):
-    """Draw each row as its own label, so that colour only helps."""
+    """Draw each row as the text of its label, so that colours are not needed to read it."""
     import matplotlib
 
     names = np.unique(labels)

@@ -1,4 +1,4 @@
-"""Read a user's numeric table from a CSV file, or say what is wrong with it."""
+"""Numeric tables from CSV files, with errors that name what is wrong."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ _DELIMITERS = ",;\t"
 
 
 class TableError(ValueError):
-    """A file that is no numeric table; the message says why and where."""
+    """A file is not a numeric table; the message says why and where."""
 
 
 def read_table(path):

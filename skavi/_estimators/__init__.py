@@ -1,1 +1,1 @@
-"""The estimators' side that scikit-learn sees."""
+"""The estimators: scikit-learn's interface to a fit."""

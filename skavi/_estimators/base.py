@@ -49,7 +49,7 @@ class VariationalInference(
     CallbackSupportMixin,
     BaseEstimator,
 ):
-    """Everything the two estimators share: all but the map from a row to its factor."""
+    """What the two estimators share: everything except the map from a row to its factor."""
 
     _doc_link_module = "skavi"
     _doc_link_template = DOC_LINK_TEMPLATE
@@ -69,20 +69,20 @@ class VariationalInference(
         "verbose": ["verbose"],
     }
 
-    # --- the one difference ---------------------------------------------------------------------
+    # --- where the two estimators differ --------------------------------------------------------
 
     def _function(self):
         """Return the inference function to fit, or None for the default one."""
         raise NotImplementedError
 
     def _reference(self):
-        """Return what is fitted first, so that the function starts near its factors; None: no."""
+        """Return the function to fit first, near whose factors the other one starts, or None."""
         return None
 
     def _with_context(self, model, function, X):
-        """Return the model with the window that functions read by default; a table reads none.
+        """Return the model with the default window of functions; a table has no window.
 
-        Warns if the function reads less than factors can depend on.
+        It warns if the function reads fewer rows than its factors can depend on.
         """
         return model
 
@@ -99,8 +99,8 @@ class VariationalInference(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data; float32 stays float32 in what `transform` returns. This rank's rows, if
-            they come from `skavi.distributed.shard`: the fit is then that of all ranks' rows.
+            Training data; for float32 `transform` returns float32. If X is this rank's part of a
+            table (`skavi.distributed.shard`), all ranks' rows are fitted together.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -124,11 +124,10 @@ class VariationalInference(
         Notes
         -----
         Memory, in numbers of 8 bytes: closed forms hold a few copies of X and of the rows'
-        parameters; LBFGS beside them ``2 * memory`` copies of all that it moves and, under a rule
-        of nodes, tens of numbers for each row, node and latent; Newton works through the rows in
-        pieces of up to about 1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in
-        search of other optima) numbers a row; Adam only those of a batch, and three copies of all
-        rows' parameters.
+        parameters. LBFGS also holds ``2 * memory`` copies of all parameters and, with nodes, tens
+        of numbers for each row, node and latent. Newton evaluates rows in pieces of up to about
+        1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in search of other optima)
+        numbers a row. Adam holds those of a batch, and three copies of all rows' parameters.
         """
         check_fork()
         require_memory_of_fit(self, X)
@@ -136,7 +135,7 @@ class VariationalInference(
         with unchanged_on_error(self), progress_bar(self):
             sparse, missing = self._accepts_sparse(), self._allows_missing()
             X = validated_table(self, X, sparse, missing, reset=True)
-            # Of unknown length: against max_iter a bar would stand at 0 % and then be done.
+            # The number of iterations is unknown; relative to max_iter the bar would stay near 0 %.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
@@ -162,7 +161,7 @@ class VariationalInference(
         return self
 
     def _prepare(self, X, sample_weight, reporter, shared):
-        """Return plan, rows and start (or None) of a fit: all that can be refused before work."""
+        """Validate everything before work begins; return plan, rows, and start or None."""
         group = group_of(self, X, shared)
         rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
         rows = replace(rows, group=group)
@@ -189,7 +188,7 @@ class VariationalInference(
         return fitted_attributes(fitted, elbo, se, self.n_features_in_, stopped)
 
     def _plan(self, X, rows, journal):
-        """Return what to fit: components cloned and checked, and the model tried on the rows."""
+        """Clone and check the components, try the model on the rows, and return the plan."""
         drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
@@ -222,7 +221,7 @@ class VariationalInference(
         return self if self.warm_start and hasattr(self, "elbo_") else self.init
 
     def _journal(self, X, sample_weight):
-        """Return the journal of this fit: a stored one if a `Checkpoint` is set."""
+        """Return the journal of this fit, stored in a file if a `Checkpoint` is set."""
         callbacks = getattr(self, "_skl_callbacks", [])
         checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
         if checkpoint is None:
@@ -245,7 +244,7 @@ class VariationalInference(
         super().__setstate__(state)
 
     def __sklearn_clone__(self):
-        """Clone, but keep `init` as it is: a fitted estimator is data here, not a component."""
+        """Clone, but keep the same `init`: a fitted estimator is data here, not a component."""
         bare = copy.copy(self)
         bare.init = None
         cloned = clone_parametrized(bare)
@@ -275,7 +274,7 @@ class VariationalInference(
 
 
 def _quick_elbo(fitted):
-    """Evaluate the ELBO of an interrupted fit; interrupted again, take the solver's word."""
+    """Evaluate the ELBO of an interrupted fit; if interrupted again, use the solver's ELBO."""
     try:
         return final_elbo(fitted.problem, fitted.outcome.state)
     except KeyboardInterrupt:

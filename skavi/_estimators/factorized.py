@@ -51,9 +51,9 @@ class FactorizedVI(VariationalInference):
     converged_ : bool
         Whether the solver's stopping rule was met.
     stopped_early_ : bool
-        Whether a callback or Ctrl-C ended the fit, or a callback put an earlier iterate back: then
-        ``converged_`` is False, and ``suboptimality_`` may be NaN; a callback gives no
-        ConvergenceWarning.
+        Whether a callback or Ctrl-C ended the fit, or a callback restored an earlier iterate. Then
+        ``converged_`` is False, and ``suboptimality_`` may be NaN; there is no ConvergenceWarning
+        after a callback.
     suboptimality_ : float
         Estimate of how far ``elbo_`` is below the optimum, in nats.
     gradient_norm_ : float

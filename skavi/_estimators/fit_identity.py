@@ -1,4 +1,4 @@
-"""What makes two fits the same: every parameter and the data, as text that can be compared."""
+"""A description of a fit, its parameters and data, as text by which two fits are compared."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ _BY_REFERENCE = ("init", "verbose", "random_state", "warm_start")
 
 
 def describe_fit(estimator, X, weights, source=None) -> dict[str, str]:
-    """Return a text for each thing that decides a fit's result, but the random state.
+    """Return a text for everything that determines a fit's result, except the random state.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ def describe_fit(estimator, X, weights, source=None) -> dict[str, str]:
     X : ndarray or sparse matrix
     weights : ndarray of shape (n_samples,) or None
     source : estimator or None
-        The fitted one that the fit starts from.
+        The fitted estimator that the fit starts from.
     """
     parameters = estimator.get_params(deep=True)
     described = {
@@ -40,7 +40,7 @@ def describe_fit(estimator, X, weights, source=None) -> dict[str, str]:
 
 
 def describe_value(value: Any) -> str:
-    """Return a text that is the same in every process for equal values."""
+    """Return a text that is equal, in every process, for equal values."""
     if isinstance(value, torch.nn.Module):
         content = {name: describe_value(t) for name, t in value.state_dict().items()}
         return f"{_name(type(value))} of {value} with {_hash(repr(content).encode())}"
@@ -57,7 +57,7 @@ def describe_value(value: Any) -> str:
         items = (f"{key!r}: {describe_value(item)}" for key, item in value.items())
         return f"{{{', '.join(items)}}}"
     if hasattr(value, "get_params"):
-        return _name(type(value))  # its parameters are listed by themselves
+        return _name(type(value))  # its parameters are described separately
     if callable(value):
         return f"{_name(value)} {_behaviour(value)}".rstrip()
     return _repr_without_addresses(value)
@@ -78,7 +78,7 @@ def _behaviour(function) -> str:
 
 
 def _repr_without_addresses(value):
-    """Return the repr without addresses in memory."""
+    """Return the repr of a value, without memory addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

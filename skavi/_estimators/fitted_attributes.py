@@ -1,4 +1,4 @@
-"""What a fit leaves on its estimator: every attribute, or after an error what was there before."""
+"""The fitted attributes of an estimator, and their restoration after an error."""
 
 from contextlib import contextmanager
 
@@ -40,16 +40,16 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
 
 @contextmanager
 def unchanged_on_error(estimator):
-    """Put an estimator's attributes back, should the body raise."""
+    """Restore an estimator's attributes if the body raises."""
     before, grad_mode = dict(estimator.__dict__), torch.is_grad_enabled()
     try:
         yield
     except BaseException:
-        # scikit-learn still has to tear its callbacks down.
+        # scikit-learn still needs these to tear down its callbacks.
         own = estimator.__dict__
         kept = {k: v for k, v in own.items() if k.startswith(("_skl_", "_callback_"))}
         own.clear()
         own.update(before | kept)
         raise
-    finally:  # Ctrl-C at the end of a `with torch.no_grad()` leaves it without leaving it
+    finally:  # Ctrl-C at the end of a `with torch.no_grad()` can leave gradients disabled
         torch.set_grad_enabled(grad_mode)

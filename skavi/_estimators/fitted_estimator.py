@@ -1,4 +1,4 @@
-"""A fitted estimator as a `FittedModel`, and tables of users as its rows."""
+"""Conversion of a fitted estimator to a `FittedModel`, and of users' tables to rows."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from skavi.noise import Noise
 
 
 class FittedEstimator:
-    """What a fit leaves on its estimator, read as a `FittedModel`."""
+    """The fitted attributes of an estimator, read as a `FittedModel`."""
 
     model_: LatentVariableModel
     inference_function_: InferenceFunction
@@ -46,7 +46,7 @@ class FittedEstimator:
         )
 
     def _validate(self, X):
-        """Return X as a float array of the fitted width."""
+        """Return X as a float array with the fitted number of columns."""
         check_is_fitted(self)
         check_fork()
         require_memory_of_rows(self, X)
@@ -58,15 +58,15 @@ class FittedEstimator:
 
 
 def fitted_model(estimator: FittedEstimator) -> FittedModel:
-    """Return what an estimator's fit found."""
+    """Return the `FittedModel` of an estimator."""
     return estimator._fitted_model
 
 
 def validated_rows(estimator: FittedEstimator, X, sample_weight=None) -> Rows:
-    """Return a user's table as rows for a fitted estimator, checked."""
+    """Check a user's table and return it as rows for a fitted estimator."""
     return estimator._rows(estimator._validate(X), sample_weight)
 
 
 def position_on(estimator: FittedEstimator, X) -> Position:
-    """Return where an estimator's fit stands on a user's table."""
+    """Return the position of an estimator's fit on a user's table."""
     return estimator._fitted_model.at(validated_rows(estimator, X))

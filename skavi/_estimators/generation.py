@@ -1,4 +1,4 @@
-"""What a fit says of x: expected rows, missing cells filled in, and new rows."""
+"""Predictions of x from a fit: expected rows, missing cells, and new rows."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from skavi.posterior._predictive import cell_moments
 
 
 class Generation(FittedEstimator):
-    """`inverse_transform`, `impute` and `sample`: q(theta), then x."""
+    """`inverse_transform`, `impute` and `sample`: predictions of x under q(theta)."""
 
     global_posterior_: GlobalPosterior
 
@@ -36,7 +36,7 @@ class Generation(FittedEstimator):
         Raises
         ------
         FloatingPointError
-            If draws of q(theta) are so far out that their mean is no number.
+            If draws of q(theta) are so extreme that their mean is NaN.
         """
         check_is_fitted(self)
         Z = np.asarray(Z)
@@ -76,8 +76,8 @@ class Generation(FittedEstimator):
 
         Notes
         -----
-        Law of total variance: the likelihood's own variance, plus that of its mean under q(z_n) and
-        q(theta). Counts are filled with means, which are no whole numbers.
+        By the law of total variance: the variance of the likelihood, plus that of its mean under
+        q(z_n) and q(theta). Missing counts are filled with means, which are not integers.
 
         Examples
         --------
@@ -139,7 +139,7 @@ class Generation(FittedEstimator):
 
 
 def _draw_antithetic(n_draws: int, dimension: int) -> Tensor:
-    """Return fixed pairs of standard normals (+e, -e): means of linear functions are exact."""
+    """Return fixed standard normals in pairs (+e, -e), exact for means of linear functions."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(n_draws // 2, dimension, generator=generator, dtype=torch.float64)
     return torch.cat([noise, -noise])

@@ -1,4 +1,4 @@
-"""What a fit over several ranks can be asked, and who takes part."""
+"""The requirements of a fit over several ranks, and the group of ranks that takes part."""
 
 import zlib
 from numbers import Number
@@ -21,17 +21,17 @@ _READ_ALL_ROWS = {
 _SAME = 1e-6
 
 
-#: What ranks may differ in: rank 0's seed is taken, and who talks is a matter of taste.
+#: Parameters in which ranks may differ: the seed of rank 0 is used, and `verbose` changes nothing.
 _OWN = ("random_state", "verbose")
 
 
 def group_of(estimator, X, shared: bool) -> Group:
-    """Return who holds the rows of a table of which X is all, or this rank's part.
+    """Return the group of ranks that hold the rows of a table; `shared`: X is a part of it.
 
     Raises
     ------
     ValueError
-        If the ranks fit estimators with different parameters, as after searches of their own.
+        If the ranks fit estimators with different parameters, as after separate searches.
     """
     if not shared:
         return ALONE
@@ -46,7 +46,7 @@ def group_of(estimator, X, shared: bool) -> Group:
 
 
 def _describe(estimator) -> str:
-    """Return an estimator's parameters that are numbers or text, and what kind the others are."""
+    """Describe an estimator: values of its numbers and strings, types of its other parameters."""
     values = {
         name: repr(value) if isinstance(value, Number | str) else type(value).__name__
         for name, value in estimator.get_params().items()
@@ -56,7 +56,7 @@ def _describe(estimator) -> str:
 
 
 def check_agreement(group: Group, state: State) -> None:
-    """Raise a RuntimeError if ranks have not come to the same solution: a defect of some part."""
+    """Raise a RuntimeError if the ranks' solutions differ, which a defective component causes."""
     if group.size == 1:
         return
     shared = state.tensors()[state.n_owned :]
@@ -70,12 +70,12 @@ def check_agreement(group: Group, state: State) -> None:
 
 
 def check_joint(estimator, model, function) -> None:
-    """Refuse, before any work, what ranks with rows of their own cannot do together.
+    """Refuse, before any work, what several ranks cannot fit together.
 
     Raises
     ------
     ValueError
-        If the model couples rows or reads sparse ones; if a component adds up rows without
+        If the model couples rows or reads sparse ones; if a component sums over rows without
         `total`; if the inference function reads neighbours; or if callbacks are set.
     """
     name = type(model).__name__
@@ -105,7 +105,7 @@ def check_joint(estimator, model, function) -> None:
 
 
 def _check_marked(component) -> None:
-    """Refuse a component whose own method reads all rows, and is not made for several ranks."""
+    """Refuse a component that overrides a method which reads all rows, without `over_ranks`."""
     for base, methods in _READ_ALL_ROWS.items():
         for method in methods if isinstance(component, base) else ():
             own = getattr(type(component), method)

@@ -1,4 +1,4 @@
-"""`partial_fit`: the first call is `fit`, later ones go on from it with rows of their own."""
+"""`partial_fit`: the first call is `fit`, later calls continue it with new rows."""
 
 import math
 from collections.abc import Callable
@@ -43,12 +43,13 @@ class PartialFit(FittedEstimator):
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, sample_weight=None):
-        """Go on from the fit with more rows, without those it has seen; the first call is `fit`.
+        """Continue the fit with new rows, without the earlier ones; the first call is `fit`.
 
-        What earlier rows said of theta stands where the prior was; the inference function goes on
-        from its parameters. Components left at None are chosen for the first rows, as are prior
-        scales and a network's units: these should be many, and typical. Callbacks hear of the first
-        call only; one that fails, or is interrupted, leaves the estimator as it was.
+        The information from earlier rows on theta replaces the prior; the inference function starts
+        from its current parameters. Components left at None are chosen for the first rows, as are
+        prior scales and a network's units, so the first rows should be many and typical. Callbacks
+        are called in the first call only. A call that fails or is interrupted leaves the estimator
+        unchanged.
 
         Parameters
         ----------
@@ -62,21 +63,21 @@ class PartialFit(FittedEstimator):
         Returns
         -------
         self : object
-            ``elbo_`` and ``elbo_curve_`` add up the calls since `fit`: an estimate of the bound for
-            all rows, no bound itself; ``n_iter_`` and ``converged_`` are of this call.
+            ``elbo_`` and ``elbo_curve_`` are sums over the calls since `fit`: an estimate of the
+            bound for all rows, not itself a bound. ``n_iter_`` and ``converged_`` are of this call.
 
         Raises
         ------
         ValueError
             If the model couples rows, q(theta) is a point, or the solver is `CoordinateAscent`,
-            whose updates know the model's own prior only.
+            whose updates always use the model's own prior.
 
         Notes
         -----
-        Earlier rows are remembered as a normal in the unconstrained globals, in their mean of the
-        curvature that the ELBO has with all rows' factors optimal, from at most 2,000 rows a call.
-        Where q(theta) has more than 1,000 parameters it is q(theta) itself: mean-field's
-        overconfidence then has early rows count for more. Source: Broderick et al. (2013),
+        Earlier rows are summarised by a normal in the unconstrained globals. Its curvature in the
+        mean is that of the ELBO with all rows' factors optimal, from at most 2,000 rows a call. If
+        q(theta) has more than 1,000 parameters, the normal is q(theta) itself; mean-field is
+        overconfident, so early rows then count for more. Source: Broderick et al. (2013),
         "Streaming variational Bayes", equation 2.
 
         Examples
@@ -120,7 +121,7 @@ class PartialFit(FittedEstimator):
         return self
 
     def _go_on(self, rows, single):
-        """Fit new rows from here; return what was maximised."""
+        """Continue the fit with new rows; return the objective that was maximised."""
         self.model_.check_data(rows.X)
         generator = torch.Generator().manual_seed(drawn_seed(private_state(self.random_state)))
         solver = None if self.solver is None else clone(self.solver)

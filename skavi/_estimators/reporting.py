@@ -1,4 +1,4 @@
-"""What callbacks and the user are told of a fit: on the way, and at its end."""
+"""Reports on a fit: to callbacks after each iteration, and to the user by warnings at the end."""
 
 from contextlib import contextmanager
 
@@ -12,20 +12,20 @@ from skavi._platform.user_warnings import warn
 
 
 class Reporter:
-    """Tell scikit-learn's callbacks of every iteration; a hook that returns True stops the fit.
+    """Call scikit-learn's callbacks after every iteration; a hook that returns True stops the fit.
 
     Attributes
     ----------
     stopped, interrupted : bool
-        Whether a hook did; whether Ctrl-C did.
+        Whether a hook, or Ctrl-C, stopped the fit.
     latest : Iterate or None
-        Where the fit stands, for an interrupt; None before the first iteration.
+        The last iterate, kept after an interrupt; None before the first iteration.
     journal : Journal
-        To be closed when the fit is complete.
+        Closed when the fit is complete.
     joint : bool
-        Whether other ranks take part, which do not hear of an interrupt here.
+        Whether other ranks take part, which an interrupt here does not reach.
     failure : str
-        What was not finite where the fit had to end; empty if nothing was.
+        What was not finite, if that ended the fit; else empty.
     """
 
     def __init__(self, estimator, context, X):
@@ -55,9 +55,9 @@ class Reporter:
 
     @contextmanager
     def outlasting_interrupts(self):
-        """Swallow a KeyboardInterrupt in the body, and note it, if there is an iterate to keep.
+        """Catch a KeyboardInterrupt in the body and note it, if there is an iterate to keep.
 
-        One that comes while a grid search or the like runs is meant for that, not for one fit.
+        During a grid search or the like it is raised, since it is meant for the whole search.
         """
         try:
             yield
@@ -69,8 +69,8 @@ class Reporter:
     def _attributes(self, fitted):
         """Return the fitted attributes as if the fit had stopped here.
 
-        The ELBO is the solver's own, an estimate where the noise is random; ``_iterate`` lets
-        `fit` evaluate it properly should a callback put this iterate back.
+        The ELBO is the solver's, an estimate where the noise is random. If a callback restores this
+        iterate, `fit` evaluates its final ELBO from ``_iterate``.
         """
         elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
         return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
@@ -108,7 +108,7 @@ def progress_bar(estimator):
 
 
 def warn_of_end(estimator, reporter: Reporter) -> None:
-    """Warn who called `fit` if it was interrupted, met what is not finite, or did not converge."""
+    """Warn if a fit was interrupted, met numbers that are not finite, or did not converge."""
     name, n_iter = type(estimator).__name__, estimator.n_iter_
     if reporter.interrupted:
         message = (

@@ -1,4 +1,4 @@
-"""What a fit says of rows: the posteriors of their latents, and their scores."""
+"""Inference for rows from a fit: the posteriors of their latents, and their scores."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check
 from skavi.posterior._predictive import importance_bound
 
 
-# set_output reaches what a TransformerMixin defines itself
+# scikit-learn's set_output wraps `transform` only in subclasses of TransformerMixin.
 class RowInference(FittedEstimator, TransformerMixin):
-    """`transform`, `posterior` and `score`, each of rows that were fitted or of others."""
+    """`transform`, `posterior` and `score`, of training rows or of new ones."""
 
     output: str
     elbo_: float
@@ -44,8 +44,8 @@ class RowInference(FittedEstimator, TransformerMixin):
 
         Notes
         -----
-        Rows are worked on in chunks: beside X, two copies of it and about 100 MB are held, for
-        models that do not couple rows. Threads may share one fitted estimator.
+        For models that do not couple rows, rows are processed in chunks: two copies of X and about
+        100 MB are held in addition to X. Threads may share one fitted estimator.
         """
         return self._call_in_pieces(X, self._transform_rows)
 
@@ -55,7 +55,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
     def _call_in_pieces(self, X, method):
-        """Call a method of the fit on pieces of many rows: what it holds beside X is bounded."""
+        """Call a method on pieces of X, so that memory beside X is bounded; join the results."""
         X, fit = self._validate(X), self._fitted_model
         n = X.shape[0]
         pieces = fit.model.coupling.pieces(n, COPIED_ROWS)
@@ -112,8 +112,7 @@ class RowInference(FittedEstimator, TransformerMixin):
             (row, latent); "observed_data" and "posterior_predictive": the rows "x" (row, feature);
             "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats": "lp" =
             log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions and log
-            likelihoods are left out for a model that does not define them (one given by its log
-            joint alone).
+            likelihoods are left out for a model that gives only its log joint.
 
         Raises
         ------
@@ -125,10 +124,10 @@ class RowInference(FittedEstimator, TransformerMixin):
         Notes
         -----
         The draws are independent and from q, not from the posterior: ArviZ's r-hat and effective
-        sample sizes say nothing of q's error (`skavi.diagnostics.psis_khat` does). The likelihood
-        is that of a row given its own latents, so PSIS-LOO asks how well a row's x would be
-        predicted by a q(z_n) that had not seen it, and its k-hat is often high for models with
-        latents a row: ArviZ then says so itself.
+        sample sizes do not measure q's error (`skavi.diagnostics.psis_khat` does). The likelihood
+        is that of a row given its own latents, so PSIS-LOO estimates how well a q(z_n) that had not
+        seen the row would predict it. With latents for each row its k-hat is often high; ArviZ then
+        warns.
 
         Examples
         --------
@@ -162,8 +161,8 @@ class RowInference(FittedEstimator, TransformerMixin):
         n_draws : int, default=None
             None: the ELBO. Else the importance-weighted bound with that many draws of (theta, z_n)
             from q, rounded down to an even number: the log of the mean of
-            p(x_n, z_n | theta) / q(z_n). It lies between the ELBO and the log posterior predictive
-            density of the row, log E_q(theta) p(x_n | theta), which it reaches with many draws.
+            p(x_n, z_n | theta) / q(z_n). It lies between the ELBO and the row's log posterior
+            predictive density, log E_q(theta) p(x_n | theta), to which it tends with more draws.
 
         Returns
         -------
@@ -172,7 +171,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         Raises
         ------
         ValueError
-            If the model gives no term a row, or n_draws is set and it couples rows.
+            If the model gives no terms of rows, or n_draws is set and the model couples rows.
 
         Notes
         -----

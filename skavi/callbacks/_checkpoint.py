@@ -1,4 +1,4 @@
-"""Going on where a fit was killed."""
+"""Checkpoints, from which a killed fit can continue."""
 
 import os
 from datetime import timedelta
@@ -14,20 +14,20 @@ _SHORTEST = 1.0
 
 
 class Checkpoint:
-    """Save a fit as it goes on, and let the next one of the same problem go on from there.
+    """Save a fit at intervals, so that the next fit of the same problem continues from there.
 
-    Set it again on an estimator with the same parameters, call ``fit`` with the same data, and a
-    fit that was killed goes on from its last checkpoint: to the same parameters, ``elbo_curve_``
-    and ``n_iter_``, bit for bit, as if nothing had happened.
+    After a fit was killed, set the callback again on an estimator with the same parameters and call
+    ``fit`` with the same data: it continues from the last checkpoint, and gives the same
+    parameters, ``elbo_curve_`` and ``n_iter_``, bit for bit, as an uninterrupted fit.
 
     Parameters
     ----------
     path : str or PathLike
-        The file, in a folder that exists: one a fit. It is replaced as a whole or not at all, and
+        The file, in an existing folder; each fit needs its own. It is replaced atomically, and
         removed when the fit is complete, so that the next ``fit`` starts anew. After Ctrl-C or an
         error it stays.
     every : int or datetime.timedelta, default=None
-        Save after so many iterations, or after so much time. None: as often as costs at most 5 % of
+        Save after this number of iterations, or this time. None: as often as takes at most 5 % of
         the time, and at most once a second.
 
     Raises
@@ -42,11 +42,11 @@ class Checkpoint:
 
     Notes
     -----
-    Not deciding a random state is no obstacle: with ``random_state=None`` the next fit takes over
-    the stored seed and stream of draws. Sums over rows round differently on another number of
-    threads or another machine, so there the same result is the same only up to rounding. Other
-    callbacks hear of the iterations from the checkpoint on; `EarlyStopping` begins a new count of
-    its patience. Set it on a single estimator: the fits of a grid search would share one path.
+    With ``random_state=None`` the next fit uses the stored seed and the stored state of the
+    generator. With another number of threads, or on another machine, sums over rows round
+    differently, and results agree only up to rounding. Other callbacks see the iterations after the
+    checkpoint only; `EarlyStopping` starts a new count of its patience. Set this callback on a
+    single estimator: the fits of a grid search would share one path.
 
     The file is a zip of JSON and numpy arrays with a checksum, which nothing can execute, readable
     by its owner alone. It holds parameters and a hash of the data, not the data.
@@ -77,7 +77,7 @@ class Checkpoint:
         self.path, self.every = Path(path), every
 
     def is_due(self, n_iter, seconds, cost):
-        """Say whether to save, so long after the last save, which took `cost` seconds."""
+        """Say whether to save, given iterations and seconds since a save that took `cost` s."""
         if self.every is None:
             return seconds >= max(_SHORTEST, cost / _SHARE)
         if isinstance(self.every, timedelta):
@@ -100,4 +100,4 @@ class Checkpoint:
         """Do nothing."""
 
     def on_fit_task_end(self, estimator, context):
-        """Do nothing: the fit itself saves what no hook can see."""
+        """Do nothing: the fit itself saves, since hooks do not see the solver's memory."""

@@ -1,39 +1,39 @@
-"""Stopping where nothing is gained any more."""
+"""Early stopping of a fit that no longer improves."""
 
 import math
 from numbers import Real
 
 from skavi._numerics.whole import is_whole
 
-# Values this close, relatively, are equal: near an optimum the ELBO rises and falls by rounding.
+#: Relative: values this close count as equal, since near an optimum the ELBO varies by rounding.
 _ROUNDING = 1e-10
 
 
 class EarlyStopping:
-    """Stop a fit that no longer gains, and put its best iterate back.
+    """Stop a fit that no longer improves, and restore its best iterate.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features), default=None
         Held-out rows, as the estimator itself would receive them: their `score` (nats a row) is
-        monitored. None: the training ELBO (nats), which is a fair judge only where the noise is
-        deterministic, since the best of noisy estimates is a lucky one.
+        monitored. None: the training ELBO (nats). Use it with deterministic noise only: the best of
+        noisy estimates is biased upwards.
     patience : int, default=10
         Evaluations without gain after which the fit stops.
     min_delta : float, default=0.0
-        The rise above the last gain that counts as a gain, in the unit of what is monitored.
+        Least rise above the value at the last gain that counts as a gain, in its unit.
     every : int, default=1
-        Evaluate at every so many iterations.
+        Iterations between evaluations.
 
     Notes
     -----
-    Whenever the best iterate seen is not where the fit ended (stopped by patience, by ``max_iter``
-    or by convergence, as held-out scores peak before the ELBO does) the estimator is left as if it
-    had stopped at that best one: fitted attributes, ``n_iter_`` and ``elbo_curve_`` included, with
-    ``stopped_early_ = True`` and ``converged_ = False``. Values before and after a refinement of
-    the noise rule are not compared: the best is that of the last rule. In a grid search set this on
-    the estimator inside; every fit keeps its own count. Source: Prechelt (1998), "Early stopping -
-    but when?", criterion UP with the best weights kept.
+    If the best iterate is not the last one (the fit ended by patience, by ``max_iter``, or by
+    convergence, since held-out scores peak before the ELBO does), the estimator is left as if the
+    fit had stopped at the best iterate: fitted attributes, ``n_iter_`` and ``elbo_curve_``
+    included, with ``stopped_early_ = True`` and ``converged_ = False``. Values under different
+    noise rules are not compared: the best is that under the last rule. In a grid search set this on
+    the inner estimator; each fit has its own count. Source: Prechelt (1998), "Early stopping - but
+    when?", criterion UP with the best weights kept.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class EarlyStopping:
         if not isinstance(min_delta, Real) or not 0 <= float(min_delta) < math.inf:
             raise ValueError(f"EarlyStopping(min_delta={min_delta!r}): min_delta must be >= 0.")
         self.X, self.patience, self.min_delta, self.every = X, patience, min_delta, every
-        # One watch a fit that is under way: clones share their callbacks.
+        # One watch for each current fit, since clones share their callbacks.
         self._watches = {}
 
     def __getstate__(self):
@@ -75,7 +75,7 @@ class EarlyStopping:
         """Do nothing."""
 
     def on_fit_task_end(self, estimator, context, *, metadata=None, fitted_estimator=None):
-        """Evaluate an iterate; at the end of the fit put the best one back."""
+        """Evaluate an iterate; at the end of the fit restore the best one."""
         watch = self._watches[estimator]
         if metadata is None:
             self._put_best_back(watch, estimator)
@@ -98,7 +98,7 @@ class EarlyStopping:
 
 
 class _Watch:
-    """What one fit has shown so far."""
+    """The best value, and the count without a gain, of one fit."""
 
     def __init__(self):
         self.restart(stage=0)

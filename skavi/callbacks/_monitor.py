@@ -1,4 +1,4 @@
-"""Recording how fits go."""
+"""Records of the ELBO during fits."""
 
 import time
 import uuid
@@ -11,20 +11,20 @@ from skavi._platform.private_names import can_reuse_listener, open_listener, sen
 
 @dataclass(frozen=True)
 class ElboLog:
-    """The course of one fit.
+    """The ELBO during one fit.
 
     Attributes
     ----------
     estimator : str
-        The estimator, as it prints.
+        The estimator's repr.
     path : tuple of str
-        The tasks that led to the fit, outermost first: in a grid search which candidate and split.
+        The tasks that contain the fit, outermost first: in a grid search the candidate and split.
     iteration : ndarray of shape (n_iterations,)
-        From 1.
+        Starts at 1.
     seconds : ndarray of shape (n_iterations,)
         Since the fit began.
     elbo : ndarray of shape (n_iterations,)
-        In nats, as the solver saw it.
+        In nats, under the solver's noise.
 
     Examples
     --------
@@ -51,15 +51,14 @@ class ElboMonitor:
     Attributes
     ----------
     logs : list of ElboLog
-        One a fit, in the order in which they began to iterate.
+        One per fit, in the order of their first iterations.
 
     Notes
     -----
-    Set it on the estimator itself, also inside a pipeline or a grid search: clones share it, and
-    copies in worker processes send what they see to the process that created the monitor, over
-    scikit-learn's callback transport (a local socket: workers on other machines keep their logs to
-    themselves). A monitor that is unpickled in another session starts from the logs it was saved
-    with.
+    Set it on the estimator itself, also inside a pipeline or a grid search. Clones share it, and
+    copies in worker processes send their records to the process that created the monitor, through
+    scikit-learn's callback transport (a local socket: records of workers on other machines are not
+    sent). A monitor that is unpickled in another session starts with the logs it was saved with.
 
     Examples
     --------
@@ -79,7 +78,7 @@ class ElboMonitor:
 
     @property
     def logs(self):
-        """Return the fits recorded so far."""
+        """The logs recorded so far."""
         fits: dict[str, tuple] = {}
         for fit, estimator, path, *values in list(self._messages):
             fits.setdefault(fit, (estimator, path, []))[2].append(values)
@@ -111,7 +110,7 @@ class ElboMonitor:
         send(self._listener_handle, message)
 
     def __getstate__(self):
-        # The listener's thread may be adding to the live list.
+        # Copy the list, since the listener's thread may be adding to it.
         return {**self.__dict__, "_messages": list(self._messages), "_clocks": {}}
 
     def __setstate__(self, state):
@@ -121,7 +120,7 @@ class ElboMonitor:
 
 
 def _path(context):
-    """Name the tasks from the outermost to this one; a sub-estimator's as its caller names it."""
+    """Name the tasks from the outermost to this one, a sub-estimator's by its caller's name."""
     path: list[str] = []
     while context is not None:
         estimator = context.source_estimator_name or context.estimator_name

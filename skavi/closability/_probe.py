@@ -1,7 +1,8 @@
-"""A log joint at random points: the scores of its latents, and what moves them.
+"""Scores of a log joint at random points, and how they depend on other rows.
 
-The evidence from which `skavi.closability` reads its verdict: one row's latent, one row of X or the
-place of all rows is changed at a time, and the change of every row's score d log p / d z_n noted.
+These are the evidence for the verdict of `skavi.closability`: one row's latent, one row of X or the
+position of all rows is changed at a time, and the change of every row's score d log p / d z_n is
+recorded.
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ _SPREADS = (1.0, 0.3, 0.03)
 
 
 class Probe:
-    """A model's log joint at one random point after another."""
+    """A model's log joint at random points."""
 
     def __init__(self, model, X, spare, generator):
         self.model, self.X, self.spare, self.generator = model, X, spare, generator
@@ -44,7 +45,7 @@ class Probe:
         self.new_point()
 
     def first(self, n_rows):
-        """Return the probe of the first rows alone."""
+        """Return a probe of the first rows only."""
         return Probe(self.model, self.X[:n_rows], self.spare, self.generator)
 
     def new_point(self):
@@ -60,7 +61,7 @@ class Probe:
             if bool(torch.isfinite(self.base).all()):
                 moved = torch.nan_to_num(self.score(self._move(self.z, 0.1), self.X), posinf=0.0)
                 size = torch.maximum(self.base.abs(), moved.abs()).amax(1)
-                # Where rows pass through one sum, the largest score's rounding reaches them all.
+                # In a sum over rows the rounding of the largest score affects all rows.
                 self.scale = (size + _SHARED_ROUNDING * size.amax()).clamp_min(1e-300)
                 self.others = self._others()
                 return
@@ -76,7 +77,7 @@ class Probe:
         return z + factor * self.sd * self._randn(*z.shape)
 
     def _others(self):
-        """Return for each row one that differs from it: an equal one would show nothing."""
+        """Return for each row a different row to exchange it for: an equal one has no effect."""
         differs = (self.X.unsqueeze(1) != self.spare).any(-1).double()
         alone = differs.sum(1, keepdim=True) == 0
         choice = torch.multinomial(differs + alone, 1, generator=self.generator)[:, 0]
@@ -97,15 +98,15 @@ class Probe:
         return torch.zeros_like(z) if gradient is None else gradient
 
     def change(self, score, rows=slice(None)):
-        """Return how far the rows' scores are from the point's, relative to their size."""
+        """Return the change of the rows' scores from those at the point, relative to their size."""
         change = (score - self.base)[rows].abs().amax(1) / self.scale[rows]
         return torch.nan_to_num(change, nan=0.0, posinf=0.0)
 
     def latent_coupling(self):
         """Move one row's latent at a time; return the largest change of another row's score.
 
-        Differences at a finite distance, unlike second derivatives, cannot vanish at a point by
-        accident and need no second derivative of the user's code.
+        Unlike second derivatives, differences at a finite distance do not vanish by accident at a
+        point, and do not need second derivatives of the user's code.
         """
         worst = 0.0
         for m in range(self.n):
@@ -129,7 +130,7 @@ class Probe:
         return influence
 
     def position_dependence(self, window):
-        """Move series and latents along together; compare scores of rows away from the ends."""
+        """Shift X and the latents together; compare the scores of rows away from the ends."""
         before, after = window
         worst = 0.0
         for shift in (1, 2, self.n // 3):
@@ -140,9 +141,9 @@ class Probe:
         return worst
 
     def sees_beyond(self, window):
-        """Say whether a row's score moves with what lies outside `window`, or with its place.
+        """Say whether a row's score depends on anything outside `window`, or on its position.
 
-        All other latents and all rows outside the window are moved at once, for a few rows.
+        For a few rows, all other latents and all rows outside the window are changed at once.
         """
         before, after = window
         worst = self.position_dependence(window)
@@ -155,7 +156,7 @@ class Probe:
 
 
 def probe(model, X, n_features, generator) -> Probe:
-    """Return a long probe of the model, adapted to X's rows, simulated ones or random ones."""
+    """Return a long probe of the model, adapted to rows of X, or to simulated or random rows."""
     if X is not None:
         finite = "allow-nan" if model.allows_missing else True
         rows = check_array(
@@ -164,7 +165,7 @@ def probe(model, X, n_features, generator) -> Probe:
         rows = torch.tensor(rows[:_N_ROWS])
         model.check_data(rows)
         model = model.adapted(rows, rows.new_ones(len(rows)))
-        short = max(_N_ROWS - len(rows), 0)  # too few: some once more, in any order
+        short = max(_N_ROWS - len(rows), 0)  # if rows are too few, some are repeated at random
         again = torch.randint(len(rows), (short,), generator=generator)
         return Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
     if not is_whole(n_features, 1):
@@ -176,20 +177,20 @@ def probe(model, X, n_features, generator) -> Probe:
             model.check_data(rows)
             adapted = model.adapted(rows, rows.new_ones(len(rows)))
             return Probe(adapted, rows, rows, generator)
-        except ValueError as error:  # out of the support, says the model or torch
+        except ValueError as error:  # outside the support, by the model or by torch
             failure = error
     raise failure
 
 
 def _spare(rows, generator):
-    """Return rows to exchange others for: those of X, or any if X's are all equal."""
+    """Return rows to exchange others for: those of X, or random ones if those are all equal."""
     if bool((rows == rows[0]).all()):
         return rows + torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
     return rows
 
 
 def _random_rows(n_features, generator):
-    """Rows for models that cannot simulate: of any sign, positive, counts, zeros and ones."""
+    """Return rows for models that cannot simulate: real, positive, counts, and binary."""
     normal = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
     return normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
 
@@ -201,7 +202,7 @@ def _simulate(model, n_features, generator):
         model.check_data(like)
         model = model.adapted(like, like.new_ones(len(like)))
     except ValueError:
-        pass  # the model asks for other rows: it must know how to simulate them as it is
+        pass  # these rows are invalid for the model: simulate without adapting it
     space = model.global_space(like)
     centre, _ = space.start(generator)
     theta = space.constrain(centre.to(like))

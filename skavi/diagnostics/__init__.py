@@ -1,4 +1,4 @@
-"""What a fit found, and how far to trust it."""
+"""Diagnostics of a fit: how far its results can be trusted."""
 
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap

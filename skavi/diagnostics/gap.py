@@ -1,4 +1,4 @@
-"""What amortizing costs: the amortization gap, row by row and in total."""
+"""The amortization gap, row by row and in total."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -31,25 +31,25 @@ class AmortizationGap:
     Attributes
     ----------
     per_row : ndarray of shape (n_rows,)
-        What the ELBO gains when this row's factor alone is solved to its own optimum, from the
-        function's output, with q(theta) and every other factor held: not negative beyond rounding.
-        Where rows are independent given theta the sum is what all rows gain together, and no more
-        than `total`; where rows are coupled the sum means nothing.
+        Gain of the ELBO when only this row's factor moves from the function's output to its
+        optimum, with q(theta) and all other factors fixed: not negative beyond rounding. For rows
+        that are independent given theta the sum is the gain of all rows together, and at most
+        `total`; for coupled rows the sum has no meaning.
     total : float
         ``elbo_factorized - elbo_amortized``: not negative beyond the estimators' ``tol`` (nats a
         row) and `standard_error`.
     relative : float
         ``total`` divided by the absolute value of ``elbo_factorized``.
     elbo_amortized, elbo_factorized : float
-        ELBO of the rows under either fit, by the amortized fit's noise rule. Should solving the
-        rows at the amortized q(theta) beat the factorized fit (one that stopped early, or at worse
-        optima), then that stands for the factorized optimum.
+        ELBO of the rows under either fit, by the amortized fit's noise rule. If the rows' optimal
+        factors at the amortized q(theta) have a higher ELBO than the factorized fit (which stopped
+        early, or at worse optima), their ELBO is taken.
     standard_error : float
-        Of ``total``, in nats, over scramblings of common quasi-random draws where the noise is
-        draws; 0 where expectations are closed or by quadrature.
+        Of ``total``, in nats: over sets of common random draws if the noise rule uses draws; 0 for
+        closed forms and quadrature.
     gradient_norm : ndarray of shape (n_rows,)
         Norm of factorized VI's gradient at the amortized fit, in the factors' natural units
-        (nats a standard deviation): the cheap check that needs no solving.
+        (nats a standard deviation): a cheap check without solving.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class AmortizationGap:
 
 
 def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
-    """Measure what amortizing costs on the training data.
+    """Measure the amortization gap on the training data.
 
     Parameters
     ----------
@@ -94,9 +94,9 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     X : array-like of shape (n_samples, n_features)
         The rows it was fitted on, with unit weights.
     factorized : FactorizedVI, default=None
-        A fit of the same model to the same rows. None: the better of two that are run to
-        convergence, one from the amortized solution and one from the model's own start (an
-        amortized fit may sit at a saddle that ascent from it does not leave).
+        A fit of the same model to the same rows. None: the better of two fits to convergence, one
+        from the amortized solution and one from the model's own start (an amortized fit may be at a
+        saddle point, where a fit from it would stay).
 
     Returns
     -------
@@ -111,7 +111,7 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
 
     Notes
     -----
-    For a model that gives one log joint for all rows, `per_row` takes a small fit a row. Source:
+    For a model that gives one log joint for all rows, `per_row` needs a small fit per row. Source:
     Margossian & Blei (2024), section 2.3; Cremer, Li & Duvenaud (2018).
 
     Examples
@@ -153,7 +153,7 @@ def _check_kind(estimator, kind, name):
 
 
 def factorized_like(amortized, init):
-    """A factorized estimator of the same problem."""
+    """Return an unfitted factorized estimator of the same problem."""
     given = {k: v for k, v in amortized.get_params(deep=False).items() if k in _SHARED}
     return FactorizedVI(model=clone(amortized.model_), init=init, **given)
 
@@ -173,7 +173,10 @@ def _terms(position, raw):
 
 
 def _compare(low, high):
-    """ELBO at `low`, the best of `high`, and the difference's standard error: common noise."""
+    """Return the ELBO at `low`, the best at `high`, and the standard error of the difference.
+
+    All are evaluated with common noise.
+    """
     own = low.problem.noise
     rules = [own]
     if own.n_draws is not None:
@@ -188,11 +191,11 @@ def _compare(low, high):
 
 
 def _gains(start, solved, tol):
-    """What each row's factor gains on its own, shape (n_rows,)."""
+    """Return the gain of each row's factor when it alone is solved, shape (n_rows,)."""
     coupling, before = start.objective.model.coupling, _terms(start, start.raw)
     if coupling.separable:
         return _terms(start, solved) - before
-    # A chain's term reads its own row and the one before: every other row can be solved at once.
+    # A chain's term depends on two neighbouring rows, so every other row can be solved at once.
     n = len(start.raw)
     n_colours = coupling.n_colours(n)
     gains = start.raw.new_zeros(n)
@@ -204,7 +207,7 @@ def _gains(start, solved, tol):
 
 
 class _SomeRows(Table):
-    """A table whose other rows are held."""
+    """A table of which only some rows move."""
 
     def __init__(self, index, held):
         self.index, self.held = index, held
@@ -214,17 +217,17 @@ class _SomeRows(Table):
 
 
 def _solve_alone(start, index, tol):
-    """Return raw factors with those of `index` at their optimum given all others."""
+    """Return raw factors in which those at `index` are optimal, given all others."""
     function = _SomeRows(index, start.raw)
     problem = replace(start.problem, function=function)
     state = State(start.raw[index], {}, start.raw_globals)
-    share = tol * len(index) / len(start.raw)  # tol is a row's, the solver's an average over all
+    share = tol * len(index) / len(start.raw)  # the solver's tol is an average over all rows
     outcome = LBFGS().solve(problem, state, share, _MAX_ITER, lambda *_: False)
     return problem.raw(outcome.state)
 
 
 def _gradient_norm(start):
-    """Norm of factorized VI's gradient, in natural units, shape (n_rows,)."""
+    """Return the norm of factorized VI's gradient, in natural units, shape (n_rows,)."""
     raw = start.raw.clone().requires_grad_(True)
     total = start.problem.row_terms(raw, start.raw_globals).sum()
     (gradient,) = torch.autograd.grad(total, raw)

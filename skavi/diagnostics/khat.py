@@ -1,4 +1,4 @@
-"""How heavy the importance weights of q are: Pareto-smoothed importance sampling's k-hat."""
+"""k-hat of Pareto-smoothed importance sampling: the tail of the importance weights of q."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,17 +12,18 @@ from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi.posterior._draws import FittedPosterior, check_draws
 
-#: Below this q is near enough for estimates under the posterior at any number of draws.
+#: Below this k-hat the weights have a finite variance: weighted estimates work with any number of
+#: draws (Vehtari et al. 2024).
 GOOD = 0.5
 #: Draws: with 100 the threshold 1 - 1 / log10(draws) is 0.5, as GOOD is.
 _FEWEST_DRAWS = 100
-#: Nats: weights that vary by less are all alike, whatever the shape of their rounding errors.
+#: Nats: log weights that vary by less are constant up to rounding, whose tail has no meaning.
 _CONSTANT = 1e-5
 
 
 @dataclass(frozen=True)
 class PSISKHat:
-    """Shape of the tail of p / q: how far importance sampling could correct q.
+    """Shape of the tail of p / q, which says whether importance sampling can correct q.
 
     Attributes
     ----------
@@ -40,9 +41,9 @@ class PSISKHat:
 
     Notes
     -----
-    It speaks of the *family*, never of the solver: the best mean-field factor of a posterior with
-    correlated latents often has k-hat > 0.7, and `joint` rises with the number of rows. Whether the
-    fit has converged is what ``converged_`` and ``suboptimality_`` say.
+    It measures the *family*, not the solver: the best mean-field factor of a posterior with
+    correlated latents often has k-hat > 0.7, and `joint` rises with the number of rows. For the
+    convergence of the fit see ``converged_`` and ``suboptimality_``.
 
     Examples
     --------
@@ -62,7 +63,7 @@ class PSISKHat:
 
     @property
     def advice(self) -> str:
-        """What the joint k-hat means and what to do about it, in a sentence or two."""
+        """The meaning of the joint k-hat, and what to do, in a sentence or two."""
         if self.joint <= GOOD:
             return f"k-hat <= {GOOD}: q is close to the posterior; weighting its draws corrects it."
         if self.joint <= self.threshold:
@@ -99,7 +100,7 @@ def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
     X : array-like of shape (n_samples, n_features)
         The rows it was fitted on, with unit weights.
     n_draws : int, default=2000
-        Draws from q, at least 100; more make k-hat steadier.
+        Draws from q, at least 100; with more, k-hat varies less.
     random_state : int, RandomState or None, default=None
         Seed or generator.
 
@@ -118,11 +119,12 @@ def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
 
     Notes
     -----
-    What it can tell: that q's tails are too thin, or that q misses mass near its own draws. What it
-    cannot: see a mode that no draw of q reaches; say *which* moment is off (a high k-hat is
-    compatible with good means); tell a poor family from an unfinished fit. The smoothing is
-    arviz-stats' own. For a model that gives one log joint for all rows the rows take one evaluation
-    a row and draw. Source: Yao, Vehtari, Simpson & Gelman (2018), "Yes, but did it work?",
+    It can show that q's tails are too thin, or that q misses mass near its own draws. It cannot
+    show a mode that no draw of q reaches, nor *which* moment is wrong (a high k-hat is compatible
+    with good means), and it cannot distinguish a poor family from an unfinished fit. The smoothing
+    is that of arviz-stats. For a model that gives one log joint for all rows, `per_row` needs one
+    evaluation per row and draw. Source: Yao, Vehtari, Simpson & Gelman (2018), "Yes, but did it
+    work?",
     algorithm 1; threshold: Vehtari et al. (2024), "Pareto smoothed importance sampling", section 3.
 
     Examples
@@ -156,10 +158,10 @@ def _khat(log_weights):
 
 
 def _row_weights(fitted, n_draws, state):
-    """Log weights of each row's factor given everything else at its mean, (n_draws, n_rows).
+    """Return log weights of each row's factor, all else at its mean, shape (n_draws, n_rows).
 
-    Rows that meet in no term are drawn together: all of them, every other one of a chain, or one
-    at a time.
+    Rows that share no term are drawn together: all rows, every other row of a chain, or one at a
+    time.
     """
     n, coupling = len(fitted.X), fitted.model.coupling
     n_colours = coupling.n_colours(n)

@@ -1,13 +1,14 @@
-"""Posterior covariances that mean-field leaves out, from how its optimum answers a perturbation.
+"""Posterior covariances by linear response: how mean-field's optimum moves under a perturbation.
 
-Add t times a latent to the log posterior and mean-field's means move; the slope of that latent's
-mean at t = 0 is its variance, that of another's mean their covariance. With H the Hessian of the
-ELBO in all variational parameters at its maximum, and e the parameters that are means,
+If t times a latent is added to the log posterior, mean-field's means move. The derivative of that
+latent's mean at t = 0 is its variance, that of another latent's mean is their covariance. With H
+the Hessian of the ELBO in all variational parameters at its maximum, and e the parameters that are
+means,
 
     Cov = [(-H)^-1]_ee.
 
-Rows meet only in the globals, so H is an arrow and a Schur complement gives every block in time
-linear in the number of rows; where rows are coupled H is dense.
+For independent rows H is an arrow matrix, and a Schur complement gives every block in time linear
+in the number of rows. For coupled rows H is dense.
 """
 
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class LinearResponse:
-    """Corrected posterior covariances, beside the standard deviations of q itself.
+    """Corrected posterior covariances, and the standard deviations of q for comparison.
 
     Attributes
     ----------
@@ -50,9 +51,9 @@ class LinearResponse:
         Of all globals on the real line where q is normal, in the order of ``global_prior``.
     mean_field_sd : ndarray of shape (n_rows, n_latents)
     mean_field_global_sd : dict of str to ndarray
-        What q says.
+        Standard deviations of q.
     suboptimality : float
-        How far below its maximum the ELBO is where it was differentiated, nats: should be tiny.
+        Distance of the ELBO from its maximum, in nats, where it was differentiated: should be tiny.
 
     Examples
     --------
@@ -108,8 +109,8 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     Parameters
     ----------
     estimator : FactorizedVI or AmortizedVI
-        A fitted, converged estimator. For `AmortizedVI` the factorized fit is solved from it first:
-        the response is that of free factors.
+        A fitted, converged estimator. For `AmortizedVI` a factorized fit is made from it first,
+        since the response is that of free factors.
     X : array-like of shape (n_samples, n_features)
         The rows it was fitted on.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -132,12 +133,11 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
 
     Notes
     -----
-    What it can tell: variances and covariances as mean-field's *means* imply them; exact where the
-    posterior is normal, whatever its correlations. What it cannot: it is a linearisation at one
-    mode, so it knows nothing of other modes and little of heavy tails, it never makes an sd smaller
-    than mean-field's, and it does not mend the means. On the model's own scale sds are first order
-    in the global's mean. Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and
-    variational Bayes", equation 14.
+    It gives the variances and covariances that mean-field's *means* imply, which are exact for a
+    normal posterior with any correlations. It is a linearisation at one mode: it ignores other
+    modes and most of heavy tails, never makes an sd smaller than mean-field's, and does not correct
+    the means. On the model's own scale sds are first order in the global's mean. Source: Giordano,
+    Broderick & Jordan (2018), "Covariances, robustness, and variational Bayes", equation 14.
 
     Examples
     --------
@@ -186,10 +186,10 @@ def _check(objective, rows, respond):
 
 
 def _covariances_of_rows(problem, raw, raw_globals):
-    """Covariances of every row's parameters, and of the globals', through the arrow.
+    """Return covariances of every row's parameters, and of the globals', from the arrow matrix.
 
-    A weight of w stands for w equal rows, each with the same factor: the globals feel them all,
-    while a row's own block is that of one of them.
+    A weight of w means w equal rows with the same factor: all of them count in the globals' part,
+    but the row's own block is that of one of them.
     """
     d, weights = arrow_derivatives(problem, raw, raw_globals), problem.rows.weights
     with _at_a_maximum():
@@ -204,7 +204,7 @@ def _covariances_of_rows(problem, raw, raw_globals):
 
 
 def _covariances_of_coupled(problem, raw, raw_globals):
-    """The same from one dense Hessian."""
+    """Return the covariances of `_covariances_of_rows` from one dense Hessian."""
     gradient, hessian, row_steps, steps = dense_derivatives(problem, raw, raw_globals)
     with _at_a_maximum():
         factor = torch.linalg.cholesky(-0.5 * (hessian + hessian.mT))

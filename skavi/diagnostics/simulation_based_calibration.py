@@ -1,4 +1,4 @@
-"""Simulation-based calibration: where do true values rank among what q says of them?"""
+"""Simulation-based calibration: the ranks of true values under q."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Calibration:
         where q is normal) by name, and for the latents of one row a simulation as "z"
         (n_simulations, n_latents).
     n_unconverged : int
-        Fits that stopped before they had converged; their ranks are in.
+        Fits that stopped before they had converged; their ranks are included.
 
     Examples
     --------
@@ -68,12 +68,12 @@ class Calibration:
 
     @property
     def p_values(self) -> dict[str, np.ndarray]:
-        """Kolmogorov and Smirnov's p-values of uniform ranks, one a number."""
+        """Kolmogorov-Smirnov p-values of uniform ranks, one for each number."""
         return self._test(lambda ranks: kstest(ranks, "uniform").pvalue)
 
     @property
     def chi_square_p_values(self) -> dict[str, np.ndarray]:
-        """Pearson's p-values of level rank histograms, one a number."""
+        """Pearson's chi-square p-values of uniform rank histograms, one for each number."""
         return self._test(lambda ranks: chisquare(self.histogram(ranks)).pvalue)
 
     @property
@@ -92,7 +92,7 @@ class Calibration:
 
     @property
     def advice(self) -> str:
-        """What the ranks say, in a sentence or two."""
+        """The meaning of the ranks, in a sentence or two."""
         if self.p_value > _ALARM:
             return (
                 f"No miscalibration seen in {self.n_simulations} simulations (p = "
@@ -109,7 +109,7 @@ class Calibration:
         )
 
     def summary(self):
-        """Return a pandas frame with a row a number.
+        """Return a pandas frame with a row for each number.
 
         Returns
         -------
@@ -150,9 +150,9 @@ def calibration(
     n_features : int, default=1
         Columns of each; a fitted estimator's own if it is fitted.
     refit : bool, default=True
-        True: theta from its prior, and a new fit for each data set; ranks of the globals and of one
-        row's latents. False: theta from the fitted q(theta), known to the fit as far as that is
-        narrow, and only `posterior` is called; ranks of one row's latents.
+        True: theta is drawn from its prior, with a new fit for each data set; gives ranks of the
+        globals and of one row's latents. False: theta is drawn from the fitted q(theta), which
+        should be narrow, and only `posterior` is called; gives ranks of one row's latents.
     random_state : int, RandomState or None, default=None
         Seed or generator.
 
@@ -170,13 +170,13 @@ def calibration(
 
     Notes
     -----
-    What it can tell: whether q's intervals cover what they say, on average over the prior; a rank
-    histogram that is a valley means q is too narrow, a hill too wide, a slope off to a side. It
-    sees the fit as a whole: family, solver and noise rule. What it cannot: speak of the one data
-    set at hand; see errors that cancel over the prior; tell apart latents that the model does not
-    (rotations and signs of factors: their ranks are not uniform for an exact posterior either, if
-    the fit always picks the same one). Mean-field is expected to fail where globals and latents
-    are correlated. Ranks are q's own distribution function, the limit of ranks among draws. Source:
+    It shows whether q's intervals have their nominal coverage, on average over the prior: a rank
+    histogram with a valley means that q is too narrow, with a hill too wide, with a slope that it
+    is shifted. It tests the whole fit: family, solver and noise rule. It cannot judge the user's
+    data set, nor see errors that cancel over the prior. For latents that the model does not
+    identify (rotations and signs of factors) ranks are not uniform under an exact posterior either,
+    if the fit always picks the same one. Mean-field is expected to fail where globals and latents
+    are correlated. Ranks are q's distribution function, the limit of ranks among draws. Source:
     Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based
     calibration"; Yao, Vehtari, Simpson & Gelman (2018), algorithm 3.
 
@@ -215,7 +215,7 @@ def calibration(
 def _calibrate_known_globals(estimator, n_simulations, n_samples, state):
     check_is_fitted(estimator)
     model = estimator.model_
-    if model.coupling.independent:  # each row stands for itself: all at once
+    if model.coupling.independent:  # one simulated row each, all inferred at once
         rows = [estimator.sample(1, state) for _ in range(n_simulations)]
         X, Z = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         return Calibration({"z": _row_ranks(estimator.posterior(X), Z)}, 0)
@@ -232,7 +232,7 @@ def _row_ranks(posterior, Z):
 
 
 def _source(estimator, n_features):
-    """Return the model whose priors are simulated from, and the number of columns."""
+    """Return the model to simulate from, and the number of columns."""
     fitted = hasattr(estimator, "model_")
     model = estimator.model_ if fitted else estimator.model
     if not isinstance(model, LatentVariableModel):
@@ -252,7 +252,7 @@ def _source(estimator, n_features):
 
 
 def _simulate_and_fit(estimator, model, n_samples, n_features, state):
-    """Draw globals and rows, fit the rows, rank the truth."""
+    """Draw globals and rows, fit the rows, and rank the true values."""
     like = torch.zeros(1, n_features, dtype=torch.float64)
     space = model.global_space(like)
     with torch.random.fork_rng(devices=[]), defaults_of(like):
@@ -279,7 +279,7 @@ def _simulate_and_fit(estimator, model, n_samples, n_features, state):
 
 
 def _check_prior(vi, space, u, X):
-    """Raise if the fit's prior is not the one that was simulated from."""
+    """Raise a ValueError if the fit's prior is not the one of the simulation."""
     fitted = vi.model_.global_space(torch.as_tensor(X))
     there, here = float(fitted.log_prior(u)), float(space.log_prior(u))
     if abs(there - here) > _SAME * (1 + abs(here)):

@@ -1,4 +1,4 @@
-"""How well topics predict words that they have not seen."""
+"""Perplexity of topics on held-out words."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from skavi._data.sparse_rows import SparseRows
 def held_out_perplexity(proportions, words, held_out) -> float:
     """Return the perplexity of words under given topics and proportions; lower is better.
 
-    For document completion, proportions come from one half of each document's words, and
-    `held_out` has the other half. Any topic model can be measured, so they can be compared.
+    For document completion, proportions come from one half of each document's words, and `held_out`
+    has the other half. Any topic model can be measured, so topic models can be compared.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def held_out_perplexity(proportions, words, held_out) -> float:
     Returns
     -------
     float
-        exp(- sum x log p / sum x) over all words: as hard as a choice among so many at random.
+        exp(- sum x log p / sum x) over all words: a random choice among this many is as hard.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Pictures of fits, in scikit-learn's manner: ``SomeDisplay.from_estimator(..., ax=None)``.
+"""Plots of fits, with scikit-learn's interface: ``SomeDisplay.from_estimator(..., ax=None)``.
 
-Every display keeps its axes as ``ax_`` and its figure as ``figure_``. matplotlib is imported when
-one is drawn: ``pip install "skavi[plot]"``. Colours are Okabe and Ito's, which people of every
-colour vision tell apart.
+Every display keeps its axes as ``ax_`` and its figure as ``figure_``. matplotlib is imported when a
+plot is drawn: ``pip install "skavi[plot]"``. Colours are those of Okabe and Ito, which people with
+any colour vision can distinguish.
 """
 
 from skavi.displays._calibration import CalibrationDisplay

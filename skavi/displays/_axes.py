@@ -1,4 +1,4 @@
-"""What all displays share: axes to draw on, colours and labels."""
+"""The base of all displays: axes, colours and labels."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
-    """Return the given axes, or those of a new figure that makes room for its labels."""
+    """Return the given axes, or those of a new figure with room for its labels."""
     if ax is not None:
         return ax
     pyplot = require("matplotlib.pyplot", "skavi[plot]")
@@ -20,7 +20,7 @@ def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
 
 
 class Display:
-    """What every display does first and last: find axes and keep them, add a grid and a legend.
+    """The first and last steps of every display: choose axes, then add a grid and a legend.
 
     Attributes
     ----------
@@ -39,12 +39,12 @@ class Display:
 
 
 def colour(i: int) -> str:
-    """Return the i-th colour, over again after the last."""
+    """Return the i-th colour; after the last they start again."""
     return COLOURS[i % len(COLOURS)]
 
 
 def pair_with_names(estimators, names):
-    """Return (name, thing) pairs: the names given, keys of a dict, or what the things are."""
+    """Return (name, estimator) pairs: names are those given, keys of a dict, or class names."""
     if isinstance(estimators, dict):
         return list(estimators.items())
     if names is None:
@@ -88,7 +88,7 @@ def legend(ax, **options):
 
 
 def tick_whole_numbers(axis):
-    """Have ticks at whole numbers only."""
+    """Set ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

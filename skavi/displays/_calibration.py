@@ -13,13 +13,13 @@ _MOST = 5
 class CalibrationDisplay(Display):
     """Histograms of the truth's ranks under q, with the band where 99 % of level bins would lie.
 
-    Use `from_estimator` or `from_calibration`. A valley: q is too narrow; a hill: too wide; a
-    slope: off to a side.
+    Use `from_estimator` or `from_calibration`. A valley means that q is too narrow, a hill that it
+    is too wide, a slope that it is shifted.
 
     Parameters
     ----------
     calibration : Calibration
-        What `skavi.diagnostics.calibration` returned.
+        Result of `skavi.diagnostics.calibration`.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class CalibrationDisplay(Display):
 
     @classmethod
     def from_estimator(cls, estimator, n_simulations=200, *, ax=None, **options):
-        """Run `skavi.diagnostics.calibration` and draw what it found.
+        """Run `skavi.diagnostics.calibration` and draw its result.
 
         Parameters
         ----------
@@ -51,7 +51,7 @@ class CalibrationDisplay(Display):
         ax : matplotlib Axes, default=None
             None: a new figure.
         **options
-            As `skavi.diagnostics.calibration` takes them.
+            Passed to `skavi.diagnostics.calibration`.
 
         Returns
         -------
@@ -61,7 +61,7 @@ class CalibrationDisplay(Display):
 
     @classmethod
     def from_calibration(cls, calibration, *, names=None, ax=None):
-        """Draw a calibration that has been run.
+        """Draw the result of a calibration.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class CalibrationDisplay(Display):
         return self._end()
 
     def _least_uniform(self, names):
-        """(name, index, smaller p-value) of the numbers to draw."""
+        """Return (name, index, smaller p-value) of the numbers to draw."""
         report = self.calibration
         chosen = list(report.ranks) if names is None else names
         unknown = [name for name in chosen if name not in report.ranks]

@@ -1,4 +1,4 @@
-"""How fits converged: the log gap to the best ELBO that any of them reached."""
+"""ELBO curves of fits, as the gap to the best ELBO of any of them, on a log scale."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class Curve:
-    """The ELBO of one fit, iteration by iteration.
+    """The ELBO during one fit.
 
     Attributes
     ----------
@@ -20,11 +20,12 @@ class Curve:
     x : ndarray of shape (n_iterations,)
         Iterations or seconds.
     elbo : ndarray of shape (n_iterations,)
-        Nats, as the solver saw it.
+        Nats, under the solver's noise.
     final : float
-        ELBO of the end, nats.
+        ELBO at the end, nats.
     deterministic : bool
-        Whether the noise was: then a fall tells that its rule was refined, and the curve is broken.
+        Whether the noise was deterministic. Then a fall means that its rule was refined, and the
+        line breaks there.
     """
 
     name: str
@@ -53,9 +54,9 @@ class ElboCurveDisplay(Display):
     curves : list of Curve
         The fits to draw.
     x_label : str
-        What the curves' x are.
+        Label of the curves' x.
     best : float, default=None
-        ELBO that gaps are measured from, nats. None: the highest that a fit ended at. Iterates
+        ELBO from which gaps are measured, nats. None: the highest final ELBO of a fit. Iterates
         above it (random noise, or a coarse rule) are left out, and a line breaks where the noise
         rule was refined: ELBOs of two rules are not comparable.
 
@@ -178,7 +179,7 @@ class ElboCurveDisplay(Display):
         return self._end()
 
     def _floor(self, best):
-        """What a gap of zero is drawn as: the smallest other gap, or rounding."""
+        """Return the height for gaps of zero: half the smallest other gap, or rounding."""
         gaps = np.concatenate([best - curve.elbo for curve in self.curves])
         size = _ROUNDING * max(abs(best), 1.0)
         gaps = gaps[gaps > size]
@@ -186,5 +187,5 @@ class ElboCurveDisplay(Display):
 
 
 def _mostly_rises(elbo):
-    """Whether a curve falls so rarely that its noise must be deterministic: at refinements only."""
+    """Say whether a curve falls so rarely (at refinements only) that its noise is deterministic."""
     return (np.diff(elbo) < 0).mean() < 0.1 if len(elbo) > 1 else True

@@ -1,4 +1,4 @@
-"""What amortizing costs, row by row, and against what the function was given."""
+"""Plots of amortization gaps: of rows, against a feature, and against a setting."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from skavi.diagnostics.gap import amortization_gap
 from skavi.displays._axes import Display, colour, column_of, pair_with_names, tick_whole_numbers
 
-#: Totals below this many nats are rounding, and not written out.
+#: Nats: smaller totals are rounding, and are not written out.
 _NOTHING = 1e-6
 
 
@@ -107,7 +107,7 @@ class AmortizationGapDisplay(Display):
         return self._end()
 
     def plot_histogram(self, *, bins=30, ax=None):
-        """Draw how many rows have which gap.
+        """Draw a histogram of the rows' gaps.
 
         Parameters
         ----------
@@ -164,9 +164,9 @@ class AmortizationGapDisplay(Display):
         X, factorized
             As in `skavi.amortization_gap`.
         settings : list of numbers, or of anything that can be written
-            What differs; numbers are placed at their value, others evenly.
+            The setting of each fit; numbers are placed at their value, others evenly.
         label : str, default="width"
-            What the settings are.
+            Name of the setting.
         ax : matplotlib Axes, default=None
             None: a new figure.
 

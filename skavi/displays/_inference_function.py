@@ -1,4 +1,4 @@
-"""The paper's idea in one picture: a function of x, and the table that it stands for."""
+"""A plot of an inference function of x, beside the table of factors that it replaces."""
 
 import numpy as np
 from sklearn.base import clone
@@ -29,7 +29,7 @@ class InferenceFunctionDisplay(Display):
     line : bool
         Whether `at` is a grid.
     labels : (str, str)
-        Of the axes.
+        Labels of the axes.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a fit says of rows' latents: a map with ellipses, intervals, or a series with bands."""
+"""Plots of rows' latents: a map with ellipses, intervals, or a series with bands."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class LatentPosteriorDisplay(Display):
     Parameters
     ----------
     posterior : LatentPosterior
-        What `estimator.posterior(X)` returned.
+        Result of `estimator.posterior(X)`.
     labels : array-like of shape (n_rows,), default=None
         Classes of the rows, or numbers: they colour the map.
 
@@ -187,7 +187,7 @@ class LatentPosteriorDisplay(Display):
         return labels.dtype.kind == "f" and len(np.unique(labels)) > 10
 
     def _groups(self):
-        """Rows that look alike, and how."""
+        """Return groups of rows, each with its style."""
         n = len(self.posterior.mean)
         if self.labels is None:
             return [(np.arange(n), {"color": COLOURS[0], "marker": "o"})]
@@ -209,7 +209,7 @@ class LatentPosteriorDisplay(Display):
 
     @staticmethod
     def _palette():
-        """Cividis, which every colour vision reads, without its end that is faint on white."""
+        """Return cividis, readable with any colour vision, without the end that is too light."""
         import matplotlib
 
         shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.88, 256))
@@ -234,7 +234,7 @@ class LatentPosteriorDisplay(Display):
         self.ax_.add_collection(ellipses)
 
     def _make_room(self, pair):
-        """Widen the limits to hold every ellipse: their extents along an axis are 1.18 sds."""
+        """Widen the limits to hold every ellipse, which extends 1.18 sds along an axis."""
         mean, reach = self.posterior.mean[:, pair], _ELLIPSE * self.posterior.sd[:, pair]
         low, high = (mean - reach).min(0), (mean + reach).max(0)
         pad = 0.03 * (high - low)

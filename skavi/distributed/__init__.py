@@ -1,8 +1,8 @@
-"""One fit over several processes or machines, each with rows of its own.
+"""One fit over several processes or machines, each with a part of the rows.
 
-The engine is torch.distributed: gloo between CPUs, NCCL between GPUs. Ranks own their rows and
-their rows' factors; what they add up are ELBO terms, and the derivatives in q(theta) and in the
-inference function. So the result is that of one process, up to rounding.
+It uses torch.distributed: gloo between CPUs, NCCL between GPUs. Each rank holds its rows and their
+factors; ELBO terms, and derivatives in q(theta) and in the inference function, are summed over
+ranks. So the result is that of one process, up to rounding.
 """
 
 from skavi._data.ranks import LostRankError, over_ranks, total

@@ -20,7 +20,7 @@ from skavi.distributed._watch import Workers, raise_what_failed
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker is told.
+    """The task of every worker.
 
     Attributes
     ----------
@@ -43,8 +43,8 @@ class Task:
 def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=None):
     """Fit an estimator in several processes on this machine, each with a part of the rows.
 
-    Works in a notebook or a script, without a launcher and without a main guard; models and modules
-    that are defined there travel along. For several machines, see `shard`.
+    It works in a notebook or a script, without a launcher and without a main guard; models and
+    modules that are defined there are sent to the workers. For several machines, see `shard`.
 
     Parameters
     ----------
@@ -54,11 +54,11 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
     n_workers : int, default=2
         Processes.
     n_threads : int, default=None
-        Threads of each. None: the machine's cores, shared out.
+        Threads of each worker. None: the machine's cores, divided among the workers.
     sample_weight : array-like of shape (n_samples,), default=None
         As in the estimator's ``fit``.
     sizes : sequence of int, default=None
-        Rows of each worker. None: the same, give or take one.
+        Rows of each worker. None: equal numbers, up to one row.
 
     Returns
     -------
@@ -68,21 +68,21 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
     Raises
     ------
     DeadRankError
-        If a worker was killed or ran out of memory: which one, and by what. The others are ended,
-        and the estimator, the data and any file are as they were.
+        If a worker was killed or ran out of memory; the message says which one, and how it ended.
+        The other workers are ended, and the estimator, the data and any file are unchanged.
     Exception
-        What a worker raised, as it is, with the worker and its rows in a note; the estimator is as
-        it was.
+        An exception of a worker, with a note that names the worker and its rows; the estimator is
+        unchanged.
     TypeError
         If the estimator is not one of skavi's.
     ValueError
-        Also for what several ranks cannot fit together: see the how-to page on several machines.
+        Also if several ranks cannot fit the model: see the how-to page on several machines.
 
     Notes
     -----
-    An array is written to a temporary file for the workers to map, in a folder that is open to this
-    user alone, and the estimator is pickled for them. Each worker first imports torch, which takes
-    seconds: fits that take less gain nothing.
+    An array is written to a temporary file that the workers map, in a folder that only this user
+    can read, and the estimator is pickled. Each worker first imports torch, which takes seconds:
+    shorter fits gain nothing.
 
     Examples
     --------

@@ -12,26 +12,25 @@ from skavi._data.ranks import Shard
 
 
 def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
-    """Return this rank's rows of a table, for `fit`, as a contiguous part of it.
+    """Return this rank's rows of a table, a contiguous part of it, to pass to `fit`.
 
-    Under torchrun the first call starts torch's process group, if nobody has: gloo between CPUs,
-    NCCL between GPUs, one GPU a rank. In a process on its own all rows are returned.
+    Under torchrun the first call starts torch's process group, unless it exists: gloo between CPUs,
+    NCCL between GPUs, one GPU for each rank. In a single process all rows are returned.
 
     Parameters
     ----------
     X : str, PathLike or array-like
-        A ``.npy`` file, which is mapped and not read, or an array that every rank holds; its rows
-        are split along the first dimension.
+        A ``.npy`` file, which is mapped and not read, or an array that every rank holds; it is
+        split along the first dimension.
     sizes : sequence of int, default=None
-        How many rows each rank takes, adding up to all of them. None: the same, give or take one.
+        Rows of each rank, which add up to all rows. None: equal numbers, up to one row.
 
     Returns
     -------
     ndarray
-        The rows. Given this array, ``estimator.fit`` is a joint fit with all other ranks, of the
-        rows of all of them; so is that of any of its rows, or of what numpy computes from it.
-        Every rank ends with the same estimator. Everything else, such as ``transform``, is of the
-        rows at hand.
+        The rows. With this array, ``estimator.fit`` fits the rows of all ranks together; so it does
+        with a part of the array, or with an array that numpy computes from it. Every rank gets the
+        same estimator. All other methods, such as ``transform``, use this rank's rows only.
 
     Raises
     ------
@@ -64,12 +63,12 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
 
 
 def even(n_rows: int, n_ranks: int) -> list[int]:
-    """Return how many rows each rank takes: the same, give or take one."""
+    """Return how many rows each rank takes: equal numbers, up to one row."""
     return [n_rows // n_ranks + (rank < n_rows % n_ranks) for rank in range(n_ranks)]
 
 
 def require_sizes(sizes: list[int], n_ranks: int, n_rows: int) -> None:
-    """Raise unless every rank takes a row, and together they take all."""
+    """Raise a ValueError unless every rank takes at least one row, and together they take all."""
     if len(sizes) != n_ranks or sum(sizes) != n_rows or min(sizes) < 1:
         raise ValueError(
             f"X has {n_rows} rows for {n_ranks} ranks, but sizes={sizes}: every rank needs at "
@@ -91,7 +90,7 @@ def _join_group():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         distributed.init_process_group()
-        atexit.register(_leave)  # else threads of the group may outlive it, and abort the process
+        atexit.register(_leave)  # else the group's threads may outlive the interpreter and abort
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()

@@ -15,13 +15,14 @@ from skavi._data.ranks import LostRankError
 
 #: Seconds between looks at the workers: short beside a start of seconds, and cheap.
 _PAUSE = 0.02
-_GRACE = 5.0  # seconds that the others have to report once one has failed
+#: Seconds in which the other workers can report after one has failed; reports take milliseconds.
+_GRACE = 5.0
 #: Lines of a dead worker's error output that are shown: the end of a traceback.
 _LAST_LINES = 10
 
 
 class DeadRankError(RuntimeError):
-    """A worker process ended without a word: killed, or out of memory.
+    """A worker process ended without a report: it was killed, or ran out of memory.
 
     Examples
     --------
@@ -33,17 +34,17 @@ class DeadRankError(RuntimeError):
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a worker.
+    """The result of a worker.
 
     Attributes
     ----------
     rank : int
     state : dict or None
-        The fitted attributes; of rank 0 alone, as they are the same on all.
+        The fitted attributes, from rank 0 only, as they are the same on all ranks.
     error : BaseException or None
     warnings : list of (str, type)
     death : str
-        How it ended, if without a report.
+        How the worker ended, if it wrote no report.
     """
 
     rank: int
@@ -54,7 +55,7 @@ class Report:
 
 
 class Workers:
-    """One process a rank, all of which end with the body of a ``with`` statement."""
+    """One process for each rank; all are ended at the end of a ``with`` statement."""
 
     def __init__(self, folder: Path, n_workers: int, n_threads: int):
         self.folder = folder
@@ -64,10 +65,10 @@ class Workers:
         module, folder = "skavi.distributed._worker", str(self.folder)
         command = [sys.executable, "-m", module, folder, str(rank)]
         own = {"OMP_NUM_THREADS": str(n_threads), "PYTHONPATH": os.pathsep.join(sys.path)}
-        for name in {"lo", "lo0"} & _interfaces():  # nothing leaves this machine
+        for name in {"lo", "lo0"} & _interfaces():  # communicate within this machine
             own["GLOO_SOCKET_IFNAME"] = name
         with (self.folder / f"errors-{rank}").open("wb") as errors:
-            # Standard input tells a worker that this process is alive: it ends when that does.
+            # A worker ends when its standard input closes, that is, when this process ends.
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stderr=errors, env=os.environ | own
             )
@@ -82,13 +83,13 @@ class Workers:
             process.stdin.close()
 
     def reports(self) -> list[Report]:
-        """Wait until all are done, or one has failed and the others have been told."""
+        """Wait until all workers have ended, or for a few seconds after one has failed."""
         end = float("inf")
         while time.monotonic() < end:
             codes = [process.poll() for process in self.processes]
             if None not in codes:
                 break
-            if any(codes):  # ended, and not well
+            if any(codes):  # a worker has failed
                 end = min(end, time.monotonic() + _GRACE)
             time.sleep(_PAUSE)
         return [self._report(rank) for rank in range(len(self.processes))]
@@ -122,7 +123,7 @@ def _describe_exit(code):
 
 
 def raise_what_failed(reports: list[Report], sizes: list[int]) -> None:
-    """Raise the cause, if a worker failed: its own exception, or how it died."""
+    """If a worker failed, raise its own exception, or a DeadRankError."""
     firsts = [sum(sizes[:rank]) for rank in range(len(sizes))]
     who = [
         f"{rank} of {len(sizes)} (rows {first} to {first + size - 1} of X)"

@@ -1,8 +1,7 @@
-"""What a worker process of `skavi.distributed.fit` does; started by `_launch`, by nobody else.
+"""A worker process of `skavi.distributed.fit`, started by `_launch` only.
 
-It reads its task from the launcher's folder, fits its rows with the others, and leaves a `Report`
-there. Both are pickled, from one process to another of the same user: the folder is open to nobody
-else.
+It reads its task from the launcher's folder, fits its rows with the other workers, and writes a
+`Report` there. Both are pickled; only the user who runs the processes can access the folder.
 """
 
 import os
@@ -22,7 +21,7 @@ from skavi.distributed._watch import Report
 
 
 def work(folder: Path, rank: int) -> int:
-    """Fit with the other workers and leave a report; return the exit status."""
+    """Fit with the other workers and write a report; return the exit status."""
     task = pickle.loads((folder / "task").read_bytes())
     torch.set_num_threads(task.n_threads)
     meeting = f"file://{folder / 'meeting'}"
@@ -41,7 +40,7 @@ def work(folder: Path, rank: int) -> int:
 
 
 def _fit(task, rank):
-    """Return what the fit has set on the estimator."""
+    """Fit the estimator; return the attributes that the fit has set."""
     estimator = task.estimator
     given = set(estimator.get_params(deep=False))
     if rank:
@@ -53,32 +52,32 @@ def _fit(task, rank):
 
 
 def _make_portable(error):
-    """Return an exception that another process can read, with where it was raised as a note."""
+    """Return an exception that another process can unpickle, with its traceback as a note."""
     text = "".join(traceback.format_exception(error))
     error = error.with_traceback(None)
     try:
         pickle.loads(cloudpickle.dumps(error))
-    except Exception:  # an exception whose arguments cannot be written, or put together again
+    except Exception:  # the exception cannot be pickled, or restored
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"In the worker:\n{text}")
     return error
 
 
 def _write(path, report):
-    """Write a report as a whole or not at all."""
+    """Write a report atomically."""
     new = path.with_suffix(".new")
     new.write_bytes(cloudpickle.dumps(report))
     os.replace(new, path)
 
 
 def _end_with_the_launcher():
-    """End this process when its standard input does: the launcher is gone."""
+    """End this process when its standard input closes, because the launcher has ended."""
     sys.stdin.buffer.read()
     os._exit(1)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     status = work(Path(sys.argv[1]), int(sys.argv[2]))
     sys.stdout.flush()

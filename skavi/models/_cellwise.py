@@ -31,7 +31,7 @@ class CellwiseModel(HierarchicalModel):
 
     @abstractmethod
     def location(self, like: Tensor) -> Tensor:
-        """Return the columns' eta in the prior's centre, shape (n_features,)."""
+        """Return the columns' eta at the centre of the prior, shape (n_features,)."""
 
     # --- arguments and data ---------------------------------------------------------------------
 
@@ -78,15 +78,16 @@ class CellwiseModel(HierarchicalModel):
         return -0.5 * (z**2 + LOG_2PI).sum(-1)
 
     def cell_globals(self, theta: Theta) -> Globals:
-        """Return theta with whatever the likelihood needs and the arguments fix."""
+        """Return theta with the likelihood's parameters that arguments of the model fix."""
         return theta
 
     def log_exposure(self, X: Tensor) -> Tensor | float:
         """Return the log of every row's exposure, shape (n_rows, 1).
 
-        A row's exposure is the total of its cells over what the prior's centre expects of the same
-        cells, so that it needs nothing but the row, with holes or without: 1 for an ordinary row. A
-        total of 0 counts as 1/2; a row without cells has exposure 1.
+        A row's exposure is the total of its observed cells, divided by the expected total of these
+        cells at the centre of the prior. So it depends on the row only, with or without missing
+        cells, and is 1 for an ordinary row. A total of 0 counts as 1/2; a row without cells has
+        exposure 1.
         """
         if not self.cell.counts or self.exposure == "unit":
             return 0.0

@@ -19,7 +19,7 @@ _SLOPE = 0.2
 class BayesianDecoder(CellwiseModel):
     """x_n ~ likelihood(decoder(z_n)), z_n ~ N(0, I), with weights and biases of the decoder latent.
 
-    ``weights="point"`` puts point estimates in place of their posterior: with `AmortizedVI` the
+    ``weights="point"`` replaces their posterior by point estimates: with `AmortizedVI` this is the
     usual variational autoencoder. Missing cells (NaN) are marginalised exactly.
 
     Parameters
@@ -36,8 +36,8 @@ default="normal"
         Prior standard deviation of weights and biases.
     weights : {"posterior", "point"}, default="posterior"
         "posterior": a variational factor of every weight and bias. "point": the maximum of the
-        bound plus their log prior density; ``global_posterior_.sd`` is then 0, and ``elbo_``
-        holds no entropy of theta, so that it is no bound on the evidence.
+        bound plus their log prior density; ``global_posterior_.sd`` is then 0, and ``elbo_`` has no
+        entropy of theta, so that it is not a bound on the evidence.
     noise_sd : float or None, default=1.0
         Scale of "normal" and "student_t" cells around the decoder's output, in units of X. None:
         a global "noise_variance" ~ InverseGamma(1, 0.01), for columns of a variance about 1.

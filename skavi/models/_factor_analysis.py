@@ -32,9 +32,9 @@ default="normal"
         from 0 to 1. "poisson", "negative_binomial": cells >= 0, of mean exposure * exp(eta); the
         latter of variance mean + dispersion * mean^2.
     exposure : {"total", "unit"}, default=None
-        For counts, what rates are relative to: "total", the row's total over the total that
-        mean_loc expects of its observed cells, so that latents describe the composition of a row;
-        "unit", nothing. None: "total" for counts. Predictions without a row are for exposure 1.
+        For counts, the factor of a row's rates: "total", the row's total over the total that
+        mean_loc expects for its observed cells, so that latents describe the composition of a row;
+        "unit", 1. None: "total" for counts. Predictions without a row are for exposure 1.
     loading_scale : float or array of shape (n_features,), default=None
         Prior sd of the loadings, in units of X. None: the columns' standard deviation, and 1 for
         logits and log rates.
@@ -52,8 +52,9 @@ default="normal"
     "noise_variance" (normal, student_t) or "dispersion" ~ Exp(1) (negative_binomial), a scalar or
     (n_features,), and "degrees_of_freedom" ~ Gamma(2, 0.1) (student_t). With normal noise all
     expectations are closed-form; the coordinate updates are those of Bishop (1999), "Variational
-    principal components", with a fully factorized q(W). With others only z_n and the noise need
-    draws or nodes: given them eta is normal, and its kernel is integrated cell by cell.
+    principal components", with a fully factorized q(W). With other likelihoods only z_n and the
+    noise need draws or nodes: given these, eta is normal, and its kernel is integrated cell by
+    cell.
 
     Examples
     --------
@@ -65,7 +66,7 @@ default="normal"
     >>> vi.global_posterior_.mean["loadings"].shape
     (4, 2)
 
-    Counts, with a cell that nobody wrote down:
+    Counts, with a missing cell:
 
     >>> X = np.random.default_rng(0).poisson(3.0, size=(50, 4)).astype(float)
     >>> X[0, 0] = np.nan
@@ -166,7 +167,7 @@ default="normal"
         return torch.addmm(theta["mean"], z, theta["loadings"].mT)
 
     def half_expected_terms(self, theta, z, factors, rest, X):
-        """Integrate W and m out: given z and the noise, eta is normal, and its mean is theta's."""
+        """Integrate W and m out: given z and the noise, eta is normal, with the mean at theta."""
         design = torch.nn.functional.pad(z, (0, 1), value=1.0)
         index = linear_index(rest.mean, X.shape[1], self.n_components)
         variance = rest.variance_along(design, index)
@@ -191,7 +192,7 @@ default="normal"
     def _identity_defaults(self, cells, weights):
         mean, variance = cells.mean_and_variance(weights)
         overall = variance.mean()
-        rounding = 1e-24 * (variance + mean**2)  # what a constant column's variance may be
+        rounding = 1e-24 * (variance + mean**2)  # variance of a constant column, by rounding
         overall = overall if overall > rounding.mean() else torch.ones_like(overall)
         if self.noise == "diagonal":
             variance = torch.where(variance > rounding, variance, overall)
@@ -205,7 +206,7 @@ default="normal"
         }
 
     def _pseudo_cells(self, X):
-        """Return cells on the scale of eta, exposure taken off."""
+        """Return the cells on the scale of eta, less the log exposure."""
         cells = Cells.of(X)
         return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
 
@@ -239,6 +240,6 @@ default="normal"
         noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
         weighted = loadings / noise.unsqueeze(-1)
         precision = torch.eye(self.n_components).to(X) + weighted.mT @ loadings
-        pull = cells.masked(cells.values - theta["mean"]) @ weighted
-        mean = torch.linalg.solve(precision, pull.mT).mT
+        projected = cells.masked(cells.values - theta["mean"]) @ weighted
+        mean = torch.linalg.solve(precision, projected.mT).mT
         return mean, precision.diagonal().rsqrt().expand_as(mean)

@@ -13,10 +13,10 @@ from skavi.models._closed_forms import log_inverse_gamma
 
 
 class LinearNormal(CellwiseModel):
-    """What is known of x_n ~ N(W z_n + m, diag(v)) under normal factors of z_n and (W, m, log v).
+    """Closed forms of x_n ~ N(W z_n + m, diag(v)) for normal factors of z_n and (W, m, log v).
 
-    All sums run over the observed cells: with missing ones the precision of z_n is a row's own, and
-    the moments of z that (W_d, m_d) sees are a column's own.
+    All sums are over the observed cells: with missing ones, each row has its own precision of z_n,
+    and each column its own moments of z in the update of (W_d, m_d).
     """
 
     noise: str
@@ -55,8 +55,8 @@ class LinearNormal(CellwiseModel):
         coupling, spread = cells.over_columns(q.coupling), cells.over_columns(q.spread)
         precision = torch.eye(k).to(X) + coupling + spread[:, :k, :k]
         scaled = q.precision.unsqueeze(-1) * q.loadings
-        pull = cells.masked(cells.values - q.mean) @ scaled - spread[:, :k, k]
-        shared = pull.reshape(len(precision), -1, k)  # rows of one precision: all, or each its own
+        right = cells.masked(cells.values - q.mean) @ scaled - spread[:, :k, k]
+        shared = right.reshape(len(precision), -1, k)  # grouped by precision: all rows, or each
         mean = torch.linalg.solve(precision, shared.mT).mT.reshape(-1, k)
         if isinstance(family, DiagonalNormal):
             sd = precision.diagonal(dim1=-2, dim2=-1).rsqrt()
@@ -98,7 +98,7 @@ class LinearNormal(CellwiseModel):
         """Return 2 n_features rows with the same weighted first and second moments.
 
         The optimal factors are linear in x_n and every expectation is quadratic in x_n, so F-VI's
-        problem in theta sees the data through these moments alone.
+        problem in theta depends on the data through these moments only.
         """
         n_features, n_rows = X.shape[1], int(total(torch.tensor(len(X))))
         if n_rows <= 2 * n_features or Cells.of(X).observed is not None:
@@ -106,7 +106,7 @@ class LinearNormal(CellwiseModel):
         weight = total(weights.sum())
         mean = total(weights @ X) / weight
         sd = (total(weights @ (X - mean) ** 2) / weight).sqrt()
-        sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds, no column's digits are lost
+        sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds no column loses digits
         rows = (X - mean) / sd * (weights / weight).sqrt().unsqueeze(-1)
         values, vectors = torch.linalg.eigh(total(rows.mT @ rows))
         steps = sd * vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
@@ -138,15 +138,15 @@ class _Moments:
         self.precision = (0.5 * block[:, -1, -1] - self.log_variance).exp()
         self.loadings, self.mean = tilted[:, :k], tilted[:, k]
         self.covariance = block[:, :-1, :-1]
-        #: What a cell of column d adds to the precision of z_n: E[e W W'] without the spread of W,
-        #: and the spread of (W, m) itself.
+        #: Contribution of a cell of column d to the precision of z_n: E[e W W'] without the spread
+        #: of W, and the spread of (W, m) itself.
         weighted = self.precision[:, None, None]
         self.coupling = weighted * self.loadings.unsqueeze(-1) * self.loadings.unsqueeze(-2)
         self.spread = weighted * self.covariance
 
 
 def linear_index(u: Tensor, n_features: int, k: int) -> Tensor:
-    """Return where (W_d, m_d) stand among the globals u, shape (n_features, k + 1): last of all."""
+    """Return the places of (W_d, m_d), the last globals, in u, shape (n_features, k + 1)."""
     d = torch.arange(n_features, device=u.device).unsqueeze(-1)
     first = u.shape[-1] - n_features * (k + 1)
     loadings = first + d * k + torch.arange(k, device=u.device)

@@ -1,7 +1,7 @@
 """The globals theta of a model: names, constraints and priors on one unconstrained vector u.
 
-`GlobalSpace` is the only place that knows how theta on the model's scale and the vector u on which
-q(theta) is normal belong together (torch's own bijections, their Jacobian in the density).
+`GlobalSpace` alone converts between theta on the model's scale and the vector u on which q(theta)
+is normal (by torch's bijections, with their Jacobian in the density).
 """
 
 import math
@@ -45,7 +45,7 @@ def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_real(support) -> bool:
-    """Say whether the unconstrained scale is the model's own: no Jacobian."""
+    """Say whether the unconstrained scale is the model's own, so that there is no Jacobian."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
@@ -62,7 +62,7 @@ def _are_same_scalar_normal(one, other) -> bool:
 
 
 class Theta(dict):
-    """The globals of one draw by name; an unknown name is a ValueError that lists the known."""
+    """The globals of one draw by name; an unknown name raises a ValueError that lists the names."""
 
     def __missing__(self, name):
         known = ", ".join(repr(key) for key in self) or "none"
@@ -128,7 +128,9 @@ class GlobalSpace:
         return prior.log_prob(value).sum() + jacobian.sum()
 
     def _runs(self, like):
-        """Return (a name, its prior, how many numbers): neighbours of one scalar normal are one."""
+        """Return (name, prior, count of numbers); globals in a row with one scalar normal prior
+        are merged under the last name.
+        """
         key = like.dtype, like.device
         if key in self._known_runs:
             return self._known_runs[key]
@@ -145,8 +147,8 @@ class GlobalSpace:
     def expected_log_prior(self, factor: NormalFactors) -> Tensor:
         """E_q log prior on the unconstrained scale, Jacobians included, in nats.
 
-        Closed for normal and flat priors, Gauss-Hermite quadrature for other univariate ones, and a
-        fixed quasi-Monte Carlo rule for the multivariate (simplex, Cholesky): never fresh noise.
+        In closed form for normal and flat priors, by Gauss-Hermite quadrature for other univariate
+        priors, by a fixed quasi-Monte Carlo rule for multivariate ones (simplex, Cholesky).
         """
         total, runs = factor.mean.new_zeros(()), self._runs(factor.mean)
         means, sds = (values.split([n for *_, n in runs]) for values in (factor.mean, factor.sd))
@@ -171,8 +173,8 @@ class GlobalSpace:
     def start(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Centre and spread of the prior on the unconstrained scale, shapes (size,).
 
-        Medians and half-widths of prior draws; a flat prior starts at 0 with spread 1, and one so
-        wide that all its draws lie at the end of the range of numbers has spread 1 too.
+        They are medians and scaled interquartile ranges of prior draws. A flat prior has centre 0
+        and spread 1; a prior so wide that its draws overflow or underflow has spread 1, too.
         """
         centre, spread = torch.zeros(self.size), torch.ones(self.size)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -181,7 +183,7 @@ class GlobalSpace:
                 if isinstance(innermost(prior), Flat):
                     continue
                 base, where = innermost(prior), self.slices[name]
-                if isinstance(base, Normal):  # known: a large prior takes seconds to sample
+                if isinstance(base, Normal):  # no draws: a large prior takes seconds to sample
                     centre[where] = base.mean.expand(self.shapes[name]).reshape(-1).to(centre)
                     spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
                     continue
@@ -230,7 +232,7 @@ class GlobalSpace:
         bijection = _unwrap_elementwise(self.bijections[name])
         if bijection is not None:
             mean, sd = factor.mean[where].numpy(), factor.sd[where].numpy()
-            # A bijection that falls (onto x < bound) takes the upper tail to the lower.
+            # A decreasing bijection (onto x < bound) exchanges the tails.
             rising = q if bijection.sign > 0 else 1 - q
             u = mean + sd * ndtri(rising)[..., None]
             return bijection(torch.as_tensor(u.reshape((*q.shape, *shape)))).numpy()

@@ -80,7 +80,7 @@ class NonlinearModel(_OneColumnModel):
     Notes
     -----
     Source: Margossian & Blei (2024), section 5.2, with the likelihood's -log sd = -cos z_n, which
-    the published density leaves out. A row's factor may have several local optima.
+    the published density omits. A row's factor may have several local optima.
 
     Examples
     --------

@@ -26,7 +26,7 @@ class RandomEffects(HierarchicalModel):
         Scale of tau's prior, in units of the estimates.
     centred : bool, default=False
         Whether the latent is the effect itself. Mean-field factors usually fit the non-centred
-        form better unless the data speak much louder than the prior.
+        form better, unless the data are much more informative than the prior.
     tau_prior : {"half_cauchy", "half_normal"}, default="half_cauchy"
         Family of tau's prior.
 
@@ -111,9 +111,9 @@ class RandomEffects(HierarchicalModel):
         return torch.stack([effect, torch.full_like(effect, se)], -1)
 
     def simulate(self, theta, n_samples, n_features=2, standard_errors=None):
-        """Draw rows; standard errors, which the model does not explain, are drawn from X's.
+        """Draw rows; standard errors, which are not modelled, are drawn from those of X.
 
-        Before a fit they are spread evenly over half to twice tau's scale.
+        Before a fit they are drawn from a grid from half to twice the scale of tau.
         """
         grid = np.linspace(0.5, 2.0, 16) * self.tau_scale
         known = grid if self.standard_errors_ is None else self.standard_errors_

@@ -1,9 +1,9 @@
 """Fitted estimators as files that cannot run code.
 
 A file is one zip of a JSON header and plain arrays (`skavi._platform.archive`), with a checksum
-over every byte. `load` makes nothing but skavi's own classes; a model or network of yours stands in
-the file by its name alone and is handed in as an object. Pickle, and so joblib, runs whatever code
-a file contains: keep it for files that only you can have written.
+over every byte. `load` creates only skavi's own classes; a model or network of your own is stored
+by name, and you pass the object to `load`. Pickle, and so joblib, runs any code in a file: use it
+only for files that you have written yourself.
 """
 
 from typing import Any
@@ -34,13 +34,13 @@ def save(estimator, path):
     estimator : FactorizedVI or AmortizedVI
         Fitted.
     path : str or PathLike
-        Where to; a file that is there is replaced only once the new one is whole.
+        The file to write; an existing one is replaced only when the new one is complete.
 
     Raises
     ------
     TypeError
-        If the estimator is of another class, or holds what is neither a number, a string, an array
-        nor a component: what and where is in the message.
+        If the estimator is of another class, or has a value that is not a number, a string, an
+        array or a component; the message says which and where.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     OSError
@@ -48,10 +48,10 @@ def save(estimator, path):
 
     Notes
     -----
-    All parameters and fitted attributes are kept, to the last bit: also a `RandomState` where it
-    stands, an `init` estimator, and the output set by ``set_output``. Callbacks are not. Objects
-    of your own classes (models, networks, ...) are stored by name, arguments and numbers, without
-    their code: `load` asks for an object of that class.
+    All parameters and fitted attributes are stored, to the last bit, including the state of a
+    `RandomState`, an `init` estimator, and the output set by ``set_output``. Callbacks are not.
+    Objects of your own classes (models, networks, ...) are stored by name, arguments and numbers,
+    without their code: `load` needs an object of that class.
 
     Examples
     --------
@@ -96,16 +96,16 @@ def load(
     noise=None,
     solver=None,
 ):
-    """Read an estimator that `save` wrote; no code in the file is run, for it can hold none.
+    """Read an estimator that `save` wrote; the file cannot contain code to run.
 
     Parameters
     ----------
     path : str or PathLike
         The file.
     model : LatentVariableModel, default=None
-        Where the model is of a class of yours: one with the arguments of the saved one.
+        Needed for a model of your own class: an object with the arguments of the saved one.
     inference_function : InferenceFunction or torch.nn.Module, default=None
-        Likewise; of a module the layers must agree, its weights are the file's.
+        Likewise; a module must have the saved layers, and gets the weights of the file.
     family, global_family, noise, solver : object, default=None
         Likewise.
 
@@ -117,9 +117,9 @@ def load(
     Raises
     ------
     ValueError
-        If the file is damaged, altered in a single bit, not a saved estimator, or of a later
-        format; if a class of yours is needed (which one is in the message), or what was handed in
-        is not what was saved.
+        If the file is damaged, altered in any bit, not a saved estimator, or of a later format; if
+        an object of your own class is needed (the message says which), or differs from the saved
+        one.
     OSError
         If it cannot be read.
 
@@ -162,7 +162,7 @@ def load(
 
 
 def _check_format(path, header):
-    """Refuse what is no saved estimator, or one of a format that this version cannot know."""
+    """Refuse a file that is not a saved estimator, or that has a later format."""
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(
             f"{path} holds no saved estimator: skavi.load reads what skavi.save wrote."

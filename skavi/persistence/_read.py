@@ -1,6 +1,6 @@
-"""Estimators out of plain data: only skavi's own classes are made, all else must be handed in.
+"""Estimators from plain data: only skavi's own classes are created, the user hands in all others.
 
-Nothing is imported from a name in a tree, and no attribute that a class defines as code is hidden.
+Nothing is imported by a name in a tree, and no attribute can hide a method of a class.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from skavi.posterior import GlobalPosterior
 
 
 class HandedInError(ValueError):
-    """What was handed in to `load` is not what the file was saved with."""
+    """An object that was handed in to `load` differs from the saved one."""
 
 
 def rebuild(node: Node, arrays: dict[str, np.ndarray], given: dict[str, Any]) -> BaseEstimator:
@@ -46,7 +46,7 @@ class _Reader:
         self.strict, self.depth = False, 0
 
     def value(self, node: Node):
-        """Return what a node stands for."""
+        """Return the value of a node."""
         if isinstance(node, dict):
             return _look_up(_READERS, node["kind"])(self, node)
         if isinstance(node, list):
@@ -92,8 +92,8 @@ class _Reader:
         cls = _look_up(ESTIMATORS, node["class"])
         outer = self.role, self.strict
         self.depth += 1
-        # Below the top (`init`) and in what a fit resolved, arguments may be others than those
-        # of the object that was handed in: the file's hold.
+        # In `init`, and in fitted attributes, arguments may differ from those of the object that
+        # was handed in: those of the file are used.
         parts: dict[str, dict[str, Any]] = {}
         for where in ("params", "attributes"):
             self.strict = where == "params" and self.depth == 1
@@ -114,7 +114,7 @@ class _Reader:
         return _set_attributes(cls(**params), self._attributes(node))
 
     def given_component(self, node):
-        """Return a copy of what was handed in, with the arguments and numbers of the file."""
+        """Return a copy of the object that was handed in, with the file's arguments and numbers."""
         role = node["role"]
         handed = self._require_handed(role, node["class"], self.given.get(role))
         stored = {n: value for n, value in node["params"].items() if value != HANDED_IN}
@@ -138,7 +138,7 @@ class _Reader:
         return handed
 
     def _check_handed(self, handed, params):
-        """Refuse an object with other arguments than the saved one."""
+        """Raise a HandedInError if an object has other arguments than the saved one."""
         for name, saved in params.items():
             value = getattr(handed, name)
             if not _are_same(saved, value):
@@ -148,7 +148,7 @@ class _Reader:
                 )
 
     def module(self, node):
-        """Return a copy of the module that was handed in, with the weights of the file."""
+        """Return a copy of the module that was handed in, with the file's weights."""
         handed = self.given.get("inference_function")
         handed = handed.module if type(handed) is TorchFunction else handed
         handed = self._require_handed("inference_function", node["class"], handed)
@@ -193,7 +193,7 @@ def _look_up(table, name):
 
 
 def _are_same(one, other):
-    """Say whether two arguments are written down alike, to the last bit."""
+    """Say whether two arguments would be stored alike, to the last bit."""
     first, second = Writer(), Writer()
     try:
         nodes = first.node(one, ""), second.node(other, "")
@@ -207,7 +207,7 @@ def _are_same(one, other):
 
 
 def _set_attributes(owner, attributes):
-    """Set plain data on an object; nothing that its class defines as code can be hidden by it."""
+    """Set plain attributes on an object; refuse names that would hide a method of its class."""
     for name in attributes:
         defined = inspect.getattr_static(type(owner), name, None)
         is_code = callable(defined) or hasattr(defined, "__get__")
@@ -218,7 +218,7 @@ def _set_attributes(owner, attributes):
 
 
 def _make_fitted(cls, params, attributes):
-    """Return an estimator with its fitted attributes, checked as far as their kinds go."""
+    """Return an estimator with its fitted attributes, whose types are checked."""
     estimator = _set_attributes(cls(**params), attributes)
     fitted = vars(estimator)
     for role in ROLES:

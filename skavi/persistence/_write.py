@@ -1,7 +1,7 @@
-"""Estimators as plain data: a JSON tree of known kinds, and arrays beside it.
+"""Estimators as plain data: a JSON tree of known kinds of nodes, and arrays.
 
-skavi's own classes stand in the tree by their public names. A class from elsewhere (a user's model,
-a torch module) is named too, but only so that a reader can ask for it: its code is never written.
+skavi's own classes are stored by their public names. Other classes (a user's model, a torch module)
+are named, too, so that a reader can ask for an object; their code is never written.
 """
 
 import inspect
@@ -21,11 +21,11 @@ from skavi._estimators.factorized import FactorizedVI
 from skavi.inference_functions import TorchFunction
 
 Node = Any
-"""A JSON value: None, a bool, number or string as it is, anything else a dict with its "kind"."""
+"""A JSON value: None, a bool, a number or a string, or a dict with a "kind" for other values."""
 
 ROLES = ("model", "inference_function", "family", "global_family", "noise", "solver")
 ESTIMATORS = {cls.__name__: cls for cls in (FactorizedVI, AmortizedVI)}
-# Callbacks belong to the session; the posterior of the globals is made anew from its numbers.
+# Callbacks belong to the session; the posterior of the globals is rebuilt from raw parameters.
 _NOT_SAVED = {"_skl_callbacks", "_parent_callback_ctx", "global_posterior_"}
 _NUMBERS = "biuf"
 HANDED_IN = {"kind": "handed in"}
@@ -55,13 +55,13 @@ COMPONENTS = {
     for module in (models, families, inference_functions, noise, solvers)
     for name, cls in _components_of(module).items()
 }
-"""The only classes that a file can make, by public name."""
+"""The only component classes that `load` creates, by public name."""
 
 _NAMES = {cls: name for name, cls in COMPONENTS.items()}
 
 
 def describe(estimator: BaseEstimator) -> tuple[Node, dict[str, np.ndarray], dict[str, str]]:
-    """Return an estimator as a tree, its arrays, and the classes to hand in by role."""
+    """Return an estimator as a tree, its arrays, and the classes to hand in, by role."""
     writer = Writer()
     return writer.node(estimator, type(estimator).__name__), writer.arrays, writer.needs
 
@@ -79,7 +79,7 @@ class Writer:
 
     @singledispatchmethod
     def node(self, value, where: str) -> Node:
-        """Return what stands for `value` in the tree; `where` names it in errors."""
+        """Return the node for `value`; `where` names it in errors."""
         _refuse(value, where)
 
     @node.register(type(None))
@@ -167,7 +167,7 @@ class Writer:
         role, own = self.role, type(value) in _NAMES
         if not own:
             self._need(type(value), where)
-        # Only what stands for a whole role can be handed in, and a TorchFunction's module.
+        # Only the object of a role, or the module of a TorchFunction, can be handed in.
         self.role = role if type(value) is TorchFunction else None
         arguments = value.get_params(deep=False)
         params = {n: self._argument(v, f"{where}.{n}") for n, v in arguments.items()}
@@ -181,7 +181,7 @@ class Writer:
         return {"kind": "component"} | parts if own else {"kind": "given", "role": role} | parts
 
     def _argument(self, value, where):
-        """Return an argument's node; what cannot be written down comes with the component."""
+        """Return an argument's node; one that cannot be stored comes with the object handed in."""
         try:
             return self.node(value, where)
         except TypeError:

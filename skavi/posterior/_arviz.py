@@ -44,6 +44,6 @@ def data_tree(
 
 
 def row_labels(index, n_rows: int) -> np.ndarray:
-    """Return labels of rows: a pandas index's (objects as text), or 0, 1, ..."""
+    """Return labels of rows: those of a pandas index (objects as text), or 0, 1, ..."""
     labels = np.arange(n_rows) if index is None else np.asarray(index)
     return np.array([str(label) for label in labels]) if labels.dtype == object else labels

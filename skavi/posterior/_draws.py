@@ -1,4 +1,4 @@
-"""Draws from q, with what the model and q say of each: for ArviZ and for importance weights."""
+"""Draws from q with their log densities under model and q, for ArviZ and importance weights."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -73,7 +73,7 @@ class FittedPosterior:
 
     @classmethod
     def of(cls, position) -> "FittedPosterior":
-        """Return q where a fit stands on rows: its `Position`."""
+        """Return q at the `Position` of a fit on rows."""
         objective = position.fit.on_cpu().objective
         X = position.rows.X.cpu()
         factors = objective.local_factors(position.raw.cpu())
@@ -90,7 +90,7 @@ class FittedPosterior:
         return aligned(local), aligned(state.standard_normal(len(self.q_theta.mean)))
 
     def at(self, local: Tensor, noise: Tensor) -> Draw:
-        """Return the draw that belongs to standard normal noise."""
+        """Return the draw for given standard normal noise."""
         u, z = self.q_theta.draw(noise), self.factors.draw(local)
         theta = self.objective.space.constrain(u)
         with torch.no_grad(), defaults_of(z):
@@ -104,7 +104,7 @@ class FittedPosterior:
             )
 
     def draws(self, n_draws: int, state) -> Iterator[Draw]:
-        """Draw again and again."""
+        """Yield `n_draws` draws."""
         for _ in range(n_draws):
             yield self.at(*self.noise(state))
 
@@ -155,7 +155,7 @@ def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, rand
 
 
 def _groups(fitted, draws):
-    """Stack what is known of each draw; what the model does not define is left out."""
+    """Stack the values of each draw; leave out those that the model does not define."""
     model, X = fitted.model, fitted.X
     columns: dict[tuple[str, str], list[np.ndarray]] = {}
     for draw in draws:

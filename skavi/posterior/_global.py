@@ -48,7 +48,7 @@ class GlobalPosterior:
         self._model, self._family, self._raw = model, family, raw
         self._n_features = n_features
 
-    # Moments are taken when they are read: callbacks see a posterior after every iteration.
+    # Moments are computed when they are read, since callbacks get a posterior in every iteration.
 
     @cached_property
     def unconstrained_mean(self):
@@ -121,14 +121,14 @@ class GlobalPosterior:
         Returns
         -------
         dict of str to ndarray
-            The shape of `q` comes first. Exact where the bijection from the real line works
-            number by number; of 4,096 Sobol draws where it does not (simplices, Cholesky factors).
+            The shape of `q` comes first. Exact where the bijection from the real line is
+            elementwise; else (simplices, Cholesky factors) from 4,096 Sobol draws.
         """
         q, (space, factor) = probabilities(q), self._space_and_factor()
         return {name: space.quantiles(name, factor, q) for name in space.slices}
 
     def summary(self):
-        """Return a pandas frame with a row a number: name, index, mean, sd, 5%, 50%, 95%.
+        """Return a pandas frame with a row per number: name, index, mean, sd, 5%, 50%, 95%.
 
         Returns
         -------

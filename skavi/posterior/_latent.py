@@ -86,7 +86,7 @@ class LatentPosterior:
         return self.mean + self.sd * ndtri(probabilities(q))[..., None, None]
 
     def to_frame(self, quantiles=SHOWN_QUANTILES):
-        """Return a pandas frame with a row a row of X.
+        """Return a pandas frame with one row for each row of X.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class LatentPosterior:
 
     @property
     def coords(self):
-        """Labels of rows and latents, as ArviZ takes them."""
+        """Labels of rows and latents, in ArviZ's form."""
         return {"row": row_labels(self.index, len(self.mean)), "latent": np.array(self._names())}
 
     def _names(self):

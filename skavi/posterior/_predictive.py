@@ -1,4 +1,4 @@
-"""What q says of a row's cells: their predictive moments, and the row's evidence by importance."""
+"""Predictive moments of a row's cells, and importance-weighted bounds of its evidence."""
 
 import math
 
@@ -20,7 +20,7 @@ _N_DRAWS = 256
 
 
 def _draws(objective: Objective, raw_globals: Tensor, n_draws: int):
-    """Yield (theta, noise of z) pairs of q(theta) and of a row: always the same, for all rows."""
+    """Yield pairs of theta, drawn from q(theta), and noise of z: fixed, and shared by all rows."""
     factor, k = objective.global_factor(raw_globals), objective.n_latents
     size = objective.space.size if objective.global_family.random else 0
     few = size + k <= SOBOL_MAX_DIMENSION
@@ -53,8 +53,8 @@ def importance_bound(
 
     Source: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
     """
-    # Last rows are repeated: matrix products round by what is left of a block of rows, and no row's
-    # result may depend on how many there are.
+    # Repeat the last row to fill its block: matrix products round differently in an incomplete
+    # block, and no row's result may depend on the number of rows.
     whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
     factors, X, total = objective.local_factors(raw[whole]), rows[whole].X, None
     for theta, noise in _draws(objective, raw_globals, n_draws):

@@ -1,4 +1,4 @@
-"""Which quantiles are shown of a posterior, and how."""
+"""The quantiles that are shown of a posterior, and their labels."""
 
 import numpy as np
 
