@@ -15,21 +15,21 @@ def watched(observe=None):
 
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
-    fit_model, how_far, fits = base.fit_model, base.how_far, []
+    fit_model, with_suboptimality, fits = base.fit_model, base.with_suboptimality, []
 
     def observed(plan, rows, start, progress):
         progress = progress if observe is None else _both(observe, progress)
         return fit_model(plan, rows, start, progress)
 
     def noted(fitted, tol):
-        fits.append(how_far(fitted, tol))
+        fits.append(with_suboptimality(fitted, tol))
         return fits[-1]
 
-    base.fit_model, base.how_far = observed, noted
+    base.fit_model, base.with_suboptimality = observed, noted
     try:
         yield fits
     finally:
-        base.fit_model, base.how_far = fit_model, how_far
+        base.fit_model, base.with_suboptimality = fit_model, with_suboptimality
 
 
 def _both(observe, progress):

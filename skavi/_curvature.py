@@ -76,7 +76,7 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     pieces = [_differentiate_part(problem, raw, raw_globals, part) for part in problem.parts()]
     g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
     sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
-    g_globals, H_globals = (problem.rows.group.sum(each) for each in sums)
+    g_globals, H_globals = (problem.rows.ranks.sum(each) for each in sums)
     if not problem.frozen_globals:
         slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
         g_globals, H_globals = g_globals + slope, H_globals + curvature

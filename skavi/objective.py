@@ -71,7 +71,7 @@ class Objective:
         """Whether the model has the optimal factors of these families in closed form."""
         return self.model.has_coordinate_updates(self.family, self.global_family)
 
-    def noise_blocks(self, n_rows: int) -> int:
+    def n_colours(self, n_rows: int) -> int:
         """Count the rows that share a term of the log joint, and so need independent noise.
 
         One where rows are independent given theta, two in a chain, all in one log joint.

@@ -28,7 +28,7 @@ class Result:
     ----------
     name : str
     estimator : estimator
-        Fitted on the training rows.
+        Solution on the training rows.
     elbo : float
         Training ELBO, nats a row; NaN for point estimates, which have none.
     held_out : float

@@ -1,8 +1,8 @@
 """The processes that fit one model together, each with a part of the rows.
 
-Ranks exchange sums only: of ELBO terms, of gradients, of moments. Each sum goes through a `Group`;
-in a single process it is returned unchanged. Every rank gets the same sums, to the last bit, and
-so takes the same decisions.
+Ranks exchange sums only: of ELBO terms, of gradients, of moments. Each sum goes through a
+`RankGroup`; in a single process it is returned unchanged. Every rank gets the same sums, to the
+last bit, and so takes the same decisions.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class LostRankError(RuntimeError):
     """
 
 
-class Group:
+class RankGroup:
     """A single process: it holds all rows, so every sum over ranks is its own.
 
     Attributes
@@ -77,10 +77,10 @@ class Group:
         return rows[index]
 
 
-ALONE = Group()
+ALONE = RankGroup()
 
 
-class Ranks(Group):
+class Ranks(RankGroup):
     """The ranks of torch.distributed's default process group.
 
     Parameters
@@ -165,13 +165,13 @@ class Ranks(Group):
 
 # --- sums inside a model's or a function's own methods --------------------------------------------
 
-_joined: ContextVar[Group] = ContextVar("skavi_group", default=ALONE)
+_joined: ContextVar[RankGroup] = ContextVar("skavi_group", default=ALONE)
 
 
 @contextmanager
-def joined(group: Group) -> Iterator[None]:
-    """Make `total`, `largest`, `anywhere` and `stacked` use a group's ranks in the body."""
-    token = _joined.set(group)
+def joined(ranks: RankGroup) -> Iterator[None]:
+    """Make `total`, `largest`, `anywhere` and `stacked` use these ranks in the body."""
+    token = _joined.set(ranks)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import ALONE, Group, joined
+from skavi._data.ranks import ALONE, RankGroup, joined
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.sums import add_up
 
@@ -27,23 +27,23 @@ class Rows:
     X : Tensor of shape (n_rows, n_features)
     weights : Tensor of shape (n_rows,)
         How often each row's ELBO term counts.
-    group : Group
+    ranks : RankGroup
         The ranks among which all rows are divided.
     """
 
     X: Tensor
     weights: Tensor
-    group: Group = ALONE
+    ranks: RankGroup = ALONE
 
     @property
     def total_weight(self) -> float:
         """Sum of the weights of all ranks' rows: their number when all weights are one."""
-        return float(self.group.sum(add_up(self.weights)))
+        return float(self.ranks.sum(add_up(self.weights)))
 
     @property
     def n_total(self) -> int:
         """How many rows all ranks hold."""
-        return self.group.count(len(self))
+        return self.ranks.count(len(self))
 
     def __len__(self) -> int:
         return len(self.X)
@@ -54,12 +54,12 @@ class Rows:
 
     def holds(self, index: Tensor) -> Tensor:
         """Say of each index into all ranks' rows whether this rank holds it."""
-        first = self.group.first
+        first = self.ranks.first
         return (index >= first) & (index < first + len(self))
 
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at an ascending index into the rows of all ranks, on every rank."""
-        return Rows(self.group.take(self.X, index), self.group.take(self.weights, index))
+        return Rows(self.ranks.take(self.X, index), self.ranks.take(self.weights, index))
 
     def first(self) -> "Rows":
         """Return the first 2,000 rows, with their own weights."""
@@ -80,19 +80,19 @@ class Rows:
         distance from the mean, so that distant rows are not missed; weights correct for it. Source:
         Bachem, Lucic & Krause (2018), "Scalable k-means clustering via lightweight coresets".
         """
-        group = self.group
-        share = self.weights / group.sum(add_up(self.weights))
-        centre = group.sum(share @ features)
+        ranks = self.ranks
+        share = self.weights / ranks.sum(add_up(self.weights))
+        centre = ranks.sum(share @ features)
         distance = share * ((features - centre) ** 2).sum(-1)
-        spread = group.sum(add_up(distance)).clamp_min(1e-300)
-        chance = group.gather(0.5 * share + 0.5 * distance / spread)
+        spread = ranks.sum(add_up(distance)).clamp_min(1e-300)
+        chance = ranks.gather(0.5 * share + 0.5 * distance / spread)
         at = (torch.arange(most).to(chance) + 0.5) / most * add_up(chance)
         index = torch.searchsorted(chance.cumsum(0), at).clamp_max(self.n_total - 1)
         return index, self.take(index).weights / (most * chance[index])
 
     def ask(self, method: Callable, *arguments) -> Any:
         """Call a method whose totals over rows are to include the rows of all ranks."""
-        with joined(self.group):
+        with joined(self.ranks):
             return method(*arguments)
 
 

@@ -15,11 +15,11 @@ from skavi._data.user_tables import came_in_single, device_named, rows_of, valid
 from skavi._estimators.fit_identity import describe_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.generation import Generation
-from skavi._estimators.joint_fit import check_agreement, check_joint, group_of
 from skavi._estimators.partial_fit import PartialFit
+from skavi._estimators.rank_checks import check_agreement, check_joint, ranks_of
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
-from skavi._fit.algorithm import Plan, fit_model, how_far, starting_point
+from skavi._fit.algorithm import Plan, fit_model, starting_point, with_suboptimality
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.journal import Journal, StoredJournal, versions
@@ -143,8 +143,8 @@ class VariationalInference(
                 plan, rows, start = self._prepare(X, sample_weight, reporter, shared)
                 with reporter.outlasting_interrupts():
                     start = starting_point(plan, rows, start)
-                    fitted = how_far(fit_model(plan, rows, start, reporter), plan.tol)
-                    check_agreement(rows.group, fitted.outcome.state)
+                    fitted = with_suboptimality(fit_model(plan, rows, start, reporter), plan.tol)
+                    check_agreement(rows.ranks, fitted.outcome.state)
                     elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:
                     fitted = reporter.latest.fitted()
@@ -162,11 +162,11 @@ class VariationalInference(
 
     def _prepare(self, X, sample_weight, reporter, shared):
         """Validate everything before work begins; return plan, rows, and start or None."""
-        group = group_of(self, X, shared)
+        ranks = ranks_of(self, X, shared)
         rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
-        rows = replace(rows, group=group)
+        rows = replace(rows, ranks=ranks)
         reporter.journal = self._journal(X, sample_weight)
-        reporter.joint = group.size > 1
+        reporter.joint = ranks.size > 1
         plan = self._plan(X, rows, reporter.journal)
         source, start = self._source(), None
         if source is not None:
@@ -189,7 +189,7 @@ class VariationalInference(
 
     def _plan(self, X, rows, journal):
         """Clone and check the components, try the model on the rows, and return the plan."""
-        drawn = rows.group.first_rank(drawn_seed(private_state(self.random_state)))
+        drawn = rows.ranks.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
         family = clone(self.family) if self.family is not None else DiagonalNormal()
@@ -198,7 +198,7 @@ class VariationalInference(
         for component in (model, function, self.noise, self.solver, family, global_family):
             if component is not None:
                 component.check()
-        if rows.group.size > 1:
+        if rows.ranks.size > 1:
             check_joint(self, model, function)
         model.check_data(rows.X)
         model = _ask(rows, model.adapted)

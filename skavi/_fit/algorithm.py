@@ -8,7 +8,7 @@ import torch
 
 from skavi._data.rows import Rows
 from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
-from skavi._fit.iterates import ROUGH, Fitted, Iterate
+from skavi._fit.iterates import ROUGH, Iterate, Solution
 from skavi._fit.journal import NOTHING, Journal
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
@@ -85,7 +85,7 @@ class StartingPoint:
 
 def fit_model(
     plan: Plan, rows: Rows, start: StartingPoint, progress: Callable[[Iterate], bool]
-) -> Fitted:
+) -> Solution:
     """Fit q(theta) and the map from rows to factors.
 
     `progress` is called after each iteration; True stops the fit.
@@ -101,10 +101,10 @@ def fit_model(
     if refined:
         stages.solve(problem, state, plan.tol)
     assert stages.outcome is not None
-    return Fitted(problem, solver, stages.outcome, stages.failure)
+    return Solution(problem, solver, stages.outcome, stages.failure)
 
 
-def how_far(fitted: Fitted, tol: float) -> Fitted:
+def with_suboptimality(fitted: Solution, tol: float) -> Solution:
     """Return the fit with the error of its noise rule counted in its suboptimality."""
     if fitted.failure:
         return fitted
@@ -140,8 +140,8 @@ class Stages:
 
         new = self.journal.recall()
         if new is NOTHING:
-            run = self.solver.joined(problem, state, tol)
-            new = self.journal.keep(run.climb(self.left, self.journal.watch(run, report)))
+            run = self.solver.start_run(problem, state, tol)
+            new = self.journal.keep(run.iterate(self.left, self.journal.watch(run, report)))
         if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
             self._note_failure(problem, new, len(before))
         self.left -= len(new.curve)
@@ -187,7 +187,7 @@ def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint
     try:
         there, refined = _reference_fit(plan, noise, rows, few, start)
     except (torch.linalg.LinAlgError, FloatingPointError):
-        if rows.group.size > 1:  # other ranks may have succeeded
+        if rows.ranks.size > 1:  # other ranks may have succeeded
             raise
         return StartingPoint(start, noise)  # a worse start is good enough
     return StartingPoint(there, refined if affordable(refined, setting) else noise, fitted=True)

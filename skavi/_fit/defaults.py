@@ -167,14 +167,14 @@ def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
 
 def _dimension(objective, n_rows):
     """Count the dimensions of a row's noise, including those of the globals."""
-    return objective.n_latents * objective.noise_blocks(n_rows) + objective.n_drawn_globals
+    return objective.n_latents * objective.n_colours(n_rows) + objective.n_drawn_globals
 
 
 def affordable(noise, setting: Setting) -> bool:
     """Say whether one evaluation under `noise` stays within the budget."""
     objective, n_rows = setting.objective, setting.n_rows
     try:
-        n_noise = objective.n_latents * objective.noise_blocks(n_rows)
+        n_noise = objective.n_latents * objective.n_colours(n_rows)
         nodes = noise.nodes(objective.n_drawn_globals, n_noise, 1, None)
     except ValueError:
         return False

@@ -38,7 +38,7 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
     objective, X = problem.objective, problem.rows.X
     own = problem.noise.n_draws or 1
     most = max(_MOST_DRAWS, 2 * own)
-    n_cells = max(1, int(problem.rows.group.sum(torch.tensor(X.numel()))))
+    n_cells = max(1, int(problem.rows.ranks.sum(torch.tensor(X.numel()))))
     most = max(4, min(most, FINAL_CELLS // n_cells))
     # All first evaluations together take as many draws as one evaluation of the solver.
     n_draws = min(max(_FEWEST_DRAWS, own // _FEWEST_EVALUATIONS), most)

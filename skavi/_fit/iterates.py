@@ -12,7 +12,7 @@ ROUGH = 1e-4
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Solution:
     """A solved problem, its solver, and the outcome."""
 
     problem: Problem
@@ -53,8 +53,8 @@ class Iterate:
         """Iterations of the fit so far."""
         return len(self.before) + self.run.memory.n_iter
 
-    def fitted(self) -> Fitted:
+    def fitted(self) -> Solution:
         """Return a copy of everything, as if the fit had stopped here."""
         curve = self.before + self.run.curve[: self.run.memory.n_iter]
         outcome = Outcome(self.run.state().copied(), curve, False, math.nan, math.nan)
-        return Fitted(self.problem, self.solver, outcome)
+        return Solution(self.problem, self.solver, outcome)

@@ -190,7 +190,7 @@ def _restrict_to_few(problem, targets, most):
 
     None where a part of the rows would follow another model.
     """
-    rows, take = problem.rows, problem.rows.group.take
+    rows, take = problem.rows, problem.rows.ranks.take
     coreset = problem.objective.model.coupling.coreset(rows, problem.features, most)
     if coreset is None:
         return None

@@ -46,7 +46,7 @@ def move_to_better_optima(problem, state, tol, stages):
     for _ in range(_MAX_ROUNDS):
         frozen = replace(problem, frozen_globals=True)
         found = stages.journal.once(other_optima, frozen, state.raw_locals, state.raw_globals, tol)
-        if not problem.rows.group.any(found is not None):
+        if not problem.rows.ranks.any(found is not None):
             break
         moved = state if found is None else replace(state, raw_locals=found)
         state = stages.solve(problem, moved, max(tol, ROUGH))
@@ -101,7 +101,7 @@ def _frame(problem, raw, raw_globals):
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     centre, spread = objective.model.initial_locals(theta, rows.X)
     away = (objective.local_factors(raw).mean - centre).abs()
-    largest, add_up = rows.group.largest, rows.group.sum
+    largest, add_up = rows.ranks.largest, rows.ranks.sum
     reach = _REACH * largest(spread.amax(0)) + largest(away.amax(0))
     return add_up(centre.sum(0)) / rows.n_total, reach
 

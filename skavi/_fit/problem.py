@@ -57,7 +57,7 @@ class Problem:
 
     def __post_init__(self):
         if self.nodes is None and self.noise.deterministic:
-            n_blocks = self.objective.noise_blocks(len(self.rows))
+            n_blocks = self.objective.n_colours(len(self.rows))
             nodes = self._nodes(self.objective.n_latents * n_blocks, self.n_rows)
             object.__setattr__(self, "nodes", nodes)
 
@@ -98,7 +98,7 @@ class Problem:
     def apart(self) -> "Problem":
         """Return the problem of this rank's rows, without the other ranks."""
         rows = self.rows
-        return replace(self, rows=Rows(rows.X, rows.weights)) if rows.group.size > 1 else self
+        return replace(self, rows=Rows(rows.X, rows.weights)) if rows.ranks.size > 1 else self
 
     # --- noise ----------------------------------------------------------------------------------
 
@@ -110,14 +110,14 @@ class Problem:
         """
         n_rows = self.n_rows if drawn is None else len(drawn)
         if self.noise.deterministic:
-            n_blocks = self.objective.noise_blocks(len(self.rows))
+            n_blocks = self.objective.n_colours(len(self.rows))
             if self.nodes is None or n_blocks == 1:
                 return self.nodes
             return self.nodes.in_turn(n_rows, n_blocks)
         nodes = self._nodes(self.objective.n_latents, n_rows)
-        if nodes is None or self.rows.group.size == 1:
+        if nodes is None or self.rows.ranks.size == 1:
             return nodes
-        first = self.rows.group.first
+        first = self.rows.ranks.first
         here = slice(first, first + len(self.rows)) if drawn is None else self.rows.holds(drawn)
         return replace(nodes, locals_=nodes.locals_[:, here])
 
@@ -162,7 +162,7 @@ class Problem:
         Over several ranks it has no gradient; use `own_elbo`.
         """
         terms = self.row_terms(raw, raw_globals)
-        return self.rows.group.sum(self.own_sum(terms, raw_globals, self.rows.weights))
+        return self.rows.ranks.sum(self.own_sum(terms, raw_globals, self.rows.weights))
 
     def own_elbo(self, state: State) -> Tensor:
         """Return this rank's part of the ELBO: its rows' terms, and on rank 0 the globals' term.
@@ -174,7 +174,7 @@ class Problem:
 
     def own_sum(self, terms, raw_globals, weights, objective=None) -> Tensor:
         """Sum the terms of this rank's rows, and on rank 0 the globals' term."""
-        if self.rows.group.rank == 0:
+        if self.rows.ranks.rank == 0:
             return (objective or self.objective).summed(terms, raw_globals, weights)
         return inner(weights, terms)
 
@@ -189,9 +189,9 @@ class Problem:
             raw = self.function.raw(own.raw_locals, own.shared, self.features[part])
             terms = self.objective.row_terms(raw, state.raw_globals, self.rows.X[part], nodes)
             sums.append(inner(self.rows.weights[part], terms))
-        if self.rows.group.rank == 0:
+        if self.rows.ranks.rank == 0:
             sums.append(self.objective.global_term(state.raw_globals))
-        return self.rows.group.sum(sum(sums[1:], sums[0]))
+        return self.rows.ranks.sum(sum(sums[1:], sums[0]))
 
 
 # --- inputs of functions ----------------------------------------------------------------------

@@ -23,7 +23,7 @@ from skavi._curvature import NonnegativeBlocks, arrow_derivatives, eliminate
 from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
 from skavi._fit.fitted_model import FittedModel
-from skavi._fit.iterates import Fitted
+from skavi._fit.iterates import Solution
 from skavi._fit.local_problems import solve_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._numerics.aligned import aligned
@@ -90,7 +90,7 @@ def go_on(
     generator,
     max_iter: int,
     single: bool,
-) -> Fitted:
+) -> Solution:
     """Continue a fit with new rows; `single`: they are in single precision."""
     problem, state = _problem(fit, rows, stiffness, generator)
     problem = replace(problem, single=single)
@@ -103,7 +103,7 @@ def go_on(
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
             f"{len(outcome.curve) + 1}; the estimator is as it was before. Check the scale of X."
         )
-    return Fitted(problem, solver, outcome)
+    return Solution(problem, solver, outcome)
 
 
 def _problem(fit, rows, stiffness, generator):

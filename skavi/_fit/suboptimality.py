@@ -26,11 +26,11 @@ def with_noise_error(problem: Problem, solver: Solver, outcome: Outcome, tol: fl
     setting = problem.setting
     finer = [rule for rule in noise.refined() if affordable(rule, setting)] or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
-    solved = solver.leftover(problem, outcome, tol * problem.total_weight)
+    solved = solver.suboptimality_of(problem, outcome, tol * problem.total_weight)
 
     def errors(rules):
         finer_problems = (problem.with_noise(rule) for rule in rules)
-        return [solver.remaining(finer, state, allowed) for finer in finer_problems]
+        return [solver.suboptimality_at(finer, state, allowed) for finer in finer_problems]
 
     error = max(errors(finer), default=0.0)
     if error > allowed:  # two rules estimate a large error better than one

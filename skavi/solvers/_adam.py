@@ -10,7 +10,7 @@ from skavi._data.ranks import over_ranks
 from skavi._data.rows import take_rows
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver
-from skavi.solvers._loss import remaining
+from skavi.solvers._loss import estimate_suboptimality
 from skavi.solvers._minibatches import Minibatches
 from skavi.solvers._state import natural_steps
 
@@ -82,14 +82,14 @@ class Adam(Solver):
                 "use batch_size=None",
             )
 
-    def leftover(self, problem, outcome, tol):
+    def suboptimality_of(self, problem, outcome, tol):
         """Estimate what is left from the Hessian where steps used all rows.
 
         Adam itself sees gains only. With minibatches the Hessian's products would take too long:
         each of up to a few hundred is a pass over all rows.
         """
         if self.batch_size in (None, problem.n_rows):
-            return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+            return max(outcome.suboptimality, estimate_suboptimality(problem, outcome.state, tol))
         return outcome.suboptimality
 
     @over_ranks
@@ -237,21 +237,21 @@ class _Ascent(Run):
 
     def _add_up(self, elbo, gradients):
         """Sum the ELBO and the shared gradients over ranks; gradients of own rows stay."""
-        group, owned = self.problem.rows.group, self.owned
-        if group.size == 1:
+        ranks, owned = self.problem.rows.ranks, self.owned
+        if ranks.size == 1:
             return float(elbo), gradients
         shared = gradients[owned:]
-        flat = group.sum(torch.cat([elbo.reshape(1), *[g.reshape(-1) for g in shared]]))
+        flat = ranks.sum(torch.cat([elbo.reshape(1), *[g.reshape(-1) for g in shared]]))
         pieces = flat[1:].split([g.numel() for g in shared])
         added = [piece.reshape(g.shape) for piece, g in zip(pieces, shared, strict=True)]
         return float(flat[0]), [*gradients[:owned], *added]
 
     def _norm(self, slopes):
         """Return the norm of the gradient of all ranks, in nats."""
-        group, owned = self.problem.rows.group, self.owned
+        ranks, owned = self.problem.rows.ranks, self.owned
         lengths = [slope.norm() for slope in slopes]
-        if group.size > 1 and owned:
-            lengths[0] = group.sum(lengths[0] ** 2).sqrt()
+        if ranks.size > 1 and owned:
+            lengths[0] = ranks.sum(lengths[0] ** 2).sqrt()
         parts = zip(lengths, self.scales, strict=True)
         return math.hypot(*(float(length) * scale for length, scale in parts))
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from skavi._component import Component
-from skavi._data.ranks import ALONE, Group
-from skavi.solvers._loss import remaining
+from skavi._data.ranks import ALONE, RankGroup
+from skavi.solvers._loss import estimate_suboptimality
 from skavi.solvers._state import State
 
 
@@ -85,7 +85,7 @@ class Run(ABC):
     memory : Memory
     curve : list of float
         ELBO after each iteration; only the first ``memory.n_iter`` entries count.
-    group : Group
+    ranks : RankGroup
         The ranks that hold the problem's rows.
 
     Examples
@@ -103,12 +103,12 @@ class Run(ABC):
     ...     def state(self): ...
     ...     def outcome(self): ...
     >>> run = Countdown(3)
-    >>> run.climb(10, lambda run: False)
+    >>> run.iterate(10, lambda run: False)
     >>> run.curve
     [-2.0, -1.0, 0.0]
     """
 
-    group: Group = ALONE
+    ranks: RankGroup = ALONE
 
     def __init__(self, memory):
         self.memory: Any = memory
@@ -126,7 +126,7 @@ class Run(ABC):
     def outcome(self) -> Outcome:
         """Return the current state, whether it has converged, and what is left."""
 
-    def climb(self, max_iter: int, progress: "Progress") -> Outcome:
+    def iterate(self, max_iter: int, progress: "Progress") -> Outcome:
         """Iterate until finished, stopped by `progress`, or at `max_iter` iterations in all.
 
         Solvers avoid steps to numbers that are not finite. Where one cannot, the run ends with its
@@ -136,7 +136,7 @@ class Run(ABC):
             try:
                 memory = self.step(self.memory)
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
-                if self.group.size > 1 and isinstance(error, torch.linalg.LinAlgError):
+                if self.ranks.size > 1 and isinstance(error, torch.linalg.LinAlgError):
                     raise  # it depends on this rank's rows: other ranks have not failed
                 return self._break_at(self.memory)
             counts = memory.n_iter > self.memory.n_iter
@@ -208,22 +208,22 @@ class Solver(Component):
         """Return an equivalent problem and state on which this solver is faster."""
         return problem, state
 
-    def remaining(self, problem, state, tol) -> float:
+    def suboptimality_at(self, problem, state, tol) -> float:
         """Estimate by one Newton step how far a state is below the optimum, to about `tol` nats."""
-        return remaining(problem, state, tol)
+        return estimate_suboptimality(problem, state, tol)
 
-    def leftover(self, problem, outcome: Outcome, tol) -> float:
+    def suboptimality_of(self, problem, outcome: Outcome, tol) -> float:
         """Estimate how far a run of this solver ended below the optimum, to about `tol` nats."""
         return outcome.suboptimality
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched) -> Outcome:
         """Return the `Outcome` of at most `max_iter` iterations from `state`."""
-        return self.joined(problem, state, tol).climb(max_iter, progress)
+        return self.start_run(problem, state, tol).iterate(max_iter, progress)
 
-    def joined(self, problem, state, tol) -> Run:
+    def start_run(self, problem, state, tol) -> Run:
         """Return a run before its first step that shares the problem's ranks."""
         run = self.begin(problem, state, tol)
-        run.group = problem.rows.group
+        run.ranks = problem.rows.ranks
         return run
 
     def check_setting(self, setting):

@@ -24,7 +24,7 @@ class Loss:
         )
         self.parts = list(zip(tensors, lengths, strict=True))
         self.size = sum(tensor.numel() for tensor in tensors)
-        self.group = problem.rows.group
+        self.ranks = problem.rows.ranks
         self.owned = sum(tensor.numel() for tensor in tensors[: state.n_owned])
         self.dtype, self.device = problem.rows.X.dtype, problem.rows.X.device
 
@@ -44,7 +44,7 @@ class Loss:
             position = position.detach().requires_grad_(True)
             value = -self.problem.own_elbo(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position)
-        if self.group.size > 1:
+        if self.ranks.size > 1:
             both = self._add_up(torch.cat([gradient, value.detach().reshape(1)]))
             gradient, value = both[:-1], both[-1]
         return float(value.detach()), gradient
@@ -69,28 +69,28 @@ class Loss:
 
     def _add_up(self, vector):
         """Sum the entries that all ranks share over the ranks."""
-        if self.group.size == 1:
+        if self.ranks.size == 1:
             return vector
-        return torch.cat([vector[: self.owned], self.group.sum(vector[self.owned :])])
+        return torch.cat([vector[: self.owned], self.ranks.sum(vector[self.owned :])])
 
     def dot(self, one, other):
         """Return inner products of vectors and a vector, including the entries of all ranks."""
-        if self.group.size == 1 or not self.owned:
+        if self.ranks.size == 1 or not self.owned:
             return inner_products(one, other)
         own, shared = slice(None, self.owned), slice(self.owned, None)
-        here = self.group.sum(inner_products(one[..., own], other[own]))
+        here = self.ranks.sum(inner_products(one[..., own], other[own]))
         return here + inner_products(one[..., shared], other[shared])
 
     def finite(self, vector):
         """Say whether every number of a vector is finite, on all ranks."""
-        return not self.group.any(not bool(torch.isfinite(vector).all()))
+        return not self.ranks.any(not bool(torch.isfinite(vector).all()))
 
     def norm(self, vector):
         """Return a vector's length, including the entries of all ranks."""
         return math.sqrt(float(self.dot(vector, vector)))
 
 
-def remaining(problem, state, tol):
+def estimate_suboptimality(problem, state, tol):
     """Estimate by one Newton step how far a state is below the optimum, in nats, to about `tol`."""
     loss = Loss(problem, state)
     position = torch.zeros(loss.size, dtype=loss.dtype, device=loss.device)

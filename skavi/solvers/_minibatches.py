@@ -51,7 +51,7 @@ class Minibatches:
         rows, coupling = self.problem.rows, self.problem.objective.model.coupling
         n, generator = rows.n_total, self.problem.generator
         drawn, lead, scale = coupling.batch(n, self.size, generator)
-        here = drawn[rows.holds(drawn)] - rows.group.first if rows.group.size > 1 else drawn
+        here = drawn[rows.holds(drawn)] - rows.ranks.first if rows.ranks.size > 1 else drawn
         return Batch(here.to(rows.X.device), lead, scale, drawn)
 
     def own_elbo(self, state, batch: Batch) -> Tensor:

@@ -14,11 +14,11 @@ from skavi._numerics.sums import add_up
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.inference_functions._linear import LinearFunction
 from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
-from skavi.solvers._loss import remaining
-from skavi.solvers._newton_arrow import Arrow
-from skavi.solvers._newton_banded import Chain
-from skavi.solvers._newton_dense import Coupled, Linear
-from skavi.solvers._newton_network import Network
+from skavi.solvers._loss import estimate_suboptimality
+from skavi.solvers._newton_arrow import ArrowSystem
+from skavi.solvers._newton_banded import BandedSystem
+from skavi.solvers._newton_dense import DenseSystem, LinearSystem
+from skavi.solvers._newton_network import NetworkSystem
 from skavi.solvers._newton_system import System
 from skavi.solvers._state import State
 
@@ -95,30 +95,30 @@ class Newton(Solver):
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched):
         system = system_of(problem.function, problem.objective.model.coupling)
-        if problem.frozen_globals and system is Arrow:
+        if problem.frozen_globals and system is ArrowSystem:
             return _solve_rows(problem, state, tol, max_iter)
         return super().solve(problem, state, tol, max_iter, progress)
 
-    def remaining(self, problem, state, tol):
+    def suboptimality_at(self, problem, state, tol):
         return _Ascent(problem, state, 1.0).decrement()
 
-    def leftover(self, problem, outcome, tol):
+    def suboptimality_of(self, problem, outcome, tol):
         system = system_of(problem.function, problem.objective.model.coupling)
         if system is not None and system.damped:
-            return max(outcome.suboptimality, remaining(problem, outcome.state, tol))
+            return max(outcome.suboptimality, estimate_suboptimality(problem, outcome.state, tol))
         return outcome.suboptimality
 
 
 #: The system of each kind of function (the nearest of its classes counts) under each coupling.
 _SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
     Table: {
-        kinds.Independent: Arrow,
-        kinds.Series: Arrow,
-        kinds.Chain: Chain,
-        kinds.Joint: Coupled,
+        kinds.Independent: ArrowSystem,
+        kinds.Series: ArrowSystem,
+        kinds.Chain: BandedSystem,
+        kinds.Joint: DenseSystem,
     },
-    LinearFunction: {kinds.Independent: Linear, kinds.Series: Linear},
-    InferenceFunction: {kinds.Independent: Network, kinds.Series: Network},
+    LinearFunction: {kinds.Independent: LinearSystem, kinds.Series: LinearSystem},
+    InferenceFunction: {kinds.Independent: NetworkSystem, kinds.Series: NetworkSystem},
 }
 
 
@@ -134,7 +134,7 @@ class _Memory(Memory):
     raw_globals: Tensor
     value: Tensor
     damping: float
-    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tangents: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     decrement: float = math.inf
     gradient_norm: float = math.inf
     converged: bool = False
@@ -159,12 +159,12 @@ class _Ascent(Run):
 
     def step(self, memory):
         here = memory.unknowns, memory.raw_globals
-        step = self.system.step(*here, memory.damping, memory.pieces)
+        step = self.system.step(*here, memory.damping, memory.tangents)
         if not math.isfinite(step.gradient_norm):
             raise FloatingPointError("the gradient is not finite")
         move = self.system.move(*here, memory.value, step)
         elbo = self.system.elbo(move.value)
-        creeps = bool(move.pieces) and self._mean_gain(elbo) <= self.least_gain
+        creeps = bool(move.tangents) and self._mean_gain(elbo) <= self.least_gain
         stands = not move.gained or creeps
         # Where no step gains, rounding hides what is left: a fit may then converge at 10 tol.
         decrement = step.decrement if move.gained else min(step.decrement, move.left)
@@ -178,7 +178,7 @@ class _Ascent(Run):
             raw_globals=move.raw_globals,
             value=move.value,
             damping=move.damping,
-            pieces=move.pieces,
+            tangents=move.tangents,
             decrement=decrement,
             gradient_norm=step.gradient_norm,
             converged=converged,
@@ -221,7 +221,7 @@ def _solve_rows(problem, state, tol, max_iter):
     while len(active) and n_iter < max_iter:
         n_iter += 1
         needed = coupling.needed_for(active)
-        system = Arrow(problem if needed is None else problem.restricted(needed))
+        system = ArrowSystem(problem if needed is None else problem.restricted(needed))
         which = everyone if needed is None else needed
         step = system.step(raw[which], raw_globals)
         raw[which], gained = system.move_rows(raw[which], raw_globals, step, longest[which])

@@ -39,7 +39,7 @@ class ArrowStep(Step):
     row_decrement: Tensor
 
 
-class Arrow(System):
+class ArrowSystem(System):
     """A factor for every row, in time linear in the number of rows."""
 
     in_pieces = True
@@ -61,7 +61,7 @@ class Arrow(System):
             return torch.cat([rows, rows.new_zeros(1)])
         return torch.cat([rows, self.objective.global_term(raw_globals).reshape(1)])
 
-    def step(self, raw, raw_globals, damping=0.0, pieces=()):
+    def step(self, raw, raw_globals, damping=0.0, tangents=()):
         d = arrow_derivatives(self.problem, raw, raw_globals)
         # Rows with derivatives that are not finite do not move.
         known = torch.isfinite(d.g).all(1) & torch.isfinite(d.H).all(2).all(1)
@@ -72,7 +72,7 @@ class Arrow(System):
         A = torch.where(live[:, None, None], A * self.weights[:, None, None], identity)
         g = torch.where(live[:, None], d.g, torch.zeros_like(d.g))
         C = torch.where(live[:, None, None], d.C, torch.zeros_like(d.C))
-        left = eliminate(Blocks(A), replace(d, g=g, C=C), self.group.sum)
+        left = eliminate(Blocks(A), replace(d, g=g, C=C), self.ranks.sum)
         schur = positive(0.5 * (left.schur + left.schur.mT))
         d_globals = torch.linalg.solve(schur, left.right)
 
@@ -85,7 +85,7 @@ class Arrow(System):
 
         row_decrement = torch.where(known, 0.5 * (g * left.free).sum(-1), math.inf)
         own = torch.stack([add_up(row_decrement), add_up((g**2).reshape(-1)), (~known).sum().to(g)])
-        gained, squares, unknown = self.group.sum(own).tolist()
+        gained, squares, unknown = self.ranks.sum(own).tolist()
         norm = math.sqrt(squares + float((d.g_globals**2).sum())) / self.problem.total_weight
         decrement = gained + 0.5 * float(left.right @ d_globals)
         d_globals = safe_logs(d_globals, left.right, schur, self.objective.space.size)
@@ -104,9 +104,9 @@ class Arrow(System):
 
     def elbo(self, value):
         """Sum the terms of all ranks' rows, and the global term once."""
-        if self.group.size == 1:
+        if self.ranks.size == 1:
             return float(add_up(value))
-        return float(self.group.sum(add_up(value[:-1])) + value[-1])
+        return float(self.ranks.sum(add_up(value[:-1])) + value[-1])
 
     def move_rows(self, raw, raw_globals, step, longest):
         """Move every row by its best step of at most its `longest`; return which rows gained."""

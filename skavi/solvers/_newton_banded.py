@@ -5,18 +5,18 @@ import math
 import torch
 
 from skavi._curvature import Band, band_derivatives, eliminate, positive
-from skavi.solvers._newton_dense import Meeting
+from skavi.solvers._newton_dense import RowsSystem
 from skavi.solvers._newton_system import Step
 
 
-class Chain(Meeting):
+class BandedSystem(RowsSystem):
     """Factorized VI of a Markov model: a band and a border, in time linear in the rows."""
 
     @classmethod
     def suits(cls, setting):
         return setting.few_unknowns or setting.small
 
-    def step(self, raw, raw_globals, damping=0.0, pieces=()):
+    def step(self, raw, raw_globals, damping=0.0, tangents=()):
         d = band_derivatives(self.problem, raw, raw_globals)
         left = eliminate(Band(-d.H), d)
         d_globals = torch.linalg.solve(positive(0.5 * (left.schur + left.schur.mT)), left.right)

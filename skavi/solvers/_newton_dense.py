@@ -13,7 +13,7 @@ from skavi.solvers._state import State
 _MAX_LINEAR_PARAMETERS = 1000
 
 
-class Linear(System):
+class LinearSystem(System):
     """A function linear in its parameters: all of them, and the globals, in one system."""
 
     in_pieces = True
@@ -35,19 +35,19 @@ class Linear(System):
     def value(self, coefficients, raw_globals):
         return self.total(self.basis @ coefficients, raw_globals)
 
-    def step(self, coefficients, raw_globals, damping=0.0, pieces=()):
+    def step(self, coefficients, raw_globals, damping=0.0, tangents=()):
         d = arrow_derivatives(self.problem, self.basis @ coefficients, raw_globals)
         # One unit for each output, the geometric mean of its natural steps over rows: the unit of
         # its coefficients.
-        sums = self.group.sum(d.row_steps.log().sum(0))
+        sums = self.ranks.sum(d.row_steps.log().sum(0))
         unit = (sums / self.problem.n_rows).exp()
         to_unit = unit / d.row_steps
         g, C = d.g * to_unit, d.C * to_unit.unsqueeze(-1)
         H = d.H * to_unit.unsqueeze(-1) * to_unit.unsqueeze(-2)
         B, (p, P) = self.basis, coefficients.shape
         own = torch.einsum("na,nij,nb->aibj", B, H, B), torch.einsum("na,niq->aiq", B, C)
-        top, side = (self.group.sum(part).reshape(p * P, -1) for part in own)
-        right = torch.cat([self.group.sum(B.mT @ g).reshape(-1), d.g_globals])
+        top, side = (self.ranks.sum(part).reshape(p * P, -1) for part in own)
+        right = torch.cat([self.ranks.sum(B.mT @ g).reshape(-1), d.g_globals])
         full = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, d.H_globals], 1)])
         solution = torch.linalg.solve(positive(-0.5 * (full + full.mT)), right)
         decrement = 0.5 * float(right @ solution)
@@ -57,7 +57,7 @@ class Linear(System):
         return Step(local, d.steps[: len(d_globals)] * d_globals, decrement, norm)
 
 
-class Meeting(System):
+class RowsSystem(System):
     """Factorized VI of a model with coupled rows."""
 
     def read(self, state):
@@ -77,7 +77,7 @@ class Meeting(System):
         return solution
 
 
-class Coupled(Meeting):
+class DenseSystem(RowsSystem):
     """Few rows that are all coupled: one dense system."""
 
     @classmethod
@@ -94,7 +94,7 @@ class Coupled(Meeting):
     def suits(cls, setting):
         return setting.few_unknowns
 
-    def step(self, raw, raw_globals, damping=0.0, pieces=()):
+    def step(self, raw, raw_globals, damping=0.0, tangents=()):
         gradient, hessian, row_steps, steps = dense_derivatives(self.problem, raw, raw_globals)
         solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
         decrement = 0.5 * float(gradient @ solution)

@@ -48,7 +48,7 @@ _KINKED_TRIALS = 20
 #: Factor of the damping at every second failure at a kink. Not measured.
 _KINKED_GROWTH = 4
 #: Tangents that are kept: each adds a column to a small least squares problem. Not measured.
-_MOST_PIECES = 40
+_MOST_TANGENTS = 40
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class LocalModel:
         The gradient, in natural units.
     here, units : Tensor of shape (size,)
         The point in plain units, and the size of natural units in plain ones.
-    pieces : list of (Tensor, Tensor)
+    tangents : list of (Tensor, Tensor)
         Tangents: slope in plain units, and constant.
-    above : Tensor of shape (1 + n_pieces,)
+    above : Tensor of shape (1 + n_tangents,)
         Distance of each tangent from the ELBO at the point, after a 0 for the tangent there.
     """
 
@@ -73,28 +73,28 @@ class LocalModel:
     right: Tensor
     here: Tensor
     units: Tensor
-    pieces: list[tuple[Tensor, Tensor]]
+    tangents: list[tuple[Tensor, Tensor]]
     above: Tensor
 
-    def with_pieces(self, pieces) -> "LocalModel":
-        return LocalModel(self.matrix, self.right, self.here, self.units, pieces, self.above)
+    def with_tangents(self, tangents) -> "LocalModel":
+        return LocalModel(self.matrix, self.right, self.here, self.units, tangents, self.above)
 
-    def near(self, pieces, value) -> "LocalModel":
+    def near(self, tangents, value) -> "LocalModel":
         """Return the model with those tangents whose distance is at most the possible gain."""
         zero = self.right.new_zeros(1)
         bare = LocalModel(self.matrix, self.right, self.here, self.units, [], zero)
-        if not pieces:
+        if not tangents:
             return bare
         most = bare.decrement()
-        heights = torch.stack([slope @ self.here + constant for slope, constant in pieces])
+        heights = torch.stack([slope @ self.here + constant for slope, constant in tangents])
         above = (heights - value).abs()
-        kept = [p for p, a in zip(pieces, above, strict=True) if a <= most]
+        kept = [p for p, a in zip(tangents, above, strict=True) if a <= most]
         above = torch.cat([zero, above[above <= most]])
         return LocalModel(self.matrix, self.right, self.here, self.units, kept, above)
 
     def slopes(self) -> Tensor:
-        """Return the gradients of all pieces in natural units, shape (size, 1 + n_pieces)."""
-        slopes = [slope * self.units for slope, _ in self.pieces]
+        """Return all gradients in natural units, the point's own first, (size, 1 + n_tangents)."""
+        slopes = [slope * self.units for slope, _ in self.tangents]
         return torch.stack([self.right, *slopes], 1)
 
     def decrement(self) -> float:
@@ -133,7 +133,7 @@ class NetworkStep(Step):
     damping: float
 
 
-class Network(System):
+class NetworkSystem(System):
     """A network, linearised by its Jacobian, with Levenberg-Marquardt damping."""
 
     first_damping = 1e-2
@@ -168,7 +168,7 @@ class Network(System):
     def value(self, flat, raw_globals):
         return self.total(self.raw(flat), raw_globals)
 
-    def step(self, flat, raw_globals, damping=first_damping, pieces=()):
+    def step(self, flat, raw_globals, damping=first_damping, tangents=()):
         raw = self.raw(flat)
         d = arrow_derivatives(self.problem, raw, raw_globals)
         size, n_globals = len(flat), d.C.shape[-1]
@@ -182,14 +182,14 @@ class Network(System):
             root = (factor[part] @ self._jacobian(flat, part)).reshape(-1, size)
             top = top + _gram(root)
             rest = rest + root.mT @ carried[part].reshape(-1, 1 + n_globals)
-        top, rest = self.group.sum(top), self.group.sum(rest)
+        top, rest = self.ranks.sum(top), self.ranks.sum(rest)
         right, side = torch.cat([rest[:, 0], d.g_globals]), rest[:, 1:]
         matrix = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -d.H_globals], 1)])
         units = torch.cat([torch.ones_like(flat), d.steps])[: len(right)]
         here = torch.cat([flat, raw_globals])[: len(right)]
         model = LocalModel(matrix, right, here, units, [], right.new_zeros(1))
-        if pieces:
-            model = model.near(pieces, self.total(raw, raw_globals))
+        if tangents:
+            model = model.near(tangents, self.total(raw, raw_globals))
         solution, _ = model.solve(damping)
         norm = float(right.norm()) / self.problem.total_weight
         return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping)
@@ -216,19 +216,19 @@ class Network(System):
             new_value = self.value(there[:size], moved)
             if torch.isfinite(new_value) and new_value > value:
                 damping = max(damping / _RELIEF, _LEAST_DAMPING)
-                pieces = [*model.pieces, (own, value - own @ model.here)] if kinked else []
-                return Move(there[:size], moved, new_value, True, damping, pieces)
+                tangents = [*model.tangents, (own, value - own @ model.here)] if kinked else []
+                return Move(there[:size], moved, new_value, True, damping, tangents)
             if kinked:
                 slope = self._slope(there[:size], moved)
                 if torch.isfinite(new_value + slope.sum()):
                     tangent = slope, new_value - slope @ there
-                    model = model.with_pieces([*model.pieces, tangent][-_MOST_PIECES:])
+                    model = model.with_tangents([*model.tangents, tangent][-_MOST_TANGENTS:])
             if trial % 2 or not kinked:  # try the new slope before more damping
                 damping *= growth
             solution, _ = model.solve(damping)
-        if model.pieces:
-            model = model.near(model.pieces, value)
-        return Move(flat, raw_globals, value, False, damping, model.pieces, model.decrement())
+        if model.tangents:
+            model = model.near(model.tangents, value)
+        return Move(flat, raw_globals, value, False, damping, model.tangents, model.decrement())
 
     def _slope(self, flat, raw_globals):
         """Return the gradient of `value` in plain units."""
@@ -238,7 +238,7 @@ class Network(System):
             raw_globals = raw_globals.detach().requires_grad_(not self.frozen)
             unknowns = (flat,) if self.frozen else (flat, raw_globals)
             pieces = [gradient_of(self._part(part, flat, raw_globals), unknowns) for part in parts]
-            slopes = [self.group.sum(sum(each)) for each in zip(*pieces, strict=True)]
+            slopes = [self.ranks.sum(sum(each)) for each in zip(*pieces, strict=True)]
             if not self.frozen:
                 slopes[1] += gradient_of(self.objective.global_term(raw_globals), (raw_globals,))[0]
         return torch.cat(slopes)

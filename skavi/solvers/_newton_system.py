@@ -53,7 +53,7 @@ class Move:
     gained : bool
     damping : float
         For the next step.
-    pieces : list of (Tensor, Tensor)
+    tangents : list of (Tensor, Tensor)
         Tangents of the ELBO, where it has kinks: slope and constant.
     left : float
         Estimate of what is left where no step gains, in nats.
@@ -64,7 +64,7 @@ class Move:
     value: Tensor
     gained: bool
     damping: float = 0.0
-    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tangents: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     left: float = math.inf
 
 
@@ -80,7 +80,7 @@ class System(ABC):
 
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective
-        self.weights, self.group = problem.rows.weights, problem.rows.group
+        self.weights, self.ranks = problem.rows.weights, problem.rows.ranks
         self.frozen = problem.frozen_globals
 
     @classmethod
@@ -105,7 +105,7 @@ class System(ABC):
         return float(value)
 
     def total(self, raw, raw_globals):
-        value = self.group.sum(add_up(self.row_values(raw, raw_globals).reshape(-1)))
+        value = self.ranks.sum(add_up(self.row_values(raw, raw_globals).reshape(-1)))
         return value if self.frozen else value + self.objective.global_term(raw_globals)
 
     @abstractmethod
@@ -121,8 +121,8 @@ class System(ABC):
         """Return the ELBO, in a form that `elbo` reads."""
 
     @abstractmethod
-    def step(self, unknowns, raw_globals, damping: float = 0.0, pieces=()) -> Step:
-        """Return a step from here, with `damping` and `pieces` of the last `Move`."""
+    def step(self, unknowns, raw_globals, damping: float = 0.0, tangents=()) -> Step:
+        """Return a step from here, with `damping` and `tangents` of the last `Move`."""
 
     def move(self, unknowns, raw_globals, value, step) -> Move:
         """Shorten the step until the ELBO rises."""

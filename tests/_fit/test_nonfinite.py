@@ -249,7 +249,7 @@ def test_averages_forget_the_values_that_broke(monkeypatch):
     overflown = [torch.full_like(value, torch.inf) for value in run.memory.values]
     run.memory = replace(run.memory, values=overflown, averages=overflown, n_averaged=2)
     run.curve = run.curve[1:]
-    outcome = run.climb(run.memory.n_iter + 2000, lambda _: False)
+    outcome = run.iterate(run.memory.n_iter + 2000, lambda _: False)
     assert outcome.converged and run.memory.retreats == 1
     truth = linear_factorized(COLUMN[:, 0], 1.155, 2.43)
     assert float(problem.elbo(outcome.state)) == pytest.approx(truth.elbo, abs=0.1)  # as stochastic

@@ -12,8 +12,8 @@ from skavi.inference_functions import Polynomial
 from skavi.models import LocalLevel, MarkovModel
 from skavi.noise import GaussHermite
 from skavi.solvers import LBFGS, Newton
-from skavi.solvers._newton_banded import Chain
-from skavi.solvers._newton_dense import Coupled
+from skavi.solvers._newton_banded import BandedSystem
+from skavi.solvers._newton_dense import DenseSystem
 
 
 class Counts(MarkovModel):
@@ -51,7 +51,10 @@ def test_the_band_holds_the_dense_hessian(n_rows):
     problem = replace(vi._fitted_model.frozen_problem(rows), frozen_globals=False)
     raw = torch.tensor(np.random.default_rng(1).normal(0, 0.1, (n_rows, 2)))
     globals_ = vi._fitted_model.raw_globals_like(rows.weights)
-    banded, dense = Chain(problem).step(raw, globals_), Coupled(problem).step(raw, globals_)
+    banded, dense = (
+        BandedSystem(problem).step(raw, globals_),
+        DenseSystem(problem).step(raw, globals_),
+    )
     torch.testing.assert_close(banded.unknowns, dense.unknowns, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(banded.raw_globals, dense.raw_globals, rtol=1e-7, atol=1e-9)
     assert banded.decrement == pytest.approx(dense.decrement, rel=1e-8)

@@ -6,7 +6,7 @@ from numbers import Number
 import torch
 from sklearn.callback import ProgressBar
 
-from skavi._data.ranks import ALONE, Group, Ranks
+from skavi._data.ranks import ALONE, RankGroup, Ranks
 from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
 from skavi.solvers import Solver, State
@@ -25,7 +25,7 @@ _SAME = 1e-6
 _OWN = ("random_state", "verbose")
 
 
-def group_of(estimator, X, shared: bool) -> Group:
+def ranks_of(estimator, X, shared: bool) -> RankGroup:
     """Return the group of ranks that hold the rows of a table; `shared`: X is a part of it.
 
     Raises
@@ -55,13 +55,13 @@ def _describe(estimator) -> str:
     return f"{type(estimator).__name__} {sorted(values.items())}"
 
 
-def check_agreement(group: Group, state: State) -> None:
+def check_agreement(ranks: RankGroup, state: State) -> None:
     """Raise a RuntimeError if the ranks' solutions differ, which a defective component causes."""
-    if group.size == 1:
+    if ranks.size == 1:
         return
     shared = state.tensors()[state.n_owned :]
     sizes = [float(value.abs().sum()) for value in shared]
-    told = group.gather(torch.tensor([sizes], dtype=torch.float64))
+    told = ranks.gather(torch.tensor([sizes], dtype=torch.float64))
     if not torch.allclose(told, told[:1], rtol=_SAME, equal_nan=True):
         raise RuntimeError(
             f"The ranks came to different solutions, of sizes {told.tolist()}: a part of the model "
