@@ -21,7 +21,7 @@ _FACTORIES = frozenset(
 
 
 def refuses_parameters(error: ValueError) -> bool:
-    """Say whether an error is torch's, of a distribution's parameters: known by its words alone."""
+    """Say whether an error is torch's about a distribution's parameters, as its message shows."""
     return "Expected parameter" in str(error)
 
 

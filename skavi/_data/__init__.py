@@ -1,1 +1,1 @@
-"""Tables of rows: dense, sparse, with holes, in blocks, over several ranks."""
+"""Tables of rows: dense, sparse, with missing cells, in blocks, over several ranks."""

@@ -73,6 +73,6 @@ def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> 
 
 
 def _ignores_place(function, inputs, size):
-    """Say whether equal rows in a block have equal outputs, wherever they stand."""
+    """Say whether equal rows of a block have equal outputs, at any place in it."""
     block = function(inputs[:1].expand(size, -1).contiguous())
     return bool((block == block[:1]).all())

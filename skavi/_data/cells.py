@@ -1,4 +1,4 @@
-"""The observed cells of a table, the others missing: their sums over rows and columns."""
+"""The observed cells of a table with missing ones: their sums over rows and columns."""
 
 from dataclasses import dataclass
 

@@ -31,7 +31,7 @@ class Coupling:
     independent = False
     separable = False
 
-    # --- rows apart -----------------------------------------------------------------------------
+    # --- some of the rows -----------------------------------------------------------------------
 
     def pieces(self, n_rows: int, size: int) -> list[slice]:
         """Cut rows into pieces of at most `size` to evaluate one by one; one piece if coupled."""
@@ -60,7 +60,7 @@ class Coupling:
         """
         return change[index]
 
-    # --- some rows for all ----------------------------------------------------------------------
+    # --- rows that represent all ----------------------------------------------------------------
 
     def batch(self, n_rows: int, size: int, generator) -> tuple[Tensor, int, float]:
         """Draw rows of a stochastic step: a piece of the series.
@@ -96,7 +96,7 @@ class Coupling:
         """
         return None
 
-    # --- what may be asked ----------------------------------------------------------------------
+    # --- requirements ---------------------------------------------------------------------------
 
     def terms(self, value: Tensor, n_rows: int) -> Tensor:
         """Return the terms of a log joint, all equal to `value`."""
@@ -106,7 +106,7 @@ class Coupling:
         """Raise a ValueError if the log joint is one number without terms of rows."""
 
     def require_independent(self, what: str, name: str, remedy: str) -> None:
-        """Raise a ValueError unless any rows can be taken, in any order."""
+        """Raise a ValueError unless rows are independent given theta."""
         if not self.independent:
             _refuse(what, name, remedy)
 

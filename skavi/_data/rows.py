@@ -1,4 +1,4 @@
-"""Rows of X as the library holds them: tensors with weights, windows of them, equal ones once."""
+"""Rows of X as tensors with weights; windows of rows; distinct rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

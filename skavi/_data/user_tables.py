@@ -17,7 +17,7 @@ def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
 
     `reset` sets the estimator's number and names of features; else they must agree with X.
     """
-    with np.errstate(invalid="ignore"):  # scikit-learn adds up infinities to find them
+    with np.errstate(invalid="ignore"):  # scikit-learn sums infinite values to find them
         return validate_data(
             estimator,
             X,

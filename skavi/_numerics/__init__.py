@@ -1,1 +1,1 @@
-"""Numbers: quadrature, sums that repeat, tensors that are aligned."""
+"""Numerics: quadrature, reproducible sums, and aligned tensors."""

@@ -10,7 +10,8 @@ from scipy.stats import qmc
 
 #: Dimensions for which scipy's Sobol points have direction numbers (Joe & Kuo 2008).
 SOBOL_MAX_DIMENSION = 21201
-_LAST_BY_NUMPY = 150  # nodes; its weights overflow beyond 370 or so
+#: Nodes: numpy's weights overflow beyond about 370; scipy's are slower, and right at any number.
+_LAST_BY_NUMPY = 150
 
 
 @lru_cache(maxsize=256)
@@ -43,7 +44,7 @@ def sobol_normal(n_draws: int, dimension: int, seed) -> np.ndarray:
     if dimension == 0:
         return np.zeros((2 * half, 0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # balance needs powers of two; pairs suffice
+        warnings.simplefilter("ignore", UserWarning)  # scipy warns unless n is a power of two
         points = qmc.Sobol(dimension, scramble=True, rng=seed).random(half)
     noise = ndtri(np.clip(points, 1e-12, 1 - 1e-12))
     if half > dimension:
@@ -70,7 +71,7 @@ def spherical_rule(n_draws: int, dimension: int, seed) -> tuple[np.ndarray, np.n
     rng = np.random.default_rng(seed)
     frames, factors = np.linalg.qr(rng.normal(size=(n_radii * n_frames, dimension, dimension)))
     signs = np.sign(np.diagonal(factors, axis1=1, axis2=2))
-    frames *= signs[:, None]  # or they would not be uniform (Stewart, 1980)
+    frames *= signs[:, None]  # else rotations are not uniform (Stewart, 1980)
     frames *= np.repeat(np.sqrt(2 * halves), n_frames)[:, None, None]
     nodes = frames.reshape(-1, dimension)
     weights = np.repeat(shares / shares.sum(), n_frames * dimension) / (2 * n_frames * dimension)

@@ -1,4 +1,4 @@
-"""Whole numbers among what users pass."""
+"""Checks of integers in the user's arguments."""
 
 from numbers import Integral
 

@@ -36,7 +36,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 #: Flags of os.open: create a file, fail if it exists, and translate no line ends on Windows.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
-# Temporary files that this process is writing, and numbers for more of them.
+# Temporary files that this process is writing, and a counter for their names.
 _under_way: set[str] = set()
 _numbers = itertools.count()
 
@@ -94,7 +94,7 @@ def _to_plain(name, array):
 
 
 def _add(archive, name, size):
-    # A fixed date, so that the same content is the same bytes.
+    # With a fixed date, equal contents give equal bytes.
     info = zipfile.ZipInfo(name, _EPOCH)
     return archive.open(info, "w", force_zip64=size > _LARGEST >> 6)
 
@@ -148,7 +148,7 @@ def remove(path) -> None:
 
 
 class _Enough(Exception):
-    """Leave `replacing` without replacing."""
+    """Raised in the body of `replacing` to leave the file unchanged."""
 
 
 def _flush_folder(folder):

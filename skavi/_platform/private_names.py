@@ -1,4 +1,4 @@
-"""The private names of scikit-learn and torch that skavi uses, in one place."""
+"""All private names of scikit-learn and torch that skavi uses."""
 
 from sklearn.base import _clone_parametrized as clone_parametrized
 from sklearn.base import _fit_context as fit_context

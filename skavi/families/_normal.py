@@ -243,7 +243,7 @@ class DiagonalNormal(Family):
 
     def factors(self, raw, n_latents):
         mean, log_sd = raw.split([n_latents, n_latents], -1)
-        log_sd = log_sd.contiguous()  # exp of numbers with gaps between them is many times slower
+        log_sd = log_sd.contiguous()  # exp is many times slower on memory with gaps
         return DiagonalFactors(mean, log_sd.exp(), log_sd)
 
     def raw(self, factors):

@@ -57,7 +57,7 @@ class _Reader:
         return float(_look_up({name: name for name in ("nan", "inf", "-inf")}, node["value"]))
 
     def array(self, node):
-        stored = self.arrays[node["name"]]  # copied: in native byte order, and writable
+        stored = self.arrays[node["name"]]  # copied below: native byte order, writable
         return stored.astype(stored.dtype.newbyteorder("="), copy=True)
 
     def scalar(self, node):

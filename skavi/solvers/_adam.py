@@ -219,7 +219,7 @@ class _Ascent(Run):
         return [
             value.new_zeros(len(value), 1)
             if self._is_in_place(i)
-            else value.new_zeros((), dtype=torch.float32)  # as torch's fused kernel wants it
+            else value.new_zeros((), dtype=torch.float32)  # torch's fused kernel needs float32
             for i, value in enumerate(values)
         ]
 

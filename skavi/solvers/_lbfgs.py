@@ -72,7 +72,7 @@ class _Memory(Memory):
 
 
 class _Descent(Run):
-    """Quasi-Newton steps down the loss."""
+    """Quasi-Newton steps that lower the loss."""
 
     def __init__(self, problem, state, tol, n_pairs):
         self.loss, self.tol, self.n_pairs = Loss(problem, state), tol, n_pairs

@@ -85,7 +85,7 @@ class Newton(Solver):
         return system is not None and system.suits(setting)
 
     def works_in_pieces(self, setting):
-        """Say whether its system is put together of pieces of rows: of any size, but for time."""
+        """Say whether the system is summed over pieces of rows, so that only time limits it."""
         system = system_of(setting.function, setting.coupling)
         return system is not None and system.in_pieces and setting.coupling.independent
 
