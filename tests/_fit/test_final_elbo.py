@@ -44,7 +44,7 @@ def test_rows_in_parts_weigh_as_they_do_at_once(estimator, monkeypatch):
     function = {"inference_function": Polynomial(1)} if estimator is AmortizedVI else {}
 
     def elbo(budget):
-        monkeypatch.setattr("skavi._fit.final_elbo._CHUNK_BUDGET", budget)
+        monkeypatch.setattr("skavi._fit.final_elbo.FINAL_CELLS", budget)
         noise, solver = MonteCarlo(2), Adam()
         vi = estimator(FactorAnalysis(1), noise=noise, solver=solver, max_iter=3, **function)
         return vi.set_params(random_state=0).fit(X, sample_weight=weights).elbo_
