@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skavi._fit.turned_spheres import TurnedSpheres
+from skavi._fit.spherical_noise import RotatedSpheres
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 
 DETERMINISTIC = [
@@ -15,9 +15,9 @@ DETERMINISTIC = [
     QuasiMonteCarlo(16),
     GaussHermite(3),
     GaussHermite((2, 3)),
-    TurnedSpheres(24, 0),
+    RotatedSpheres(24, 0),
 ]
-SAMPLED = [MonteCarlo(8), FixedDraws(8), TurnedSpheres(12, 0), TurnedSpheres(48, 0)]
+SAMPLED = [MonteCarlo(8), FixedDraws(8), RotatedSpheres(12, 0), RotatedSpheres(48, 0)]
 
 
 def nodes_of(rule, n_globals=2, n_latents=1, n_rows=5, seed=0):
@@ -86,7 +86,7 @@ def test_gauss_hermite_is_exact_for_products_over_dimensions():
 
 
 @pytest.mark.parametrize("n_draws", [16, 256])
-@pytest.mark.parametrize("kind", [QuasiMonteCarlo, TurnedSpheres])
+@pytest.mark.parametrize("kind", [QuasiMonteCarlo, RotatedSpheres])
 def test_rules_with_exact_moments_are_exact_for_quadratics_and_cubics(kind, n_draws):
     noise, weights = stacked(nodes_of(kind(n_draws, 0), n_globals=3, n_latents=2))
     np.testing.assert_allclose(weights @ noise, 0, atol=1e-13)  # rounding
@@ -108,10 +108,10 @@ def test_quasi_monte_carlo_beats_draws_on_a_smooth_integral():
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 7])
-def test_turned_spheres_integrate_radii_and_are_as_long_as_they_say(dimension):
+def test_spherical_noise_integrate_radii_and_are_as_long_as_they_say(dimension):
     """|u|^2 is chi-square: E |u|^6 = d (d + 2) (d + 4), which two radii get and four do too."""
     for n_draws in (4 * dimension, 16 * dimension):
-        noise, weights = stacked(nodes_of(TurnedSpheres(n_draws, 3), dimension - 1))
+        noise, weights = stacked(nodes_of(RotatedSpheres(n_draws, 3), dimension - 1))
         assert len(weights) == n_draws
         sixth = weights @ (noise**2).sum(1) ** 3
         assert sixth == pytest.approx(dimension * (dimension + 2) * (dimension + 4), rel=1e-12)

@@ -20,7 +20,7 @@ rows x nodes beyond the budget          MonteCarlo                  Adam, miniba
 import torch
 
 from skavi._data.cells import Cells
-from skavi._fit.turned_spheres import TurnedSpheres
+from skavi._fit.spherical_noise import RotatedSpheres
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, Noise, QuasiMonteCarlo
@@ -46,7 +46,7 @@ _MAX_QUASI_GLOBALS = 100
 _MAX_DRAWS = 4096
 #: Dimensions of randomly turned spheres, beyond which draws are independent: a random rotation
 #: takes d ** 3 operations, here 1e9. The limit itself is not measured.
-_MAX_TURNED_DIMENSION = 1000
+_MAX_ROTATED_DIMENSION = 1000
 #: Globals, beyond which sweeps are not mixed: mixing holds 34 copies of q(theta)'s parameters,
 #: 27 MB here.
 _MAX_MIXED_GLOBALS = 50_000
@@ -154,9 +154,9 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
     on which other rows are present.
     """
     dimension = _dimension(objective, n_rows)
-    if dimension > _MAX_TURNED_DIMENSION:
+    if dimension > _MAX_ROTATED_DIMENSION:
         return FixedDraws(n_draws, seed)
-    return TurnedSpheres(max(n_draws, _DRAWS_PER_DIMENSION * dimension), seed)
+    return RotatedSpheres(max(n_draws, _DRAWS_PER_DIMENSION * dimension), seed)
 
 
 def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:

@@ -5,7 +5,7 @@ from skavi._numerics.quadrature import spherical_rule
 from skavi.noise import Nodes, Noise
 
 
-class TurnedSpheres(Noise):
+class RotatedSpheres(Noise):
     """Randomly rotated spheres of nodes, shared by all rows.
 
     Whitened Sobol points are no better, and have a bias that does not show in the spread over
