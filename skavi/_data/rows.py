@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import ALONE, RankGroup, joined
+from skavi._data.process_ranks import ALONE, RankGroup, joined
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.sums import add_up
 

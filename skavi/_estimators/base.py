@@ -10,19 +10,19 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils.validation import check_is_fitted
 
-from skavi._data.ranks import shared_by_ranks
-from skavi._data.user_tables import came_in_single, device_named, rows_of, validated_table
+from skavi._data.process_ranks import shared_by_ranks
+from skavi._data.validated_tables import came_in_single, device_named, rows_of, validated_table
 from skavi._estimators.fit_identity import describe_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.generation import Generation
 from skavi._estimators.partial_fit import PartialFit
-from skavi._estimators.rank_checks import check_agreement, check_joint, ranks_of
+from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
 from skavi._fit.algorithm import Plan, fit_model, starting_point, with_suboptimality
+from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
-from skavi._fit.journal import Journal, StoredJournal, versions
 from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.start import density_at_start

@@ -5,7 +5,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.rows import Rows
-from skavi._data.user_tables import device_named, rows_of, validated_table
+from skavi._data.validated_tables import device_named, rows_of, validated_table
 from skavi._fit.fitted_model import FittedModel, Position
 from skavi._platform.forks_and_threads import check_fork
 from skavi._platform.memory import require_memory_of_rows

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import check_fork, seeded
 from skavi._platform.memory import require_memory
 from skavi._platform.random_state import drawn_seed, private_state

@@ -9,8 +9,8 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from skavi._data.ranks import shared_by_ranks
-from skavi._data.user_tables import came_in_single
+from skavi._data.process_ranks import shared_by_ranks
+from skavi._data.validated_tables import came_in_single
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo

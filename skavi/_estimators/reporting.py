@@ -7,7 +7,7 @@ from sklearn.callback import ProgressBar
 from sklearn.exceptions import ConvergenceWarning
 
 from skavi._estimators.fitted_attributes import fitted_attributes
-from skavi._fit.journal import Journal
+from skavi._fit.checkpoint_journal import Journal
 from skavi._platform.user_warnings import warn
 
 

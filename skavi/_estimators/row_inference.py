@@ -9,7 +9,7 @@ from sklearn.base import TransformerMixin
 from skavi._data.blockwise import COPIED_ROWS
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.memory import require_memory_of_rows
 from skavi.posterior import LatentPosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws

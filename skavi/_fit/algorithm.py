@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from skavi._data.rows import Rows
+from skavi._fit.checkpoint_journal import NOTHING, Journal
 from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
 from skavi._fit.iterates import ROUGH, Iterate, Solution
-from skavi._fit.journal import NOTHING, Journal
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise

@@ -19,7 +19,7 @@ rows x nodes beyond the budget          MonteCarlo                  Adam, miniba
 
 import torch
 
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi._fit.spherical_noise import RotatedSpheres
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis

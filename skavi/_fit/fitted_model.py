@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skavi._data.blockwise import evaluate_blockwise
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows, cells_a_row
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import chunk_size, solve_rows

@@ -7,7 +7,7 @@ from torch.distributions import Distribution
 
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import refuses_parameters
 from skavi.objective import Objective, bind
 

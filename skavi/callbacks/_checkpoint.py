@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.archive import check_writable
 
 #: Share of the time that saves may cost, as the docstring promises (test_checkpoint).

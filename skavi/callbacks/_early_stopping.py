@@ -3,7 +3,7 @@
 import math
 from numbers import Real
 
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 
 #: Relative: values this close count as equal, since near an optimum the ELBO varies by rounding.
 _ROUNDING = 1e-10

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal

@@ -5,7 +5,7 @@ factors; ELBO terms, and derivatives in q(theta) and in the inference function, 
 ranks. So the result is that of one process, up to rounding.
 """
 
-from skavi._data.ranks import LostRankError, over_ranks, total
+from skavi._data.process_ranks import LostRankError, over_ranks, total
 from skavi.distributed._launch import fit
 from skavi.distributed._shard import shard
 from skavi.distributed._watch import DeadRankError

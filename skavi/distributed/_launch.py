@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_array
 
 from skavi._estimators.base import VariationalInference
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.user_warnings import warn
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed

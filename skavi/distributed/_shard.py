@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skavi._data.ranks import Shard
+from skavi._data.process_ranks import Shard
 
 
 def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:

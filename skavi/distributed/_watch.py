@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skavi._data.ranks import LostRankError
+from skavi._data.process_ranks import LostRankError
 
 #: Seconds between looks at the workers: short beside a start of seconds, and cheap.
 _PAUSE = 0.02

@@ -8,8 +8,8 @@ methods differ in this map only.
 from skavi.inference_functions._base import InferenceFunction, Parameters
 from skavi.inference_functions._linear import Constant, Polynomial
 from skavi.inference_functions._mlp import MLP
-from skavi.inference_functions._module import TorchFunction
 from skavi.inference_functions._table import Table
+from skavi.inference_functions._torch_module import TorchFunction
 
 __all__ = [
     "MLP",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from skavi._component import Component
-from skavi._data.cells import Cells
-from skavi._data.ranks import largest
-from skavi._numerics.whole import is_whole
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import largest
+from skavi._numerics.whole_numbers import is_whole
 
 Parameters = dict[str, Tensor]
 Start = tuple[Tensor | None, Parameters]

@@ -5,7 +5,7 @@ from itertools import combinations_with_replacement
 
 import torch
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi.inference_functions._base import InferenceFunction
 from skavi.inference_functions._regression import least_squares
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skavi._data.ranks import over_ranks
-from skavi._numerics.whole import is_whole
+from skavi._data.process_ranks import over_ranks
+from skavi._numerics.whole_numbers import is_whole
 from skavi.inference_functions._base import InferenceFunction, Parameters
 from skavi.inference_functions._regression import least_squares, ridge_regression
 from skavi.inference_functions._turning_units import turning_units

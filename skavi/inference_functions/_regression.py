@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import squeezed, total
+from skavi._data.process_ranks import squeezed, total
 from skavi._numerics.sums import add_up
 
 

@@ -1,6 +1,6 @@
 """A free factor for every row: the function that makes the method factorized VI."""
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi.inference_functions._base import InferenceFunction
 
 

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
 from skavi.models._global_space import Theta

@@ -6,9 +6,9 @@ import torch
 from torch.distributions import InverseGamma, Normal
 from torch.nn import functional as F
 
-from skavi._data.cells import Cells
-from skavi._data.ranks import over_ranks
-from skavi._numerics.whole import is_whole
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks
+from skavi._numerics.whole_numbers import is_whole
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.distributions import InverseGamma, Normal
 
-from skavi._data.cells import Cells
-from skavi._data.ranks import over_ranks
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks
 from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skavi._data.cells import Cells
-from skavi._data.ranks import over_ranks, total
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks, total
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._cellwise import CellwiseModel
 from skavi.models._closed_forms import log_inverse_gamma

@@ -22,7 +22,7 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi._numerics.quadrature import hermite_rule
 from skavi.families import LOG_2PI
 

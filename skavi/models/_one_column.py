@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Normal
 
-from skavi._data.ranks import over_ranks, total
+from skavi._data.process_ranks import over_ranks, total
 from skavi._numerics.sums import add_up, inner
 from skavi.distributions import Flat
 from skavi.families import LOG_2PI

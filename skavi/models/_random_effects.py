@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.distributions import HalfCauchy, HalfNormal, Normal
 
-from skavi._data.ranks import over_ranks, stacked
+from skavi._data.process_ranks import over_ranks, stacked
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skavi._numerics.aligned import aligned
-from skavi._numerics.whole import is_whole
+from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.distributions import defaults_of

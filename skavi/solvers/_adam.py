@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi._data.rows import take_rows
 from skavi.solvers._adam_steps import move_rows, move_whole
 from skavi.solvers._base import Memory, Outcome, Run, Solver

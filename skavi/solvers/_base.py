@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from skavi._component import Component
-from skavi._data.ranks import ALONE, RankGroup
+from skavi._data.process_ranks import ALONE, RankGroup
 from skavi.solvers._loss import estimate_suboptimality
 from skavi.solvers._state import State
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi._data.rows import Rows
 from skavi.inference_functions import Table
 from skavi.solvers._base import Memory, Outcome, Run, Solver

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._conjugate_gradients import newton_step
 from skavi.solvers._loss import Loss

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skavi._data import coupling as kinds
 from skavi._data.coupling import Coupling
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi._numerics.sums import add_up
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.inference_functions._linear import LinearFunction

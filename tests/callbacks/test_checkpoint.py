@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from broken_fits import COLUMN, FITS, WIDE, assert_bit_equal, fitted, numbers, send_fit
 from skavi import AmortizedVI, FactorizedVI
-from skavi._fit import journal
+from skavi._fit import checkpoint_journal
 from skavi._platform.archive import DamagedFileError, read_archive, write_archive
 from skavi.callbacks import Checkpoint
 from skavi.inference_functions import MLP
@@ -172,7 +172,7 @@ def test_the_checkpoint_of_another_fit_is_refused_and_kept(path, message):
 
 def test_another_version_is_refused(path, monkeypatch):
     break_off(VI, WIDE, path)
-    monkeypatch.setattr(journal, "__version__", "99.0")
+    monkeypatch.setattr(checkpoint_journal, "__version__", "99.0")
     with pytest.raises(ValueError, match=r"skavi was .*, now 99\.0"):
         clone(VI).set_callbacks(Checkpoint(path)).fit(WIDE)
 

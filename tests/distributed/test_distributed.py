@@ -22,8 +22,8 @@ from sklearn.pipeline import make_pipeline
 import skavi
 from rank_cases import CASES, SHORT, numbers, told, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
-from skavi._data.ranks import Ranks, shared_by_ranks
-from skavi._estimators.rank_checks import _describe, check_joint
+from skavi._data.process_ranks import Ranks, shared_by_ranks
+from skavi._estimators.process_rank_checks import _describe, check_joint
 from skavi.callbacks import ElboMonitor
 from skavi.distributed import DeadRankError, LostRankError, over_ranks, shard, total
 from skavi.distributed._launch import Task

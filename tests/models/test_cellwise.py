@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from closed_forms import ppca_log_evidence, ppca_posterior_missing
 from skavi import AmortizedVI, FactorizedVI
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi.distributions import defaults_of
 from skavi.families import FullNormal
 from skavi.inference_functions import MLP, Polynomial

@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_de
 
 from closed_forms import ppca_log_evidence
 from skavi import AmortizedVI, FactorizedVI
-from skavi._data.cells import Cells
+from skavi._data.missing_cells import Cells
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal, FullFactors, FullNormal
 from skavi.inference_functions import MLP

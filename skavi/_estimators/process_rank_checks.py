@@ -6,7 +6,7 @@ from numbers import Number
 import torch
 from sklearn.callback import ProgressBar
 
-from skavi._data.ranks import ALONE, RankGroup, Ranks
+from skavi._data.process_ranks import ALONE, RankGroup, Ranks
 from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
 from skavi.solvers import Solver, State

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skavi._fit.journal_trees import Decoder, Encoder
+from skavi._fit.checkpoint_trees import Decoder, Encoder
 from skavi._platform.archive import DamagedFileError, read_archive, remove, write_archive
 from skavi._platform.user_warnings import warn
 from skavi._platform.version import __version__

@@ -8,7 +8,7 @@ def is_whole(value, least: int) -> bool:
 
     Examples
     --------
-    >>> from skavi._numerics.whole import is_whole
+    >>> from skavi._numerics.whole_numbers import is_whole
     >>> is_whole(3, least=1), is_whole(0, least=1), is_whole(True, least=0), is_whole(3.0, least=1)
     (True, False, False, False)
     """

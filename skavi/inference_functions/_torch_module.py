@@ -2,7 +2,7 @@
 
 import torch
 
-from skavi._data.ranks import over_ranks
+from skavi._data.process_ranks import over_ranks
 from skavi._platform.forks_and_threads import in_turn
 from skavi.inference_functions._base import InferenceFunction
 

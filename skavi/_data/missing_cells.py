@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skavi._data.ranks import anywhere, total
+from skavi._data.process_ranks import anywhere, total
 
 
 @dataclass(frozen=True)
