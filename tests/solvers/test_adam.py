@@ -41,7 +41,7 @@ def test_minibatches_weigh_rows(estimator, model):
 
     def curve(batch_size):
         solver = Adam(batch_size=batch_size, schedule=_still)
-        noise = GaussHermite(3) if model.rowwise else None
+        noise = GaussHermite(3) if model.coupling.independent else None
         vi = estimator(model, noise=noise, solver=solver, random_state=0, **function)
         return vi.fit(COLUMN, sample_weight=weights).elbo_curve_
 
