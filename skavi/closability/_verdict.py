@@ -18,7 +18,9 @@ from skavi._platform.random_state import drawn_seed, private_state
 from skavi.closability._probe import TOLERANCE, Probe, probe
 from skavi.models import LatentVariableModel
 
+#: Rows of the first probe: it sees 10 rows either way; the long probe sees those farther off.
 _N_SHORT = 20
+#: Random points: a dependence may vanish at one; with 3, no false verdict over 20 seeds.
 _N_POINTS = 3
 
 

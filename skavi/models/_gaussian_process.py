@@ -7,6 +7,7 @@ from skavi.distributions import defaults_of, log_prob
 from skavi.models._base import LatentVariableModel
 from skavi.models._likelihoods import LIKELIHOODS
 
+#: Of the variance, added to the diagonal: near the root of rounding, so that Cholesky works.
 _JITTER = 1e-8
 
 

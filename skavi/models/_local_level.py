@@ -9,6 +9,7 @@ from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
 from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._time_series import MarkovModel
 
+#: Of the inverse gamma prior of a variance: 1 counts as two observations; its mean is infinite.
 _PRIOR_SHAPE = 1.0
 
 
