@@ -139,7 +139,7 @@ def topics_of(fitted, X):
     Z = fitted.transform(X)
     if isinstance(fitted, LatentDirichletAllocation):
         return Z, fitted.components_ / fitted.components_.sum(1, keepdims=True)
-    return fitted.model_.proportions(Z), fitted.model_.word_probabilities(fitted.global_posterior_)
+    return Z, fitted.model_.word_probabilities(fitted.global_posterior_)
 
 
 def measured(estimator, data):

@@ -228,9 +228,10 @@ def squeezed(rows: Tensor) -> Tensor:
 def over_ranks(method: Method) -> Method:
     """Mark a method whose sums over rows go through `total`.
 
-    A model's ``adapted``, ``initial_globals``, ``global_optimum`` and ``compressed``, an inference
-    function's ``fit_inputs`` and ``start`` and a solver's ``begin`` read all rows: where a subclass
-    overrides one without this mark, a fit over several ranks refuses it.
+    A model's ``adapted``, ``initial_globals``, ``drawn_globals``, ``global_optimum`` and
+    ``compressed``, an inference function's ``fit_inputs`` and ``start`` and a solver's ``begin``
+    read all rows: where a subclass overrides one without this mark, a fit over several ranks
+    refuses it.
 
     Examples
     --------

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -257,6 +258,26 @@ class VariationalInference(
             raise AttributeError("not fitted")
         n_latents = self.model_.n_latents(self.n_features_in_)
         return n_latents * (2 if self.output == "mean_sd" else 1)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of `transform`'s columns: the model's, or the estimator's own.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of str
+            With ``output="mean_sd"`` a model's own names come twice, the second time with "_sd".
+        """
+        check_is_fitted(self)
+        names = self.model_.latent_names(self.n_features_in_)
+        if names is None:
+            return super().get_feature_names_out(input_features)  # type: ignore[call-arg]
+        sds = [f"{name}_sd" for name in names] if self.output == "mean_sd" else []
+        return np.asarray([*names, *sds], dtype=object)
 
     def _allows_missing(self):
         return self.model.allows_missing if self.model is not None else True  # `default_model`

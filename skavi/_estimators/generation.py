@@ -27,7 +27,8 @@ class Generation(FittedEstimator):
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_latents)
-            Latents, as `transform` returns them (standard deviations, if any, are ignored).
+            Latents, as `transform` returns them, on the model's own scale (standard deviations, if
+            any, are ignored).
 
         Returns
         -------
@@ -43,7 +44,7 @@ class Generation(FittedEstimator):
         k = self.model_.n_latents(self.n_features_in_)
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
-        z = aligned(Z[:, :k])
+        z = self.model_.latents_of(aligned(Z[:, :k]))
         total, draws = z.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(z):
@@ -130,7 +131,7 @@ class Generation(FittedEstimator):
         seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
-        return X.numpy(), Z.numpy()
+        return X.numpy(), self.model_.own_scale(Z).numpy()
 
     def _theta_draws(self, n_draws):
         fit = self._fitted_model.on_cpu()

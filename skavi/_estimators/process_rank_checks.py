@@ -13,7 +13,13 @@ from skavi.solvers import Solver, State
 
 #: Methods that read all rows, of any component.
 _READ_ALL_ROWS = {
-    LatentVariableModel: ("adapted", "initial_globals", "global_optimum", "compressed"),
+    LatentVariableModel: (
+        "adapted",
+        "initial_globals",
+        "drawn_globals",
+        "global_optimum",
+        "compressed",
+    ),
     InferenceFunction: ("fit_inputs", "start"),
     Solver: ("begin",),
 }

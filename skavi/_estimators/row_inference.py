@@ -11,7 +11,7 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.memory import require_memory_of_rows
-from skavi.posterior import LatentPosterior
+from skavi.posterior import LatentPosterior, OwnScalePosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
 
@@ -25,7 +25,7 @@ class RowInference(FittedEstimator, TransformerMixin):
     get_feature_names_out: Callable[[], np.ndarray]
 
     def transform(self, X):
-        """Return the posterior means of the rows' latents.
+        """Return the posterior means of the rows' latents, on the model's own scale.
 
         Parameters
         ----------
@@ -50,8 +50,8 @@ class RowInference(FittedEstimator, TransformerMixin):
         return self._call_in_pieces(X, self._transform_rows)
 
     def _transform_rows(self, fit, X):
-        factors = fit.at(self._rows(X)).factors()
-        columns = [factors.mean, factors.sd] if self.output == "mean_sd" else [factors.mean]
+        mean, sd = fit.at(self._rows(X)).own_moments()
+        columns = [mean, sd] if self.output == "mean_sd" else [mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
     def _call_in_pieces(self, X, method):
@@ -83,15 +83,21 @@ class RowInference(FittedEstimator, TransformerMixin):
         Returns
         -------
         LatentPosterior
+            On the model's own scale, if it has one: `OwnScalePosterior`.
         """
         index = X.index if hasattr(X, "iloc") else None
         X = self._validate(X)
         require_memory_of_rows(self, X, covariances=True)
-        factors = self._fitted_model.at(self._rows(X)).factors()
+        here = self._fitted_model.at(self._rows(X))
+        factors = here.factors()
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
-        return LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
+        latents = LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
+        if not self.model_.has_own_scale:
+            return latents
+        mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())
+        return OwnScalePosterior.of(latents, self.model_.own_scale, mean, sd)
 
     def to_arviz(self, X, n_draws=1000, random_state=None):
         """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
@@ -108,11 +114,11 @@ class RowInference(FittedEstimator, TransformerMixin):
         Returns
         -------
         xarray.DataTree
-            One chain. "posterior": the globals by name, on the model's scale, and the latents "z"
-            (row, latent); "observed_data" and "posterior_predictive": the rows "x" (row, feature);
-            "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats": "lp" =
-            log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions and log
-            likelihoods are left out for a model that gives only its log joint.
+            One chain. "posterior": the globals by name, and the latents "z" (row, latent), both on
+            the model's scale; "observed_data" and "posterior_predictive": the rows "x" (row,
+            feature); "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats":
+            "lp" = log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions
+            and log likelihoods are left out for a model that gives only its log joint.
 
         Raises
         ------

@@ -14,7 +14,7 @@ from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise
 from skavi._fit.nonfinite import what_broke
-from skavi._fit.other_optima import move_to_better_optima
+from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.start import model_start, start_locals
 from skavi._fit.suboptimality import with_noise_error
@@ -98,6 +98,8 @@ def fit_model(
         problem, state = refine_noise(problem, state, plan.tol, stages)
     if state.n_owned and problem.noise.deterministic and not solver.uses_model_updates:
         state = move_to_better_optima(problem, state, plan.tol, stages)
+    if solver.uses_model_updates and problem.objective.model.several_optima and not stages.failure:
+        state = settle_rows(problem, state, plan.tol, stages)
     if refined:
         stages.solve(problem, state, plan.tol)
     assert stages.outcome is not None
@@ -122,9 +124,20 @@ class Stages:
         self.noise, self.stage = None, 0
         self.stopped, self.failure = False, ""
 
+    @property
+    def spent(self):
+        """Whether no further iteration is allowed."""
+        return self.left <= 0 or self.stopped
+
+    def replace_state(self, state, elbo):
+        """Replace the last iterate by a state whose ELBO is no lower."""
+        assert self.outcome is not None
+        curve = [*self.outcome.curve[:-1], elbo]
+        self.outcome = replace(self.outcome, state=state.copied(), curve=curve)
+
     def solve(self, problem, state, tol):
         """Run the solver from a state to `tol` nats a row; return where it ends."""
-        if self.outcome is not None and (self.left <= 0 or self.stopped):
+        if self.outcome is not None and self.spent:
             reached = self.outcome.suboptimality <= tol * problem.total_weight
             self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
             return state

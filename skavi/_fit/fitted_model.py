@@ -221,6 +221,13 @@ class Position:
             require_finite(self.raw + spread.sum(-1, keepdim=True), "posterior")
         return factors
 
+    def own_moments(self) -> tuple[Tensor, Tensor]:
+        """Return the rows' posterior means and sds on the model's own scale."""
+        objective = self.objective
+        with torch.no_grad():
+            q_theta = objective.global_factor(self.raw_globals)
+            return objective.model.own_moments(self.factors(), q_theta)
+
     def terms(self) -> Tensor:
         """Return the rows' ELBO terms, shape (n_rows,), or a scalar for one joint term."""
         fit, parts = self.fit, []

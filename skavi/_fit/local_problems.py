@@ -46,7 +46,7 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     tol : float
         Nats a row.
     start : Tensor of shape (n_rows, P), default=None
-        Raw parameters to start from; ignored where a closed form is used.
+        Raw parameters to start from; in closed form no row ends below them.
 
     Returns
     -------
@@ -56,7 +56,8 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     objective, X = problem.objective, problem.rows.X
     if objective.has_coordinate_updates:
         q_theta = objective.global_factor(raw_globals)
-        best = objective.model.local_optimum(q_theta, X, objective.family)
+        known = None if start is None else objective.local_factors(start)
+        best = objective.model.best_locals(q_theta, X, objective.family, known)
         return objective.family.raw(best), True
     raw = start_locals(objective, raw_globals, X) if start is None else start
     apart = objective.model.coupling.separable

@@ -36,7 +36,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
         remedy = "subclass HierarchicalModel, or leave sample_weight out"
         model.coupling.require_row_terms("sample_weight", type(model).__name__, remedy)
     objective = bind(model, family, global_family, rows.X)
-    raw_globals = start_globals(objective, rows, generator)
+    raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
     zeros = few.weights.new_zeros(len(few), int(n_latents))

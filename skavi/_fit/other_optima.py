@@ -53,6 +53,40 @@ def move_to_better_optima(problem, state, tol, stages):
     return state
 
 
+def settle_rows(problem, state, tol, stages):
+    """End coordinate ascent at the rows' best factors; where these gain, solve again from them.
+
+    A search takes as long as tens of sweeps: while q(theta) still moves, rows stay at the optima
+    that the first one found, and where it has come to rest they are searched again.
+    """
+    least, searched = tol * problem.total_weight, True
+    for last in [*[False] * (_MAX_ROUNDS - 1), True]:
+        searched = searched or last
+        best = stages.journal.once(_best_rows, problem, state, searched)
+        with torch.no_grad():
+            before, after = (
+                float(problem.elbo_of(raw, state.raw_globals)) for raw in (state.raw_locals, best)
+            )
+        state = replace(state, raw_locals=best)
+        stages.replace_state(state, after)
+        if last or stages.spent or (searched and after - before <= least):
+            break
+        searched = after - before <= least
+        if not searched:
+            state = stages.solve(problem, state, tol)
+    return state
+
+
+def _best_rows(problem, state, searched):
+    objective = problem.objective
+    q_theta, before = (
+        objective.global_factor(state.raw_globals),
+        objective.local_factors(state.raw_locals),
+    )
+    find = objective.model.best_locals if searched else objective.model.nearest_locals
+    return objective.family.raw(find(q_theta, problem.rows.X, objective.family, before))
+
+
 def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tensor | None:
     """Return raw factors in which some rows have better optima; None if no row has one."""
     objective = problem.objective

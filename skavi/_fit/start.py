@@ -13,12 +13,18 @@ from skavi.solvers import State
 _SD = 0.1
 
 
-def start_globals(objective: Objective, rows: Rows, generator) -> Tensor:
-    """Return raw parameters of q(theta) near the model's own start, or the prior's centre."""
+def start_globals(objective: Objective, rows: Rows, generator, rough: bool = False) -> Tensor:
+    """Return raw parameters of q(theta) near the model's own start, or the prior's centre.
+
+    `rough`: one that costs little and draws by chance no start of the model's own.
+    """
     space = objective.space
     centre, spread = space.start(generator)
     centre, spread = centre.to(rows.weights), spread.to(rows.weights)
-    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
+    if rough:
+        given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
+    else:
+        given = rows.ask(objective.model.drawn_globals, rows.X, rows.weights, generator)
     if given is not None:
         centre = space.unconstrain(given).to(rows.weights)
     else:
@@ -50,9 +56,9 @@ def model_start(objective: Objective, rows: Rows, generator) -> State:
 
 def density_at_start(objective: Objective, rows: Rows) -> float:
     """Return the model's log density at a reproducible point, to detect changes of the model."""
-    start = model_start(objective, rows, torch.Generator().manual_seed(0))
-    theta = objective.space.constrain(objective.global_factor(start.raw_globals).mean)
-    assert start.raw_locals is not None
-    z = objective.local_factors(start.raw_locals).mean
+    generator = torch.Generator().manual_seed(0)
+    raw_globals = start_globals(objective, rows, generator, rough=True)
+    theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
+    z = objective.local_factors(start_locals(objective, raw_globals, rows.X)).mean
     with torch.no_grad():
         return float(objective.model.log_terms(theta, z, rows.X).sum())

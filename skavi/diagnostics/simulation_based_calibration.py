@@ -228,7 +228,7 @@ def _calibrate_known_globals(estimator, n_simulations, n_samples, state):
 
 
 def _row_ranks(posterior, Z):
-    return ndtr((Z - posterior.mean) / posterior.sd)
+    return posterior.cdf(Z)
 
 
 def _source(estimator, n_features):
@@ -258,7 +258,8 @@ def _simulate_and_fit(estimator, model, n_samples, n_features, state):
     with torch.random.fork_rng(devices=[]), defaults_of(like):
         torch.manual_seed(drawn_seed(state))
         theta = {name: distribution.sample() for name, distribution in space.prior.items()}
-        X, Z = (t.numpy() for t in model.simulate(theta, n_samples, n_features))
+        X, z = model.simulate(theta, n_samples, n_features)
+    X, Z = X.numpy(), model.own_scale(z).numpy()
     vi = clone(estimator).set_params(
         model=clone(model), init=None, verbose=0, random_state=drawn_seed(state)
     )

@@ -5,6 +5,7 @@ The library adds the draws (`torch.func.vmap`), so nobody writes a draw dimensio
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -14,11 +15,12 @@ from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._closed_forms import ClosedForms
 from skavi.models._global_space import GlobalSpace, Theta
+from skavi.models._own_scale import OwnScale
 from skavi.models._predictions import Predictions
 from skavi.models._reading import ReadByFunctions
 
 
-class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, Component, ABC):
+class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, Component, ABC):
     """A model with one latent vector a row, given by its log joint.
 
     Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
@@ -90,6 +92,15 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, Component, 
     def initial_globals(self, X: Tensor, weights: Tensor) -> dict[str, Tensor] | None:
         """Return globals to start from, on the model's scale; None starts at the prior's centre."""
         return None
+
+    def drawn_globals(
+        self, X: Tensor, weights: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor] | None:
+        """Return globals to start from, drawn by chance; by default `initial_globals`.
+
+        `generator` draws on the CPU.
+        """
+        return self.initial_globals(X, weights)
 
     def initial_locals(self, theta: Theta, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and sds, shape (n_rows, n_latents), that local factors start from."""

@@ -14,6 +14,8 @@ class ClosedForms:
     integrated_globals: tuple[str, ...] = ()
     #: Nats a row below which no fit of the model is asked to come; the estimator's ``tol`` if more.
     coarsest_tol: float = 0.0
+    #: Whether rows' problems have several optima, which `best_locals` then searches.
+    several_optima: bool = False
 
     # --- expectations ---------------------------------------------------------------------------
 
@@ -43,6 +45,25 @@ class ClosedForms:
         A model that gets there by iteration gives factors no worse than `start` at once.
         """
         raise NotImplementedError
+
+    def best_locals(
+        self,
+        globals_: NormalFactors,
+        X: Tensor,
+        family: Family,
+        start: NormalFactors | None = None,
+    ) -> NormalFactors:
+        """Return every row's best factor given q(theta), searched for beyond the nearest optimum.
+
+        No row ends below its `start`.
+        """
+        return self.local_optimum(globals_, X, family)
+
+    def nearest_locals(
+        self, globals_: NormalFactors, X: Tensor, family: Family, start: NormalFactors
+    ) -> NormalFactors:
+        """Return every row's optimal factor given q(theta), at the optimum nearest to `start`."""
+        return self.local_optimum(globals_, X, family)
 
     def global_optimum(
         self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor

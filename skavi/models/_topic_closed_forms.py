@@ -10,9 +10,11 @@ from torch import Tensor
 from skavi._data.sparse_rows import SparseRows
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
 from skavi.models._base import HierarchicalModel
+from skavi.models._topic_documents import softmax_step
+from skavi.models._topic_rows import polished, searched
 
 _TINY = 1e-300
-_SWEEP_STEPS, _MOST_STEPS, _STILL = 2, 200, 1e-4
+_SWEEP_STEPS = 2
 
 
 class LogisticNormal(HierarchicalModel):
@@ -21,6 +23,8 @@ class LogisticNormal(HierarchicalModel):
     Each word's topic and the normalisers are at their optimum, so that what stands for a
     probability is its `tilted` one.
     """
+
+    several_optima = True
 
     n_components: int
     proportion_scale: float
@@ -53,27 +57,22 @@ class LogisticNormal(HierarchicalModel):
         return tilted(globals_.mean.reshape(shape), globals_.sd.reshape(shape)).mT.contiguous()
 
     def local_optimum(self, globals_, X, family, start=None):
-        """Maximise every row's bound to its optimum, or from `start` by a few steps."""
-        X = SparseRows.of(X)
-        words, k = self._tilted_words(globals_), self.n_components
-        mean = X.new_zeros(len(X), k) if start is None else start.mean.clone()
-        variance = (
-            X.new_ones(len(X), k) * self.proportion_scale**2 if start is None else start.sd**2
-        )
-        active, part = torch.arange(len(X), device=X.device), X
-        for _ in range(_MOST_STEPS if start is None else _SWEEP_STEPS):
-            before = mean[active], variance[active]
-            after = self._local_step(words, part, *before)
-            mean[active], variance[active] = after
-            if start is not None:
-                continue
-            move = ((after[0] - before[0]).abs() / before[1].sqrt()).amax(-1)
-            moving = move > _STILL
-            if not bool(moving.any()):
-                break
-            active = active[moving]
-            part = part[moving] if not bool(moving.all()) else part
+        """Maximise every row's bound to its best optimum; or from `start`, by a few steps."""
+        if start is None:
+            return self.best_locals(globals_, X, family)
+        X, words = SparseRows.of(X), self._tilted_words(globals_)
+        mean, variance = start.mean, start.sd**2
+        for _ in range(_SWEEP_STEPS):
+            mean, variance = self._local_step(words, X, mean, variance)
         return DiagonalFactors(mean, variance.sqrt())
+
+    def best_locals(self, globals_, X, family, start=None):
+        words = self._tilted_words(globals_)
+        return searched(SparseRows.of(X), words, self.proportion_scale**-2, start)
+
+    def nearest_locals(self, globals_, X, family, start):
+        words = self._tilted_words(globals_)
+        return polished(SparseRows.of(X), words, self.proportion_scale**-2, start)
 
     def _local_step(self, words, X, mean, variance):
         proportions = tilted(mean, variance.sqrt())
@@ -107,28 +106,3 @@ def log_mixture(X: SparseRows, proportions: Tensor, words: Tensor) -> Tensor:
 def tilted(mean: Tensor, sd: Tensor) -> Tensor:
     """exp E log softmax(u), with E log sum exp(u) replaced by its bound log sum E exp(u)."""
     return (mean - torch.logsumexp(mean + 0.5 * sd**2, -1, keepdim=True)).exp()
-
-
-def softmax_step(counts, total, loc, precision, mean, variance):
-    """Take a step up in N(mean, variance) for softmax logits that explain expected counts.
-
-    Maximises counts . m - total log sum exp(m + v / 2) + E log N(u; loc, 1 / precision) + entropy
-    over the last dimension: first in m by the Newton step, which is cheap (the Hessian is diagonal
-    plus rank one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the
-    curvature of log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
-
-    Returns
-    -------
-    mean, variance : Tensors
-    """
-    p = torch.softmax(mean + 0.5 * variance, -1)
-    curvature = total * p + precision
-    step = (counts - total * p - (mean - loc) * precision) / curvature
-    response = p / curvature
-    rank_one = 1 - total * (p * response).sum(-1, keepdim=True)
-    step = step + total * response * (p * step).sum(-1, keepdim=True) / rank_one
-    mean = mean + step / (1 + step.abs().amax(-1, keepdim=True))
-    expected = total * torch.softmax(mean + 0.5 * variance, -1)
-    pull = variance * (expected + precision)
-    step = (1 - pull) / (pull + 0.5 * variance**2 * expected)
-    return mean, variance * (step / (1 + step.abs().amax(-1, keepdim=True))).exp()

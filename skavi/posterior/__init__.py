@@ -2,5 +2,6 @@
 
 from skavi.posterior._global import GlobalPosterior
 from skavi.posterior._latent import LatentPosterior
+from skavi.posterior._own_scale import OwnScalePosterior
 
-__all__ = ["GlobalPosterior", "LatentPosterior"]
+__all__ = ["GlobalPosterior", "LatentPosterior", "OwnScalePosterior"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
@@ -85,6 +85,19 @@ class LatentPosterior:
         """
         return self.mean + self.sd * ndtri(probabilities(q))[..., None, None]
 
+    def cdf(self, values):
+        """Return the posterior probabilities of less than `values`, for each number.
+
+        Parameters
+        ----------
+        values : array-like of shape (n_rows, n_latents)
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_latents)
+        """
+        return ndtr((np.asarray(values) - self.mean) / self.sd)
+
     def to_frame(self, quantiles=SHOWN_QUANTILES):
         """Return a pandas frame with one row for each row of X.
 
@@ -156,7 +169,7 @@ class LatentPosterior:
             )
         ]
         return html_table(
-            f"LatentPosterior: {n_rows} rows, {n_latents} latents (mean ± sd)",
+            f"{type(self).__name__}: {n_rows} rows, {n_latents} latents (mean ± sd)",
             ("row", *self._names()[:_SHOWN_LATENTS]),
             rows,
             shown(n_rows, _SHOWN_ROWS, "rows") + shown(n_latents, _SHOWN_LATENTS, "latents"),

@@ -228,7 +228,7 @@ def test_arviz_gets_predictions_and_likelihoods(fitted):
     """From the tree's own draws, by scipy; documents as long as the ones observed."""
     tree = fitted.to_arviz(scipy.sparse.csr_array(X[:6]), n_draws=5, random_state=0)
     z, topics = (tree["posterior"][name].values[0, 3] for name in ("z", "topics"))
-    p = softmax(z, axis=1) @ softmax(topics, axis=1)
+    p = z @ softmax(topics, axis=1)
     expected = [multinomial.logpmf(x, 80, row) for x, row in zip(X[:6], p, strict=True)]
     np.testing.assert_allclose(tree["log_likelihood"]["x"].values[0, 3], expected, rtol=1e-9)
     assert tree["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "feature")
@@ -345,7 +345,7 @@ def test_topics_and_proportions_are_recovered(fitted):
     found = fitted.model_.word_probabilities(fitted.global_posterior_)
     order = list(best_order(found, TOPICS))
     assert np.abs(found[order] - TOPICS).max() < 0.03
-    shares = fitted.model_.proportions(fitted.transform(X))[:, order]
+    shares = fitted.transform(X)[:, order]
     # A share of 80 words has an sd of up to sqrt(0.25 / 80) = 0.056; below twice that.
     assert np.sqrt(np.mean((shares - PROPORTIONS) ** 2)) < 0.1
 
@@ -398,8 +398,9 @@ def test_prediction_and_simulation(fitted):
 def test_an_empty_document_keeps_its_prior():
     vi = FactorizedVI(TopicModel(3), random_state=0).fit(np.vstack([X, np.zeros((2, 40))]))
     posterior = vi.posterior(np.zeros((1, 40)))
-    np.testing.assert_allclose(posterior.mean, 0, atol=1e-3)
-    np.testing.assert_allclose(posterior.sd, 2, rtol=1e-3)
+    np.testing.assert_allclose(posterior.logits.mean, 0, atol=1e-3)
+    np.testing.assert_allclose(posterior.logits.sd, 2, rtol=1e-3)
+    np.testing.assert_allclose(posterior.mean, 1 / 3, atol=0.01)
     np.testing.assert_allclose(vi.score_samples(np.zeros((1, 40))), 0, atol=1e-6)
     amortized = AmortizedVI(TopicModel(3), random_state=0).fit(np.vstack([X, np.zeros((2, 40))]))
     assert np.isfinite(amortized.transform(np.zeros((1, 40)))).all()
@@ -548,7 +549,7 @@ def test_the_summary_is_near_the_factors():
     objective = vi._fitted_model.objective
     model = vi.model_.reading(objective.global_factor(torch.as_tensor(vi._raw_globals)))
     shares = model.summary(rows)[:, :3].softmax(1).numpy()
-    assert np.sqrt(np.mean((shares - vi.model_.proportions(vi.transform(X))) ** 2)) < 0.1
+    assert np.sqrt(np.mean((shares - vi.transform(X)) ** 2)) < 0.1
 
 
 def test_a_summary_of_an_empty_or_long_document_is_finite():

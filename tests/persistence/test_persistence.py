@@ -425,7 +425,8 @@ def test_a_file_of_an_earlier_tree_still_opens(name):
     """Written before modules were moved into folders; JSON tells what each fit said then.
 
     Closed forms and networks repeat to rounding. Rows' local problems are solved again by
-    `transform`, to 1e-9 nats: their means then agree to the root of that.
+    `transform`, to 1e-9 nats: their means then agree to the root of that. Topics' logits were then
+    what `transform` gave, each 1e-4 sds or less from the step before, which left them 1.2e-4 short.
     """
     given = {}
     if name == "torch_module":
@@ -436,7 +437,10 @@ def test_a_file_of_an_earlier_tree_still_opens(name):
     assert fit.elbo_ == said["elbo"]
     for global_, mean in said["globals"].items():
         assert_array_equal(fit.global_posterior_.mean[global_], mean)
-    np.testing.assert_allclose(fit.transform(said["X"]), said["transform"], rtol=1e-5, atol=1e-5)
+    latents, error = fit.transform(said["X"]), 1e-5
+    if name == "topics":
+        latents, error = fit.posterior(said["X"]).logits.mean, 3e-4
+    np.testing.assert_allclose(latents, said["transform"], rtol=1e-5, atol=error)
     np.testing.assert_allclose(fit.score(said["X"]), said["score"], rtol=1e-8)
 
 

@@ -1,0 +1,64 @@
+"""What a model's latents stand for, such as topics' proportions, and its moments under q."""
+
+import torch
+from torch import Tensor
+
+from skavi._numerics.aligned import aligned
+from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, sobol_normal
+from skavi.families import NormalFactors
+
+_N_POINTS = 128
+_NUMBERS = 500_000  # draws of latents that are held at once
+
+
+def fixed_noise(n_points: int, n_latents: int) -> Tensor:
+    """Return standard normal points (n_points, 1, n_latents): Sobol's, always the same."""
+    if n_latents > SOBOL_MAX_DIMENSION:
+        own = torch.Generator().manual_seed(0)
+        return torch.randn(n_points, 1, n_latents, generator=own, dtype=torch.float64)
+    return aligned(sobol_normal(n_points, n_latents, 0)).unsqueeze(1)
+
+
+def moments_of(function, factors: NormalFactors) -> tuple[Tensor, Tensor]:
+    """Return mean and sd of `function` of draws (..., n_rows, n_latents) under every row's factor.
+
+    By 128 quasi-random points, the same for all rows and each time, in bounded memory.
+    """
+    noise = fixed_noise(_N_POINTS, factors.mean.shape[-1]).to(factors.mean)
+    mean = spread = torch.zeros_like(factors.mean)
+    for points in noise.split(max(1, _NUMBERS // max(1, factors.mean.numel()))):
+        values = function(factors.draw(points))
+        mean = mean + values.sum(0) / _N_POINTS
+        spread = spread + (values**2).sum(0) / _N_POINTS
+    return mean, (spread - mean**2).clamp_min(0).sqrt()
+
+
+class OwnScale:
+    """Latents that stand for themselves: a model with another scale overrides this."""
+
+    #: Whether results are on `own_scale` of the latents, not on that of the latents themselves.
+    has_own_scale: bool = False
+
+    def latent_names(self, n_features: int) -> list[str] | None:
+        """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""
+        return None
+
+    def own_scale(self, z: Tensor) -> Tensor:
+        """Return what latents (..., n_rows, n_latents) stand for, as many numbers as latents.
+
+        A model that overrides it overrides `latents_of`, too, and sets `has_own_scale`.
+        """
+        return z
+
+    def latents_of(self, values: Tensor) -> Tensor:
+        """Return latents that stand for `values` on the model's own scale."""
+        return values
+
+    def own_moments(self, factors: NormalFactors, globals_: NormalFactors) -> tuple[Tensor, Tensor]:
+        """Return means and sds of `own_scale` under every row's factor, (n_rows, n_latents) each.
+
+        By fixed quasi-random points; a model with a better way overrides it.
+        """
+        if not self.has_own_scale:
+            return factors.mean, factors.sd
+        return moments_of(self.own_scale, factors)

@@ -1,0 +1,174 @@
+"""A document's own problem in a topic model: its bound as a function of its factor.
+
+The bound is a convex function of the logits' mean (each word's topic at its optimum) minus another
+(the normaliser), so it has several optima: one for every set of topics that may explain a document.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A few documents beside the words' probabilities; cells are filled up with zero counts.
+
+    Attributes
+    ----------
+    counts : Tensor of shape (n, c)
+    words : Tensor of shape (n, c, k)
+        exp E log~ words, of each cell's word under each topic.
+    totals : Tensor of shape (n, 1)
+    precision : float
+        Of the logits' prior.
+    """
+
+    counts: Tensor
+    words: Tensor
+    totals: Tensor
+    precision: float
+
+    def __getitem__(self, index) -> "Documents":
+        counts, words, totals = self.counts[index], self.words[index], self.totals[index]
+        return Documents(counts, words, totals, self.precision)
+
+    def bound(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Return the ELBO's terms that depend on factors (n, s, k), shape (n, s), in nats."""
+        cells = (_tilted(mean, variance) @ self.words.mT).clamp_min(_TINY).log()
+        fit = (cells @ self.counts.unsqueeze(-1))[..., 0]
+        return fit + 0.5 * (variance.log() - self.precision * (mean**2 + variance)).sum(-1)
+
+    def looked(self, mean: Tensor, variance: Tensor, n_looks: int) -> tuple[Tensor, Tensor]:
+        """Climb by steps in the words' topics and in factors (n, s, k) in turn."""
+        loc, precision = mean.new_zeros(()), mean.new_tensor(self.precision)
+        for _ in range(n_looks):
+            counts = self.explained(mean, variance)
+            totals = self.totals.unsqueeze(1)
+            mean, variance = softmax_step(counts, totals, loc, precision, mean, variance)
+        return mean, variance
+
+    def explained(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Return how many words each topic explains, shape (n, s, k)."""
+        proportions = _tilted(mean, variance)
+        cells = (proportions @ self.words.mT).clamp_min(_TINY)
+        return proportions * ((self.counts.unsqueeze(1) / cells) @ self.words)
+
+    def curved(self, mean: Tensor, variance: Tensor) -> "Curved":
+        """Return the bound's first two derivatives in one factor (n, k) a document."""
+        sd, proportions = variance.sqrt(), _tilted(mean, variance)
+        cells = (self.words @ proportions.unsqueeze(-1)).clamp_min(_TINY)
+        ratio = self.counts.unsqueeze(-1) / cells
+        explained = proportions * (self.words.mT @ ratio)[..., 0]
+        expected = self.totals * torch.softmax(mean + 0.5 * variance, -1)
+        pull = expected + self.precision
+        root = self.totals.clamp_min(_TINY).sqrt()
+        parts = (self.counts.sqrt().unsqueeze(-1) / cells) * self.words
+        scale = sd * proportions
+        return Curved(
+            mean_gradient=sd * (explained - expected - self.precision * mean),
+            width_gradient=1 - variance * pull,
+            words=parts.mT @ parts * scale.unsqueeze(-1) * scale.unsqueeze(-2),
+            means=variance * (pull - explained),
+            mixed=sd * variance * expected,
+            widths=variance**2 * expected + 2 * variance * pull,
+            shared_mean=sd * expected / root,
+            shared_width=variance * expected / root,
+        )
+
+
+@dataclass(frozen=True)
+class Curved:
+    """Gradient and negative Hessian of documents' bounds in (mean / sd, log sd).
+
+    With f and b the shared parts, the negative Hessian is, in blocks,
+    means + words - f f', mixed - f b' and widths - b b', where all but words is diagonal: the log
+    sds are eliminated without a matrix.
+    """
+
+    mean_gradient: Tensor
+    width_gradient: Tensor
+    words: Tensor
+    means: Tensor
+    mixed: Tensor
+    widths: Tensor
+    shared_mean: Tensor
+    shared_width: Tensor
+
+    def newton_step(self, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return steps (n, k) in mean / sd and log sd, their gains (n,) and whether there is one.
+
+        `damping` (n,) is added to the negative Hessian; there is no step where that is not
+        positive definite.
+        """
+        widths, reduced = self._reduced(damping)
+        factor, failed = torch.linalg.cholesky_ex(reduced)
+        right = self.mean_gradient - self._mixed(self._widths_solved(widths, self.width_gradient))
+        along = torch.cholesky_solve(right.unsqueeze(-1), factor)[..., 0]
+        widening = self._widths_solved(widths, self.width_gradient - self._mixed_back(along))
+        gain = 0.5 * (self.mean_gradient * along + self.width_gradient * widening).sum(-1)
+        fine = (failed == 0) & torch.isfinite(gain)
+        along, widening = (torch.where(fine.unsqueeze(-1), t, 0.0) for t in (along, widening))
+        return along, widening, gain, fine
+
+    def upward(self) -> tuple[Tensor, Tensor]:
+        """Return a direction of length about one along which the bound is curved most upwards."""
+        widths, reduced = self._reduced(torch.zeros_like(self.widths[:, 0]))
+        along = torch.linalg.eigh(reduced)[1][..., 0]
+        return along, -self._widths_solved(widths, self._mixed_back(along))
+
+    def _reduced(self, damping):
+        """Return the diagonal of the log sds' block, and the means' block without them."""
+        damping = damping.unsqueeze(-1)
+        widths = self.widths + damping
+        shared = self.mixed * self.shared_width / widths - self.shared_mean
+        left = 1 - (self.shared_width**2 / widths).sum(-1, keepdim=True)
+        diagonal = self.means + damping - self.mixed**2 / widths
+        rank_one = shared.unsqueeze(-1) * (shared / left).unsqueeze(-2)
+        return widths, self.words + torch.diag_embed(diagonal) - rank_one
+
+    def _widths_solved(self, widths, right):
+        response = self.shared_width / widths
+        left = 1 - (self.shared_width * response).sum(-1, keepdim=True)
+        return right / widths + response * (response * right).sum(-1, keepdim=True) / left
+
+    def _mixed(self, widening):
+        return self.mixed * widening - self.shared_mean * _dot(self.shared_width, widening)
+
+    def _mixed_back(self, along):
+        return self.mixed * along - self.shared_width * _dot(self.shared_mean, along)
+
+
+def _dot(left, right):
+    return (left * right).sum(-1, keepdim=True)
+
+
+def _tilted(mean, variance):
+    return (mean - torch.logsumexp(mean + 0.5 * variance, -1, keepdim=True)).exp()
+
+
+def softmax_step(counts, total, loc, precision, mean, variance):
+    """Take a step up in N(mean, variance) for softmax logits that explain expected counts.
+
+    Maximises counts . m - total log sum exp(m + v / 2) + E log N(u; loc, 1 / precision) + entropy
+    over the last dimension: first in m by the Newton step, which is cheap (the Hessian is diagonal
+    plus rank one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the
+    curvature of log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
+
+    Returns
+    -------
+    mean, variance : Tensors
+    """
+    p = torch.softmax(mean + 0.5 * variance, -1)
+    curvature = total * p + precision
+    step = (counts - total * p - (mean - loc) * precision) / curvature
+    response = p / curvature
+    rank_one = 1 - total * (p * response).sum(-1, keepdim=True)
+    step = step + total * response * (p * step).sum(-1, keepdim=True) / rank_one
+    mean = mean + step / (1 + step.abs().amax(-1, keepdim=True))
+    expected = total * torch.softmax(mean + 0.5 * variance, -1)
+    pull = variance * (expected + precision)
+    step = (1 - pull) / (pull + 0.5 * variance**2 * expected)
+    return mean, variance * (step / (1 + step.abs().amax(-1, keepdim=True))).exp()

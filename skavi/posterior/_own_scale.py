@@ -1,0 +1,108 @@
+"""The posterior of given rows on the scale of what their latents stand for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from skavi._numerics.aligned import aligned
+from skavi.models._own_scale import fixed_noise
+from skavi.posterior._latent import LatentPosterior
+from skavi.posterior._quantiles import probabilities
+
+#: Quasi-random draws for quantiles: the 5 % one is then the 51st smallest.
+_FIXED_DRAWS = 1024
+#: Numbers held at once: 8 MB.
+_FIXED_NUMBERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class OwnScalePosterior(LatentPosterior):
+    """Posteriors of some rows on the scale that their model speaks: topics' proportions, say.
+
+    Attributes
+    ----------
+    mean, sd : ndarray of shape (n_rows, n_latents)
+        Posterior means and standard deviations.
+    scale : ndarray of shape (n_rows, n_latents, n_latents)
+        Lower Cholesky factors of the covariances.
+    index, names
+        As in `LatentPosterior`.
+    latents : LatentPosterior
+        The normal factors q(z_n) themselves.
+    own_scale : callable
+        Map from draws of latents to the model's scale.
+
+    Examples
+    --------
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import TopicModel
+    >>> vi = FactorizedVI(TopicModel(2), random_state=0).fit([[5.0, 0.0], [0.0, 5.0]])
+    >>> posterior = vi.posterior([[5.0, 0.0]])
+    >>> posterior.sample(100, random_state=0).sum(-1).round(6).max()
+    1.0
+    >>> posterior.logits.mean.shape
+    (1, 2)
+    """
+
+    latents: LatentPosterior = field(kw_only=True, repr=False)
+    own_scale: Callable = field(kw_only=True, repr=False)
+
+    @classmethod
+    def of(cls, latents, own_scale, mean, sd):
+        """Return the posterior that belongs to normal factors, with moments that are known."""
+        scale = np.empty_like(latents.scale)
+        posterior = cls(
+            mean, sd, scale, latents.index, latents.names, latents=latents, own_scale=own_scale
+        )
+        for rows, values in posterior._fixed_draws():
+            away = (values - values.mean(0)) / len(values) ** 0.5
+            lower = np.swapaxes(np.linalg.qr(away.transpose(1, 0, 2), mode="r"), 1, 2)
+            sign = np.where(np.diagonal(lower, axis1=1, axis2=2) < 0, -1.0, 1.0)
+            scale[rows] = lower * sign[:, None]
+        return posterior
+
+    @property
+    def logits(self):
+        """The posterior of the latents, for a model in which they are logits."""
+        return self.latents
+
+    def sample(self, n_draws, random_state=None):
+        return self._on_own_scale(self.latents.sample(n_draws, random_state))
+
+    def quantile(self, q):
+        """Return quantiles of each number, of 1,024 quasi-random draws.
+
+        Parameters
+        ----------
+        q : float or array-like
+            Probabilities in [0, 1].
+
+        Returns
+        -------
+        ndarray of shape (..., n_rows, n_latents)
+            The shape of `q` comes first.
+        """
+        q = probabilities(q)
+        quantiles = np.empty((*q.shape, *self.mean.shape))
+        for rows, values in self._fixed_draws():
+            quantiles[..., rows, :] = np.quantile(values, q, axis=0)
+        return quantiles
+
+    def cdf(self, values):
+        values, probability = np.asarray(values), np.empty_like(self.mean)
+        for rows, draws in self._fixed_draws():
+            probability[rows] = (draws < values[rows]).mean(0)
+        return probability
+
+    def _fixed_draws(self):
+        """Yield a few rows and their draws, shape (n_draws, n_few, n_latents)."""
+        n_rows, k = self.mean.shape
+        noise = fixed_noise(_FIXED_DRAWS, k)[:, 0].numpy()
+        for first in range(0, n_rows, max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))):
+            rows = slice(first, min(n_rows, first + max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))))
+            z = np.einsum("nij,dj->dni", self.latents.scale[rows], noise)
+            yield rows, self._on_own_scale(self.latents.mean[rows] + z)
+
+    def _on_own_scale(self, z):
+        return self.own_scale(aligned(z)).numpy()
