@@ -12,13 +12,19 @@ from skavi._data.sparse_rows import SparseRows
 from skavi.models._topic_closed_forms import LogisticNormal, log_mixture, tilted
 from skavi.models._topic_start import raced
 
+#: Words added to each frequency: a word that is never seen keeps a finite log frequency.
 _PSEUDOCOUNT = 0.5
+#: Words: float64 holds every whole number up to 2 ** 53.
 _LONGEST = 2.0**53
+#: Words a document when sampling before a fit. Not measured: a short text.
 _UNKNOWN_LENGTH = 100.0
 _POWERS = (1.5, 3.0)  # of a first and a second look
 _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its log is read
+#: Least probability of a word read in float32, so that counts over it stay finite; documents at
+#: once, which bounds memory.
 _SMALLEST, _CHUNK = 1e-12, 8_192
 _ROUNDED = 1e-4  # how far from one proportions may sum, as float32 and printed ones do
+#: Keeps the log of a proportion of zero finite.
 _SMALLEST_SHARE = 1e-300
 
 

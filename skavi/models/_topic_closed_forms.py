@@ -13,7 +13,9 @@ from skavi.models._base import HierarchicalModel
 from skavi.models._topic_documents import softmax_step
 from skavi.models._topic_rows import polished, searched
 
+#: Near the least normal float64: keeps logs and quotients of a probability of zero finite.
 _TINY = 1e-300
+#: Steps a block in each sweep: the next sweep goes on from there. Not measured.
 _SWEEP_STEPS = 2
 
 

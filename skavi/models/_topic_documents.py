@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Near the least normal float64: keeps logs and quotients of a probability of zero finite.
 _TINY = 1e-300
 
 

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from skavi.models._topic_documents import Documents
 
+#: Most steps a document; some ten are usual, the rest is for hard ones. Not measured.
 _NEWTON_STEPS = 200
 _STILL, _ROUNDING = 1e-13, 4e-15  # nats, and relative, that a step need not gain
+#: First, least and most damping: 1 is the prior's own precision in these units. Not measured.
 _DAMPING, _LEAST, _MOST = 1e-3, 1e-9, 1e12
 _LONGEST = 2.0  # nats that a mean moves, and a log sd, in one step
 _IDLE = 0.3  # share of documents that may be done and still be carried along
