@@ -32,7 +32,8 @@ class Evaluator:
         raw = family.raw(DiagonalFactors(tensors["z_mean"], tensors["z_sd"]))
         globals_ = family.raw(DiagonalFactors(tensors["theta_mean"], tensors["theta_sd"]))
         with torch.no_grad():
-            elbo = float(self.objective.elbo(raw, globals_, self.X, self.weights, self.nodes))
+            terms = self.objective.row_terms(raw, globals_, self.X, self.nodes)
+            elbo = float(self.objective.summed(terms, globals_, self.weights))
         loss = self.problem.loss(elbo, len(self.X))
         return loss if math.isfinite(loss) else math.inf
 

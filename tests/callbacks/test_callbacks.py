@@ -159,7 +159,6 @@ def _misses(scores):
     return np.arange(len(scores)) - last_gain
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_elbos_before_and_after_a_refinement_are_not_compared():
     """By hand: a finer rule's ELBOs are lower, and the best of them is the one put back."""
 
@@ -179,6 +178,7 @@ def test_elbos_before_and_after_a_refinement_are_not_compared():
     assert estimator.elbo == -18.0
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_elbo_of_a_restored_iterate_is_evaluated_anew(overfitting):
     vi, train, held_out = overfitting
     vi.set_params(noise=MonteCarlo(2))
