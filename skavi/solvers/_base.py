@@ -130,7 +130,7 @@ class Run(ABC):
         """Iterate until finished, stopped by `progress`, or at `max_iter` iterations in all.
 
         Solvers avoid steps to numbers that are not finite. Where one cannot, the run ends with its
-        last finite iterate, and `Outcome.broken` is the next one.
+        last finite iterate, and ``Outcome.broken`` is the next one.
         """
         while self.memory.n_iter < max_iter and not self.memory.finished:
             try:

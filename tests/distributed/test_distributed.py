@@ -56,7 +56,8 @@ class EndsOnRankOne(LinearModel):
 def run_ranks(size, *command, cwd=None):
     """Run a script under torchrun; return the process when it has ended."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    here = TESTS / "distributed"  # scripts import this very module
+    paths = os.pathsep.join(map(str, [TESTS.parent, TESTS, here]))
     return subprocess.run(
         [*launcher, f"--nproc-per-node={size}", *command],
         capture_output=True,
