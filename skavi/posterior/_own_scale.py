@@ -39,7 +39,7 @@ class OwnScalePosterior(LatentPosterior):
     >>> from skavi.models import TopicModel
     >>> vi = FactorizedVI(TopicModel(2), random_state=0).fit([[5.0, 0.0], [0.0, 5.0]])
     >>> posterior = vi.posterior([[5.0, 0.0]])
-    >>> posterior.sample(100, random_state=0).sum(-1).round(6).max()
+    >>> float(posterior.sample(100, random_state=0).sum(-1).round(6).max())
     1.0
     >>> posterior.logits.mean.shape
     (1, 2)
