@@ -40,9 +40,9 @@ def raced(model, X: SparseRows, weights: Tensor, generator: torch.Generator) -> 
     runs = [_Guess(model, X, weights, topics) for topics in _guesses(model, X, weights, generator)]
     while len(runs) > 1:
         for run in runs:
-            run.climb(_SWEEPS)
+            run.sweep(_SWEEPS)
         runs = sorted(runs, key=lambda run: -run.elbo)[: len(runs) // 2]
-    runs[0].climb(_LAST_SWEEPS)
+    runs[0].sweep(_LAST_SWEEPS)
     return runs[0].globals_.mean.reshape(model.n_components, -1)
 
 
@@ -110,7 +110,7 @@ class _Guess:
         mean = X.new_zeros(len(X), model.n_components)
         self.locals_ = DiagonalFactors(mean, torch.ones_like(mean))
 
-    def climb(self, n_sweeps):
+    def sweep(self, n_sweeps):
         """Make sweeps, and note the ELBO, up to a constant."""
         for _ in range(n_sweeps):
             here = self.X, None, self.locals_
