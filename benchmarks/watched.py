@@ -6,7 +6,8 @@ can be seen from inside only. A benchmark that judged the solver by `posterior` 
 
 from contextlib import contextmanager
 
-from skavi._estimators import base
+from skavi._fit import algorithm
+from skavi.solvers._base import unwatched
 
 
 @contextmanager
@@ -15,9 +16,12 @@ def watched(observe=None):
 
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
-    fit_model, with_suboptimality, fits = base.fit_model, base.with_suboptimality, []
+    fit_model, fits = algorithm.fit_model, []
+    with_suboptimality = algorithm.with_suboptimality
 
     def observed(plan, rows, start, progress):
+        if progress is unwatched:
+            return fit_model(plan, rows, start, progress)
         progress = progress if observe is None else _both(observe, progress)
         return fit_model(plan, rows, start, progress)
 
@@ -25,11 +29,11 @@ def watched(observe=None):
         fits.append(with_suboptimality(fitted, tol))
         return fits[-1]
 
-    base.fit_model, base.with_suboptimality = observed, noted
+    algorithm.fit_model, algorithm.with_suboptimality = observed, noted
     try:
         yield fits
     finally:
-        base.fit_model, base.with_suboptimality = fit_model, with_suboptimality
+        algorithm.fit_model, algorithm.with_suboptimality = fit_model, with_suboptimality
 
 
 def _both(observe, progress):

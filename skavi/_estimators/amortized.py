@@ -24,13 +24,13 @@ class AmortizedVI(VariationalInference):
     inference_function : InferenceFunction or torch.nn.Module, default=None
         `Constant`, `Polynomial`, `MLP` or any module. None: an `MLP` with two hidden layers sized
         from the factor.
-    family, global_family, noise, solver, init, max_iter, tol, output, warm_start, device, \
+    family, global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
 random_state, verbose : as in FactorizedVI
         Documented there.
 
     Attributes
     ----------
-    elbo_, elbo_se_, elbo_curve_, n_iter_, converged_, stopped_early_, \
+    elbo_, elbo_se_, elbo_curve_, n_iter_, starts_, converged_, stopped_early_, \
 suboptimality_, gradient_norm_, global_posterior_, model_, inference_function_, noise_, solver_, \
 family_, global_family_, n_features_in_
         As in `FactorizedVI`.
@@ -66,6 +66,7 @@ family_, global_family_, n_features_in_
         noise=None,
         solver=None,
         init=None,
+        n_init=None,
         max_iter=10_000,
         tol=1e-8,
         output="mean",
@@ -81,6 +82,7 @@ family_, global_family_, n_features_in_
         self.noise = noise
         self.solver = solver
         self.init = init
+        self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
         self.output = output

@@ -20,7 +20,7 @@ from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
-from skavi._fit.algorithm import Plan, fit_model, starting_point, with_suboptimality
+from skavi._fit.algorithm import Fit, Plan, best_fit
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
@@ -61,6 +61,7 @@ class VariationalInference(
         "noise": [Noise, None],
         "solver": [Solver, None],
         "init": [BaseEstimator, None],
+        "n_init": [Interval(Integral, 1, None, closed="left"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "output": [StrOptions({"mean", "mean_sd"})],
@@ -143,14 +144,13 @@ class VariationalInference(
             with named_singularity("X"):
                 plan, rows, start = self._prepare(X, sample_weight, reporter, shared)
                 with reporter.outlasting_interrupts():
-                    start = starting_point(plan, rows, start)
-                    fitted = with_suboptimality(fit_model(plan, rows, start, reporter), plan.tol)
-                    check_agreement(rows.ranks, fitted.outcome.state)
-                    elbo, se = final_elbo(fitted.problem, fitted.outcome.state)
+                    fit = best_fit(plan, rows, start, reporter)
+                    check_agreement(rows.ranks, fit.solution.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:
-                    fitted = reporter.latest.fitted()
-                    elbo, se = _quick_elbo(fitted)
-                self.__dict__.update(self._results(fitted, elbo, se, reporter))
+                    solution = reporter.latest.fitted()
+                    elbo, se = _quick_elbo(solution)
+                    fit = Fit(solution, elbo, se, [])
+                self.__dict__.update(self._results(fit, reporter))
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)
             if not reporter.interrupted:
@@ -170,14 +170,21 @@ class VariationalInference(
         reporter.joint = ranks.size > 1
         plan = self._plan(X, rows, reporter.journal)
         source, start = self._source(), None
+        if source is not None and self.n_init is not None:
+            giver = "init" if source is self.init else "warm_start"
+            raise ValueError(
+                f"n_init={self.n_init} asks for starts of theta, but {giver} gives the start: "
+                "leave n_init at None."
+            )
         if source is not None:
             check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
             start = source._fitted_model.start_for(plan.objective, rows)
         plan.journal.begin(plan.generator, lambda: density_at_start(plan.objective, rows))
         return plan, rows, start
 
-    def _results(self, fitted, elbo, se, reporter):
+    def _results(self, fit, reporter):
         """Return every fitted attribute."""
+        fitted, elbo = fit.solution, fit.elbo
         if not math.isfinite(elbo):
             raise FloatingPointError(
                 f"The ELBO of {type(self).__name__} is {elbo} after {len(fitted.outcome.curve)} "
@@ -186,7 +193,8 @@ class VariationalInference(
             )
         reporter.failure = fitted.failure
         stopped = reporter.stopped or reporter.interrupted
-        return fitted_attributes(fitted, elbo, se, self.n_features_in_, stopped)
+        named = fitted_attributes(fitted, elbo, fit.elbo_se, self.n_features_in_, stopped)
+        return named | {"starts_": np.array(fit.reached)}
 
     def _plan(self, X, rows, journal):
         """Clone and check the components, try the model on the rows, and return the plan."""
@@ -214,6 +222,7 @@ class VariationalInference(
             max(self.tol, model.coarsest_tol),
             self.max_iter,
             generator,
+            self.n_init,
             journal,
             single=came_in_single(X, rows),
         )

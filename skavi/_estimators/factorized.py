@@ -23,8 +23,13 @@ class FactorizedVI(VariationalInference):
         None: chosen for model, noise and size.
     init : fitted estimator, default=None
         A fit of either kind to start from.
+    n_init : int, default=None
+        How many starts of theta are fitted; the fit with the highest ELBO is kept. None: chosen.
+        Where the model gives no start of its own and has at most 20 globals, many points are
+        screened, and each of the best few maxima of theta is fitted; else one start. Must be None
+        with ``init`` or ``warm_start``.
     max_iter : int, default=10000
-        Most iterations: sweeps, Newton or L-BFGS iterations, or steps of Adam.
+        Most iterations from a start: sweeps, Newton or L-BFGS iterations, or steps of Adam.
     tol : float, default=1e-8
         Estimated suboptimality at which a deterministic solver stops, in nats a row.
     output : {"mean", "mean_sd"}, default="mean"
@@ -48,6 +53,9 @@ class FactorizedVI(VariationalInference):
         ELBO after each iteration, in nats (estimates where the noise is random).
     n_iter_ : int
         Number of iterations.
+    starts_ : ndarray of shape (n_starts,)
+        ELBOs that the fits from several starts reached, in nats, best first; only of those that
+        converged.
     converged_ : bool
         Whether the solver's stopping rule was met.
     stopped_early_ : bool
@@ -88,6 +96,7 @@ class FactorizedVI(VariationalInference):
         noise=None,
         solver=None,
         init=None,
+        n_init=None,
         max_iter=10_000,
         tol=1e-8,
         output="mean",
@@ -102,6 +111,7 @@ class FactorizedVI(VariationalInference):
         self.noise = noise
         self.solver = solver
         self.init = init
+        self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
         self.output = output

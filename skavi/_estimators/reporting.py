@@ -10,6 +10,20 @@ from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
 from skavi._platform.user_warnings import warn
 
+#: Nats: a start that is nearer to the best one confirms it.
+_ALONE = 1.0
+
+
+class SeveralOptimaWarning(UserWarning):
+    """The best of several starts of theta stands alone, more than 1 nat above the next.
+
+    Examples
+    --------
+    >>> from skavi.diagnostics import SeveralOptimaWarning
+    >>> issubclass(SeveralOptimaWarning, UserWarning)
+    True
+    """
+
 
 class Reporter:
     """Call scikit-learn's callbacks after every iteration; a hook that returns True stops the fit.
@@ -123,12 +137,40 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
         )
     elif not estimator.converged_ and not estimator.stopped_early_:
         message = (
-            f"{name} did not converge in n_iter_={n_iter} iterations: estimated to be "
-            f"{estimator.suboptimality_:.2e} nats below the optimum, gradient norm "
-            f"{estimator.gradient_norm_:.1e} nats a row. Raise max_iter (now "
-            f"{estimator.max_iter}), loosen tol, or choose another solver or a finer noise (now "
-            f"{estimator.noise_})."
+            f"{name} did not converge in n_iter_={n_iter} iterations: it stands "
+            f"{_distance(estimator.suboptimality_)}. {_remedy(estimator)}"
         )
+    elif _found_by_one_start(estimator.starts_):
+        best, second = estimator.starts_[:2]
+        warn(
+            f"{name} keeps the best of n_init={len(estimator.starts_)} starts, and no other start "
+            f"came within 1 nat of it (starts_: {best:.2f}, then {second:.2f}): better optima may "
+            "exist. Raise n_init.",
+            SeveralOptimaWarning,
+        )
+        return
     else:
         return
     warn(message, ConvergenceWarning)
+
+
+def _distance(left):
+    """Say how far below the optimum a fit ended."""
+    if not np.isfinite(left):
+        return "an unknown distance below the optimum"
+    return f"{left:,.3g} nats below the optimum, by its own estimate"
+
+
+def _remedy(estimator):
+    """Name what may help: what the fit had too little of."""
+    if estimator.n_iter_ >= estimator.max_iter:
+        return f"Raise max_iter (now {estimator.max_iter}), or loosen tol."
+    return (
+        f"Its steps gain no more: choose a finer noise (now {estimator.noise_}) or another solver "
+        f"(now {estimator.solver_}), rescale X, or loosen tol."
+    )
+
+
+def _found_by_one_start(starts):
+    """Say whether the best of several starts stands alone, more than 1 nat above the next."""
+    return len(starts) > 1 and starts[0] - starts[1] > _ALONE

@@ -1,27 +1,28 @@
 """A fit, step by step: start, solve, refine the noise, try other optima, estimate what is left."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from skavi._data.rows import Rows
-from skavi._fit.checkpoint_journal import NOTHING, Journal
+from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
+from skavi._fit.final_elbo import final_elbo
 from skavi._fit.iterates import ROUGH, Iterate, Solution
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise
-from skavi._fit.nonfinite import what_broke
 from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
-from skavi._fit.start import model_start, start_locals
+from skavi._fit.stages import Stages
+from skavi._fit.start import start_locals
+from skavi._fit.starts_of_theta import starts_of_theta
 from skavi._fit.suboptimality import with_noise_error
 from skavi.inference_functions import InferenceFunction
 from skavi.noise import Noise
 from skavi.objective import Objective
-from skavi.solvers import Outcome, Setting, Solver, State
+from skavi.solvers import Setting, Solver, State
 from skavi.solvers._base import unwatched
 
 #: Iterations of the factorized fit from which a function starts: it need not be exact. Not
@@ -46,6 +47,8 @@ class Plan:
         Nats a row.
     max_iter : int
     generator : torch.Generator
+    n_init : int or None
+        Starts of theta; None: chosen.
     journal : Journal
         Results of the same fit in an earlier process, and the place to store those of this one.
     single : bool
@@ -60,6 +63,7 @@ class Plan:
     tol: float
     max_iter: int
     generator: torch.Generator
+    n_init: int | None = None
     journal: Journal = field(default_factory=Journal)
     single: bool = False
 
@@ -83,6 +87,50 @@ class StartingPoint:
     fitted: bool = False
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The best of the fits from all starts.
+
+    Attributes
+    ----------
+    solution : Solution
+    elbo, elbo_se : float
+        In nats, and its standard error.
+    reached : list of float
+        ELBOs of the fits that converged, best first.
+    """
+
+    solution: Solution
+    elbo: float
+    elbo_se: float
+    reached: list[float]
+
+
+def best_fit(
+    plan: Plan, rows: Rows, start: State | None, progress: Callable[[Iterate], bool]
+) -> Fit:
+    """Fit the model from every start, and return the fit with the highest ELBO.
+
+    Fits that converged come before others: where one stands short of the optimum of a coarse
+    rule, its ELBO may be too high. `start`: the only one; None: those of `starting_points`.
+    """
+    fits, errors = [], []
+    for point in starting_points(plan, rows, start):
+        try:
+            solution = fit_model(plan, rows, point, progress)
+        except FloatingPointError as error:
+            errors.append(error)
+            continue
+        fits.append((solution, *final_elbo(solution.problem, solution.outcome.state)))
+        if solution.stopped:
+            break
+    if not fits:
+        raise errors[0]
+    best, elbo, se = max(fits, key=lambda fit: (fit[0].outcome.converged, fit[1]))
+    reached = sorted((fit[1] for fit in fits if fit[0].outcome.converged), reverse=True)
+    return Fit(with_suboptimality(best, plan.tol), elbo, se, reached)
+
+
 def fit_model(
     plan: Plan, rows: Rows, start: StartingPoint, progress: Callable[[Iterate], bool]
 ) -> Solution:
@@ -92,96 +140,34 @@ def fit_model(
     """
     problem, solver, state = _bind(plan, rows, start)
     stages = Stages(solver, plan.max_iter, progress, plan.journal)
-    refined = plan.noise is None and bool(problem.noise.refined())
+    refined, began = plan.noise is None and bool(problem.noise.refined()), state
     state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
     if refined:
-        problem, state = refine_noise(problem, state, plan.tol, stages)
-    if state.n_owned and problem.noise.deterministic and not solver.uses_model_updates:
+        problem, state = refine_noise(problem, began, state, plan.tol, stages)
+    worth = stages.worth_refining
+    if state.n_owned and problem.noise.deterministic and not solver.uses_model_updates and worth:
         state = move_to_better_optima(problem, state, plan.tol, stages)
     if solver.uses_model_updates and problem.objective.model.several_optima and not stages.failure:
         state = settle_rows(problem, state, plan.tol, stages)
-    if refined:
+    if refined and stages.worth_refining:
         stages.solve(problem, state, plan.tol)
     assert stages.outcome is not None
-    return Solution(problem, solver, stages.outcome, stages.failure)
+    return Solution(problem, stages.solver, stages.outcome, stages.failure, stages.interrupted)
 
 
 def with_suboptimality(fitted: Solution, tol: float) -> Solution:
     """Return the fit with the error of its noise rule counted in its suboptimality."""
-    if fitted.failure:
+    if fitted.failure or fitted.outcome.stuck:
         return fitted
     outcome = with_noise_error(fitted.problem, fitted.solver, fitted.outcome, tol)
     return replace(fitted, outcome=outcome)
 
 
-class Stages:
-    """Successive runs of one solver that share a limit of iterations and one ELBO curve."""
-
-    def __init__(self, solver, max_iter, progress, journal):
-        self.solver, self.left, self.progress = solver, max_iter, progress
-        self.journal = journal
-        self.outcome: Outcome | None = None
-        self.noise, self.stage = None, 0
-        self.stopped, self.failure = False, ""
-
-    @property
-    def spent(self):
-        """Whether no further iteration is allowed."""
-        return self.left <= 0 or self.stopped
-
-    def replace_state(self, state, elbo):
-        """Replace the last iterate by a state whose ELBO is no lower."""
-        assert self.outcome is not None
-        curve = [*self.outcome.curve[:-1], elbo]
-        self.outcome = replace(self.outcome, state=state.copied(), curve=curve)
-
-    def solve(self, problem, state, tol):
-        """Run the solver from a state to `tol` nats a row; return where it ends."""
-        if self.outcome is not None and self.spent:
-            reached = self.outcome.suboptimality <= tol * problem.total_weight
-            self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
-            return state
-
-        before = self.outcome.curve if self.outcome else []
-        if problem.noise is not self.noise:
-            self.noise, self.stage = problem.noise, self.stage + 1
-
-        def report(run):
-            iterate = Iterate(problem, self.solver, run, before, self.stage)
-            self.stopped = self.progress(iterate)
-            return self.stopped
-
-        new = self.journal.recall()
-        if new is NOTHING:
-            run = self.solver.start_run(problem, state, tol)
-            new = self.journal.keep(run.iterate(self.left, self.journal.watch(run, report)))
-        if new.broken is not None or not math.isfinite(new.curve[-1] if new.curve else math.nan):
-            self._note_failure(problem, new, len(before))
-        self.left -= len(new.curve)
-        self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
-        return self.outcome.state
-
-    def _note_failure(self, problem, outcome, n_before):
-        """Name what is not finite; raise if no iterate was finite."""
-        there = outcome.state if outcome.broken is None else outcome.broken
-        with torch.no_grad():
-            cause = what_broke(problem, there)
-        self.failure = f"iteration {n_before + len(outcome.curve) + 1}: {cause}"
-        finite = [elbo for elbo in outcome.curve if math.isfinite(elbo)]
-        if not finite and not n_before:
-            raise FloatingPointError(
-                f"{type(self.solver).__name__} met numbers that are not finite, and could not get "
-                f"round them, in {self.failure}. Check the scale of X and of the priors, the "
-                "model's densities for overflow, and the learning rate of a solver that has one."
-            )
-        self.stopped = True
-
-
 # --- where it starts ------------------------------------------------------------------------------
 
 
-def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint:
-    """Return the start: the given one; else a fit of the plan's reference; else the model's start.
+def starting_points(plan: Plan, rows: Rows, start: State | None) -> list[StartingPoint]:
+    """Return the starts: the given one; else fits of the plan's reference; else those of theta.
 
     The fit continues with the reference's refined noise rule, since a network would exploit the
     errors of a coarse one.
@@ -190,20 +176,24 @@ def starting_point(plan: Plan, rows: Rows, start: State | None) -> StartingPoint
     noise = plan.noise or default_noise(setting)
     _check_solver(plan, replace(setting, noise=noise))
     if start is not None:
-        return StartingPoint(start, noise)
-    start = model_start(plan.objective, rows, plan.generator)
-    if plan.reference is None or not noise.deterministic:
-        return StartingPoint(start, noise)
-    few = plan.objective.model.coupling.representatives(rows)
-    if few is None:
-        return StartingPoint(start, noise)
-    try:
-        there, refined = _reference_fit(plan, noise, rows, few, start)
-    except (torch.linalg.LinAlgError, FloatingPointError):
-        if rows.ranks.size > 1:  # other ranks may have succeeded
-            raise
-        return StartingPoint(start, noise)  # a worse start is good enough
-    return StartingPoint(there, refined if affordable(refined, setting) else noise, fitted=True)
+        return [StartingPoint(start, noise)]
+    objective, few = plan.objective, plan.objective.model.coupling.representatives(rows)
+    starts = plan.journal.once(starts_of_theta, objective, rows, noise, plan.generator, plan.n_init)
+    if plan.reference is None or not noise.deterministic or few is None:
+        return [StartingPoint(each, noise) for each in starts]
+    found = []
+    for each in starts:
+        try:
+            there, refined, elbo = _reference_fit(plan, noise, rows, few, each)
+        except (torch.linalg.LinAlgError, FloatingPointError):
+            if rows.ranks.size > 1:  # other ranks may have succeeded
+                raise
+            continue
+        rule = refined if affordable(refined, setting) else noise
+        found.append((elbo, StartingPoint(there, rule, fitted=True)))
+    found.sort(key=lambda pair: -pair[0])
+    points = [point for _, point in found[: plan.n_init or 1]]
+    return points or [StartingPoint(starts[0], noise)]  # a worse start is good enough
 
 
 def _check_solver(plan, setting):
@@ -218,7 +208,7 @@ def _check_solver(plan, setting):
 
 
 def _reference_fit(plan, noise, rows, few, start):
-    """Fit the reference; return its state for all rows, and its noise rule.
+    """Fit the reference; return its state for all rows, its noise rule, and its last ELBO.
 
     With closed-form updates it is fitted on all rows. Else q(theta) is fitted on a few rows, and
     all rows' local problems are then solved given it.
@@ -239,7 +229,7 @@ def _reference_fit(plan, noise, rows, few, start):
         problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
         raw = plan.journal.once(lambda: solve_rows(problem, raw_globals, plan.tol)[0].clone())
         there = State(raw, {}, raw_globals)
-    return there, fitted.problem.noise
+    return there, fitted.problem.noise, fitted.outcome.curve[-1]
 
 
 def _bind(plan, rows, start):

@@ -13,12 +13,25 @@ ROUGH = 1e-4
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved problem, its solver, and the outcome."""
+    """A solved problem, its solver, and the outcome.
+
+    Attributes
+    ----------
+    problem : Problem
+    solver : Solver
+        The last one that ran.
+    outcome : Outcome
+    failure : str
+        What was not finite, if that ended the fit; else empty.
+    stopped : bool
+        Whether the caller stopped it.
+    """
 
     problem: Problem
     solver: Solver
     outcome: Outcome
     failure: str = ""
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Refinement of automatically chosen noise rules until the ELBO no longer changes."""
 
+import math
+
 from skavi._fit.defaults import affordable, nearly_exact
 from skavi._fit.iterates import ROUGH
 from skavi._fit.suboptimality import NOISE_TOLERANCE
@@ -8,9 +10,15 @@ from skavi._fit.suboptimality import NOISE_TOLERANCE
 _MAX_REFINEMENTS = 6
 
 
-def refine_noise(problem, state, tol, stages):
-    """Refine an automatically chosen rule until the ELBO no longer changes."""
+def refine_noise(problem, began, state, tol, stages):
+    """Refine an automatically chosen rule until the ELBO no longer changes.
+
+    A run that exploited the errors of a coarse rule ends where a finer one is no higher than at
+    its start `began`: then the next run starts there, and not where the last one ended.
+    """
     for _ in range(_MAX_REFINEMENTS):
+        if stages.failure or (stages.outcome.stuck and not _exploits(problem, began, state)):
+            break
         old = float(problem.elbo(state))
         finer_rule, worst = None, _resolution(problem, tol, old)
         for finer in problem.noise.refined():
@@ -18,12 +26,27 @@ def refine_noise(problem, state, tol, stages):
                 continue
             change = abs(float(problem.with_noise(finer).elbo(state)) - old)
             if not change <= worst:
-                finer_rule, worst = finer, change
+                finer_rule, worst = finer, math.inf if math.isnan(change) else change
         if finer_rule is None:
             break
         problem = problem.with_noise(finer_rule)
+        if _elbo(problem, began) > _elbo(problem, state):
+            state = began
         state = stages.solve(problem, state, max(tol, ROUGH))
     return problem, state
+
+
+def _exploits(problem, began, state):
+    """Say whether a finer rule puts the end of a run below its start."""
+    finer = [rule for rule in problem.noise.refined() if affordable(rule, problem.setting)]
+    problems = [problem.with_noise(rule) for rule in finer]
+    return any(_elbo(each, began) > _elbo(each, state) for each in problems)
+
+
+def _elbo(problem, state):
+    """Return the ELBO, in nats; minus infinity where it is not a number."""
+    value = float(problem.elbo(state))
+    return -math.inf if math.isnan(value) else value
 
 
 def _resolution(problem, tol, elbo):

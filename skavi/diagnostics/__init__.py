@@ -1,5 +1,6 @@
 """Diagnostics of a fit: how far its results can be trusted."""
 
+from skavi._estimators.reporting import SeveralOptimaWarning
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
@@ -15,6 +16,7 @@ __all__ = [
     "GapVerdict",
     "LinearResponse",
     "PSISKHat",
+    "SeveralOptimaWarning",
     "amortization_gap",
     "calibration",
     "can_close_gap",

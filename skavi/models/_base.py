@@ -102,6 +102,10 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         """
         return self.initial_globals(X, weights)
 
+    def n_starts(self, X: Tensor) -> int:
+        """Return from how many of its own starts a fit is made, where the user does not say."""
+        return 1
+
     def initial_locals(self, theta: Theta, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and sds, shape (n_rows, n_latents), that local factors start from."""
         shape = len(X), self.n_latents(X.shape[1])

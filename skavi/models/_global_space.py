@@ -34,6 +34,8 @@ N_PRIOR_NODES = 40
 N_PRIOR_DRAWS = 256
 #: Gauss-Hermite nodes: the mean of a softplus to 1e-11 at an sd of 2.
 N_MOMENT_NODES = 64
+#: On a log scale: exp of it is near the largest number.
+_OVERFLOW = 700.0
 #: Sobol points for vectors: 204 of them lie below the 5 % quantile. Not measured: order of
 #: magnitude.
 N_MOMENT_DRAWS = 4096
@@ -102,6 +104,24 @@ class GlobalSpace:
         for name, shape in self.raw_shapes.items():
             self.slices[name] = slice(self.size, self.size + math.prod(shape))
             self.size += math.prod(shape)
+
+    def is_real(self, name: str) -> bool:
+        """Say whether a global's unconstrained scale is the model's own."""
+        return _is_real(self.prior[name].support)
+
+    def is_positive(self, name: str) -> bool:
+        """Say whether a global has a lower bound alone, so that its log is unconstrained."""
+        support = self.prior[name].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        return hasattr(support, "lower_bound") and not hasattr(support, "upper_bound")
+
+    def is_flat(self, like: Tensor) -> Tensor:
+        """Return a mask of the numbers whose prior is flat, shape (size,)."""
+        mask = torch.zeros(self.size, dtype=torch.bool, device=like.device)
+        for name, where in self.slices.items():
+            mask[where] = isinstance(innermost(self.prior[name]), Flat)
+        return mask
 
     def constrain(self, u: Tensor) -> Theta:
         """Map one unconstrained vector, shape (size,), to named globals on the model's scale."""
@@ -174,7 +194,7 @@ class GlobalSpace:
         """Centre and spread of the prior on the unconstrained scale, shapes (size,).
 
         They are medians and scaled interquartile ranges of prior draws. A flat prior has centre 0
-        and spread 1; a prior so wide that its draws overflow or underflow has spread 1, too.
+        and spread 1; so has a prior of a constrained global whose draws overflow or underflow.
         """
         centre, spread = torch.zeros(self.size), torch.ones(self.size)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -188,9 +208,13 @@ class GlobalSpace:
                     spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
                     continue
                 raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
+                raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
-                centre[self.slices[name]] = quartiles[1].to(centre)
-                spread[self.slices[name]] = ((quartiles[2] - quartiles[0]) / 1.35).to(spread)
+                middle, width = quartiles[1], (quartiles[2] - quartiles[0]) / 1.35
+                if not _is_real(prior.support):
+                    vast = torch.maximum(middle.abs(), width) >= _OVERFLOW / 2
+                    middle, width = torch.where(vast, 0.0, middle), torch.where(vast, 1.0, width)
+                centre[where], spread[where] = middle.to(centre), width.to(spread)
         return centre, torch.where(spread > 0, spread, 1.0)
 
     def moments(self, name, factor):

@@ -30,6 +30,8 @@ class Outcome:
         Norm of the gradient in natural steps, in nats a row.
     broken : State or None
         The next iterate, if the ELBO or its derivatives are not finite there.
+    stuck : bool
+        Whether the run ended, before `max_iter`, because no step gains, though more is left.
 
     Examples
     --------
@@ -46,6 +48,7 @@ class Outcome:
     suboptimality: float
     gradient_norm: float
     broken: State | None = None
+    stuck: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

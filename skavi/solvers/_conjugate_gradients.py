@@ -41,7 +41,7 @@ def newton_step(gradient, times, tol, dot=inner_products):
         A descent direction; not the full solution if curvature is negative or products run out.
     decrement : float
         Estimated gain of the full solution: minus half the gradient times the step, plus the
-        remaining gain.
+        remaining gain; NaN if a product with the Hessian is not finite.
     convex : bool
         Whether no negative curvature was met.
 
@@ -56,6 +56,8 @@ def newton_step(gradient, times, tol, dot=inner_products):
     for _ in range(_MAX_PRODUCTS if size else 0):
         product = times(direction)
         curvature = float(dot(direction, product))
+        if math.isnan(curvature):
+            return step, math.nan, False
         length = size / curvature if curvature > 0 else 0.0
         if not length > 0:  # negative curvature, or a length that underflows
             return step if gained else residual, gained + left, False

@@ -118,6 +118,8 @@ class _Descent(Run):
         """Estimate what is left from the Hessian, and take its Newton step."""
         gradient, times = self.loss.products(memory.position)
         step, decrement, convex = newton_step(gradient, times, self.tol, self.loss.dot)
+        if math.isnan(decrement):  # no Hessian: two small steps in a row are the end
+            return replace(memory, finished=True)
         memory = replace(memory, decrement=decrement)
         enough = convex and decrement <= self.tol  # the step is still taken, as Newton does
         slope = float(self.loss.dot(gradient, step))
@@ -152,13 +154,16 @@ class _Descent(Run):
             _, left, convex = newton_step(gradient, times, self.tol, self.loss.dot)
             if not convex:
                 step = _inverse_hessian_times(memory.pairs, memory.gradient, self.loss.dot)
-                left = max(left, float(self.loss.dot(memory.gradient, step)) / 2)
+                predicted = float(self.loss.dot(memory.gradient, step)) / 2
+                left = predicted if math.isnan(left) else max(left, predicted)
+        converged = left <= max(self.tol, 1e-13 * abs(memory.value))
         return Outcome(
             state=self.state(),
             curve=self.curve or [self.loss.elbo(memory.value)],
-            converged=left <= max(self.tol, 1e-13 * abs(memory.value)),
+            converged=converged,
             suboptimality=left * scale,
             gradient_norm=self.loss.norm(memory.gradient),
+            stuck=memory.finished and not converged,
         )
 
 

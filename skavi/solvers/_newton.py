@@ -30,6 +30,8 @@ _AT_ROUNDING = 1e-9
 #: Times tol: what a fit may leave over where no step gains; none of 1,472 converged fits left
 #: more (certificate.json).
 _AT_A_STAND = 10
+#: Of the ELBO: sums of many terms are not known better.
+_ROUNDING = 1e-12
 #: Iterations over which gains along kinks are averaged: single gains vary. Not measured.
 _WINDOW = 20
 #: Nats a row and iteration: along kinks smaller gains would go on without end (solvers.rst).
@@ -138,6 +140,7 @@ class _Memory(Memory):
     decrement: float = math.inf
     gradient_norm: float = math.inf
     converged: bool = False
+    stuck: bool = False
 
 
 class _Ascent(Run):
@@ -169,6 +172,8 @@ class _Ascent(Run):
         # Where no step gains, rounding hides what is left: a fit may then converge at 10 tol.
         decrement = step.decrement if move.gained else min(step.decrement, move.left)
         converged = decrement <= self.tolerance * (_AT_A_STAND if stands else 1)
+        if move.again and not converged:  # a shorter step, nearer to the gradient, may gain
+            stands = decrement <= _ROUNDING * abs(elbo)
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
@@ -182,6 +187,7 @@ class _Ascent(Run):
             decrement=decrement,
             gradient_norm=step.gradient_norm,
             converged=converged,
+            stuck=stands and not converged and not self.system.damped,
         )
 
     def _mean_gain(self, elbo):
@@ -200,13 +206,14 @@ class _Ascent(Run):
 
     def outcome(self):
         memory = self.memory
-        at_rounding = memory.decrement <= 1e-12 * abs(memory.elbo)
+        at_rounding = memory.decrement <= _ROUNDING * abs(memory.elbo)
         return Outcome(
             state=self.state(),
             curve=self.curve,
             converged=memory.converged or at_rounding,
             suboptimality=max(memory.decrement, 0.0),
             gradient_norm=memory.gradient_norm,
+            stuck=memory.stuck and not at_rounding,
         )
 
 

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from skavi._curvature import Blocks, arrow_derivatives, eliminate, positive
 from skavi._numerics.sums import add_up
-from skavi.solvers._newton_system import LONGEST_LOG_STEP, Move, Step, System
+from skavi.solvers._newton_system import (
+    LONGEST_LOG_STEP,
+    Move,
+    Step,
+    System,
+    damped,
+    less_damping,
+    no_move,
+)
 from skavi.solvers._state import State
 
 #: Ratio of the lengths that are tried: 1, 1/4, 1/16 cover a wide range in few evaluations.
@@ -88,9 +96,12 @@ class ArrowSystem(System):
         gained, squares, unknown = self.ranks.sum(own).tolist()
         norm = math.sqrt(squares + float((d.g_globals**2).sum())) / self.problem.total_weight
         decrement = gained + 0.5 * float(left.right @ d_globals)
+        if damping:
+            schur = damped(schur, damping)
+            d_globals = torch.linalg.solve(schur, left.right)
         d_globals = safe_logs(d_globals, left.right, schur, self.objective.space.size)
         norm = math.inf if unknown else norm
-        return ArrowStep(rows, d.steps, decrement, norm, d_globals, row_decrement)
+        return ArrowStep(rows, d.steps, decrement, norm, d_globals, row_decrement, damping=damping)
 
     def move(self, raw, raw_globals, value, step):
         """Try shorter and shorter steps of the globals; each row takes the best of its steps."""
@@ -99,8 +110,8 @@ class ArrowSystem(System):
             local = step.unknowns(length * step.d_globals)
             best, best_value, _ = self._best_of(raw, moved, local)
             if self.elbo(best_value) > self.elbo(value):
-                return Move(best, moved, best_value, True)
-        return Move(raw, raw_globals, value, False)
+                return Move(best, moved, best_value, True, less_damping(step.damping))
+        return no_move(raw, raw_globals, value, step.damping)
 
     def elbo(self, value):
         """Sum the terms of all ranks' rows, and the global term once."""

@@ -6,7 +6,7 @@ import torch
 
 from skavi._curvature import Band, band_derivatives, eliminate, positive
 from skavi.solvers._newton_dense import RowsSystem
-from skavi.solvers._newton_system import Step
+from skavi.solvers._newton_system import Step, damped
 
 
 class BandedSystem(RowsSystem):
@@ -18,11 +18,22 @@ class BandedSystem(RowsSystem):
 
     def step(self, raw, raw_globals, damping=0.0, tangents=()):
         d = band_derivatives(self.problem, raw, raw_globals)
-        left = eliminate(Band(-d.H), d)
-        d_globals = torch.linalg.solve(positive(0.5 * (left.schur + left.schur.mT)), left.right)
+        band = -d.H
+        left, d_globals, decrement = self._solve(d, band)
+        if damping:
+            band[-1] += damping * band[-1].abs().mean()
+            left, d_globals, _ = self._solve(d, band, damping)
         solution = (left.free + left.response @ d_globals).reshape(raw.shape)
-        decrement = 0.5 * float(d.g @ left.free) + 0.5 * float(left.right @ d_globals)
         squares = float((d.g**2).sum() + (d.g_globals**2).sum())
         norm = math.sqrt(squares) / self.problem.total_weight
         local = self.shorten(solution) * d.row_steps
-        return Step(local, d.steps[: len(d_globals)] * d_globals, decrement, norm)
+        moved = d.steps[: len(d_globals)] * d_globals
+        return Step(local, moved, decrement, norm, damping=damping)
+
+    def _solve(self, d, band, damping=0.0):
+        """Return the system without its rows, the step of theta, and the estimated gain."""
+        left = eliminate(Band(band), d)
+        schur = damped(positive(0.5 * (left.schur + left.schur.mT)), damping)
+        d_globals = torch.linalg.solve(schur, left.right)
+        decrement = 0.5 * float(d.g @ left.free) + 0.5 * float(left.right @ d_globals)
+        return left, d_globals, decrement

@@ -5,7 +5,7 @@ import math
 import torch
 
 from skavi._curvature import arrow_derivatives, dense_derivatives, positive, total
-from skavi.solvers._newton_system import LONGEST_LOG_STEP, Step, System
+from skavi.solvers._newton_system import LONGEST_LOG_STEP, Step, System, damped
 from skavi.solvers._setting import FEW_UNKNOWNS
 from skavi.solvers._state import State
 
@@ -49,12 +49,22 @@ class LinearSystem(System):
         top, side = (self.ranks.sum(part).reshape(p * P, -1) for part in own)
         right = torch.cat([self.ranks.sum(B.mT @ g).reshape(-1), d.g_globals])
         full = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, d.H_globals], 1)])
-        solution = torch.linalg.solve(positive(-0.5 * (full + full.mT)), right)
-        decrement = 0.5 * float(right @ solution)
+        solution, decrement = damped_solution(full, right, damping)
         norm = float(right.norm()) / self.problem.total_weight
         d_globals = solution[p * P :]
         local = solution[: p * P].reshape(p, P) * unit
-        return Step(local, d.steps[: len(d_globals)] * d_globals, decrement, norm)
+        moved = d.steps[: len(d_globals)] * d_globals
+        return Step(local, moved, decrement, norm, damping=damping)
+
+
+def damped_solution(hessian, gradient, damping):
+    """Return a damped Newton step, and the gain that the undamped one is estimated to have."""
+    matrix = positive(-0.5 * (hessian + hessian.mT))
+    solution = torch.linalg.solve(matrix, gradient)
+    decrement = 0.5 * float(gradient @ solution)
+    if damping:
+        solution = torch.linalg.solve(damped(matrix, damping), gradient)
+    return solution, decrement
 
 
 class RowsSystem(System):
@@ -96,9 +106,9 @@ class DenseSystem(RowsSystem):
 
     def step(self, raw, raw_globals, damping=0.0, tangents=()):
         gradient, hessian, row_steps, steps = dense_derivatives(self.problem, raw, raw_globals)
-        solution = torch.linalg.solve(positive(-0.5 * (hessian + hessian.mT)), gradient)
-        decrement = 0.5 * float(gradient @ solution)
+        solution, decrement = damped_solution(hessian, gradient, damping)
         norm = float(gradient.norm()) / self.problem.total_weight
         local = self.shorten(solution[: raw.numel()].reshape(raw.shape))
         d_globals = solution[raw.numel() :]
-        return Step(local * row_steps, steps[: len(d_globals)] * d_globals, decrement, norm)
+        moved = steps[: len(d_globals)] * d_globals
+        return Step(local * row_steps, moved, decrement, norm, damping=damping)

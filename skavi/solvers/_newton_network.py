@@ -125,12 +125,10 @@ class NetworkStep(Step):
     Attributes
     ----------
     model : LocalModel
-    damping : float
-        Damping with which the step was solved.
+        With which the step was solved.
     """
 
     model: LocalModel
-    damping: float
 
 
 class NetworkSystem(System):
@@ -192,7 +190,7 @@ class NetworkSystem(System):
             model = model.near(tangents, self.total(raw, raw_globals))
         solution, _ = model.solve(damping)
         norm = float(right.norm()) / self.problem.total_weight
-        return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping)
+        return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping=damping)
 
     def _jacobian(self, flat, part):
         return self.problem.function.jacobian(self._unflatten(flat), self.problem.features[part])

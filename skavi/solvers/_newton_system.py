@@ -15,6 +15,9 @@ from skavi.solvers._state import State
 _SHRINK = 0.25
 #: Lengths that are tried: the last is 2e-7 of the step.
 _TRIALS = 12
+#: Dampings that are tried in turn where no length of a step gains, relative to the mean curvature:
+#: with the last, a step follows the gradient. Not measured: order of magnitude.
+_DAMPINGS = (0.0, 1e-3, 3e-2, 1.0, 30.0, 1e3)
 #: Globals: each adds two backward passes a step, and two numbers for each row parameter. Not
 #: measured.
 _MAX_GLOBALS = 400
@@ -34,12 +37,15 @@ class Step:
         Estimated gain of the step, in nats: half the gradient times the step.
     gradient_norm : float
         In natural units, nats a row.
+    damping : float
+        With which the step was computed, but not its decrement.
     """
 
     unknowns: Any
     raw_globals: Tensor
     decrement: float
     gradient_norm: float
+    damping: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Move:
         Tangents of the ELBO, where it has kinks: slope and constant.
     left : float
         Estimate of what is left where no step gains, in nats.
+    again : bool
+        Whether a step from the same place with this damping may gain.
     """
 
     unknowns: Tensor
@@ -66,6 +74,7 @@ class Move:
     damping: float = 0.0
     tangents: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     left: float = math.inf
+    again: bool = False
 
 
 class System(ABC):
@@ -132,5 +141,24 @@ class System(ABC):
             new = unknowns + scale * step.unknowns
             new_value = self.value(new, moved)
             if torch.isfinite(new_value) and new_value > value:
-                return Move(new, moved, new_value, True)
-        return Move(unknowns, raw_globals, value, False)
+                return Move(new, moved, new_value, True, less_damping(step.damping))
+        return no_move(unknowns, raw_globals, value, step.damping)
+
+
+def less_damping(damping: float) -> float:
+    """Return the damping after a step that gained."""
+    return _DAMPINGS[max(_DAMPINGS.index(damping) - 1, 0)]
+
+
+def no_move(unknowns, raw_globals, value, damping: float) -> Move:
+    """Return the move of a step that gained at no length: none, and more damping if there is."""
+    more = [larger for larger in _DAMPINGS if larger > damping]
+    return Move(unknowns, raw_globals, value, False, min(more, default=damping), again=bool(more))
+
+
+def damped(matrix: Tensor, damping: float) -> Tensor:
+    """Add `damping` times the mean curvature to a positive definite matrix."""
+    if not damping:
+        return matrix
+    lift = damping * matrix.diagonal().mean()
+    return matrix + lift * torch.eye(len(matrix)).to(matrix)

@@ -1,0 +1,126 @@
+"""Successive runs of a solver within one fit, and the way on where it is stuck."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from skavi._fit.checkpoint_journal import NOTHING
+from skavi._fit.iterates import ROUGH, Iterate
+from skavi._fit.nonfinite import what_broke
+from skavi.solvers import LBFGS, Outcome
+
+#: Rounds of first-order steps and Newton's again, where Newton's method is stuck. Not measured:
+#: order of magnitude.
+_MAX_DETOURS = 3
+#: First-order iterations of such a round. Not measured: order of magnitude.
+_DETOUR = 1000
+#: Nats that may be left, beside 1e-4 a row, where refinement is still worth its time: few, against
+#: what a rule that is too coarse may be off. Not measured: order of magnitude.
+_NEAR = 1.0
+
+
+class Stages:
+    """Successive runs of one solver that share a limit of iterations and one ELBO curve."""
+
+    def __init__(self, solver, max_iter, progress, journal):
+        self.solver, self.left, self.progress = solver, max_iter, progress
+        self.journal, self.total_weight = journal, 0.0
+        self.outcome: Outcome | None = None
+        self.noise, self.stage = None, 0
+        self.stopped, self.interrupted, self.failure = False, False, ""
+
+    @property
+    def spent(self):
+        """Whether no further iteration is allowed."""
+        return self.left <= 0 or self.stopped
+
+    def replace_state(self, state, elbo):
+        """Replace the last iterate by a state whose ELBO is no lower."""
+        assert self.outcome is not None
+        curve = [*self.outcome.curve[:-1], elbo]
+        self.outcome = replace(self.outcome, state=state.copied(), curve=curve)
+
+    @property
+    def worth_refining(self):
+        """Whether what is left is so little that a finer rule, or other optima, could matter."""
+        outcome = self.outcome
+        assert outcome is not None
+        return not self.failure and (
+            outcome.converged or outcome.suboptimality <= self.total_weight * ROUGH + _NEAR
+        )
+
+    def solve(self, problem, state, tol):
+        """Run the solver from a state to `tol` nats a row; return where it ends.
+
+        Where second-order steps are stuck, or are not finite, first-order ones go on from there.
+        """
+        if self.outcome is not None and self.spent:
+            reached = self.outcome.suboptimality <= tol * problem.total_weight
+            self.outcome = replace(self.outcome, converged=self.outcome.converged and reached)
+            return state
+
+        self.total_weight = problem.total_weight
+        first, second_order = self._run(problem, state, tol), self.solver.second_order
+        for _ in range(_MAX_DETOURS if second_order else 0):
+            if self.spent or not (first.stuck or _broke(first)):
+                break
+            newton, self.solver = self.solver, LBFGS()
+            there = self._run(problem, first.state, tol, _DETOUR)
+            if _broke(first) or _broke(there):
+                first = there
+                break
+            self.solver, before = newton, _elbo(first)
+            if there.converged or self.spent:
+                break
+            first = self._run(problem, there.state, tol)
+            if not _elbo(first) - before > tol * problem.total_weight:
+                break
+        if _broke(first):
+            self._note_failure(problem, first)
+        assert self.outcome is not None
+        return self.outcome.state
+
+    def _run(self, problem, state, tol, most=math.inf):
+        """Run the solver once, and append its curve."""
+        before = self.outcome.curve if self.outcome else []
+        if problem.noise is not self.noise:
+            self.noise, self.stage = problem.noise, self.stage + 1
+
+        def report(run):
+            iterate = Iterate(problem, self.solver, run, before, self.stage)
+            self.stopped = self.interrupted = self.progress(iterate)
+            return self.stopped
+
+        new = self.journal.recall()
+        if new is NOTHING:
+            run, most = self.solver.start_run(problem, state, tol), min(self.left, most)
+            new = self.journal.keep(run.iterate(most, self.journal.watch(run, report)))
+        self.left -= len(new.curve)
+        self.outcome = replace(new, state=new.state.copied(), curve=before + new.curve)
+        return new
+
+    def _note_failure(self, problem, outcome):
+        """Name what is not finite; raise if no iterate was finite."""
+        there = outcome.state if outcome.broken is None else outcome.broken
+        with torch.no_grad():
+            cause = what_broke(problem, there)
+        assert self.outcome is not None
+        self.failure = f"iteration {len(self.outcome.curve) + 1}: {cause}"
+        if not any(map(math.isfinite, self.outcome.curve)):
+            raise FloatingPointError(
+                f"{type(self.solver).__name__} met numbers that are not finite, and could not get "
+                f"round them, in {self.failure}. Check the scale of X and of the priors, the "
+                "model's densities for overflow, and the learning rate of a solver that has one."
+            )
+        self.stopped = True
+
+
+def _elbo(outcome):
+    """Return the last ELBO of a run, or NaN."""
+    return outcome.curve[-1] if outcome.curve else math.nan
+
+
+def _broke(outcome):
+    """Say whether a run met numbers that are not finite."""
+    return outcome.broken is not None or not math.isfinite(_elbo(outcome))
