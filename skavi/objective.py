@@ -86,10 +86,10 @@ class Objective:
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         try:
             expected = self.expected_log_terms(factors, q_theta, X, nodes)
-        except ValueError as error:
-            if not refuses_parameters(error):
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            if isinstance(error, ValueError) and not refuses_parameters(error):
                 raise
-            # torch rejects the parameters of a distribution: the terms become NaN.
+            # torch rejects a distribution's parameters, or a matrix: the terms become NaN.
             nan = math.nan * (raw.sum() + raw_globals.sum())
             expected = self.model.coupling.terms(nan, len(raw))
         entropy = factors.entropy()

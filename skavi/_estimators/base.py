@@ -191,7 +191,7 @@ class VariationalInference(
                 f"iterations: {what_broke(fitted.problem, fitted.outcome.state)}. Check the "
                 "scale of X and of the priors."
             )
-        reporter.failure = fitted.failure
+        reporter.failure, reporter.alone = fitted.failure, fit.alone
         stopped = reporter.stopped or reporter.interrupted
         named = fitted_attributes(fitted, elbo, fit.elbo_se, self.n_features_in_, stopped)
         return named | {"starts_": np.array(fit.reached)}

@@ -10,9 +10,6 @@ from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
 from skavi._platform.user_warnings import warn
 
-#: Nats: a start that is nearer to the best one confirms it.
-_ALONE = 1.0
-
 
 class SeveralOptimaWarning(UserWarning):
     """The best of several starts of theta stands alone, more than 1 nat above the next.
@@ -40,6 +37,8 @@ class Reporter:
         Whether other ranks take part, which an interrupt here does not reach.
     failure : str
         What was not finite, if that ended the fit; else empty.
+    alone : bool
+        Whether the best of several starts was not confirmed by another one.
     """
 
     def __init__(self, estimator, context, X):
@@ -47,7 +46,7 @@ class Reporter:
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
         self.stopped, self.interrupted, self.latest = False, False, None
         self.journal = Journal()
-        self.failure, self.joint = "", False
+        self.failure, self.joint, self.alone = "", False, False
 
     def __call__(self, iterate):
         self.latest = iterate
@@ -140,7 +139,7 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
             f"{name} did not converge in n_iter_={n_iter} iterations: it stands "
             f"{_distance(estimator.suboptimality_)}. {_remedy(estimator)}"
         )
-    elif _found_by_one_start(estimator.starts_):
+    elif reporter.alone:
         best, second = estimator.starts_[:2]
         warn(
             f"{name} keeps the best of n_init={len(estimator.starts_)} starts, and no other start "
@@ -169,8 +168,3 @@ def _remedy(estimator):
         f"Its steps gain no more: choose a finer noise (now {estimator.noise_}) or another solver "
         f"(now {estimator.solver_}), rescale X, or loosen tol."
     )
-
-
-def _found_by_one_start(starts):
-    """Say whether the best of several starts stands alone, more than 1 nat above the next."""
-    return len(starts) > 1 and starts[0] - starts[1] > _ALONE

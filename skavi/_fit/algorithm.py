@@ -28,6 +28,8 @@ from skavi.solvers._base import unwatched
 #: Iterations of the factorized fit from which a function starts: it need not be exact. Not
 #: measured: order of magnitude.
 _REFERENCE_ITERATIONS = 200
+#: Nats: a start that comes nearer to the best one confirms it.
+_APART = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,16 @@ class Fit:
         In nats, and its standard error.
     reached : list of float
         ELBOs of the fits that converged, best first.
+    alone : bool
+        Whether the best of several is more than 1 nat, and more than two fits may leave over,
+        above the next.
     """
 
     solution: Solution
     elbo: float
     elbo_se: float
     reached: list[float]
+    alone: bool = False
 
 
 def best_fit(
@@ -128,7 +134,9 @@ def best_fit(
         raise errors[0]
     best, elbo, se = max(fits, key=lambda fit: (fit[0].outcome.converged, fit[1]))
     reached = sorted((fit[1] for fit in fits if fit[0].outcome.converged), reverse=True)
-    return Fit(with_suboptimality(best, plan.tol), elbo, se, reached)
+    apart = max(_APART, 2 * plan.tol * best.problem.total_weight)
+    alone = len(reached) > 1 and reached[0] - reached[1] > apart
+    return Fit(with_suboptimality(best, plan.tol), elbo, se, reached, alone)
 
 
 def fit_model(
