@@ -108,7 +108,8 @@ def _differentiate_part(problem, raw, raw_globals, part):
         g, g_globals = gradients[0], gradients[1] if n_global else raw_globals
         columns = [gradient_of(g[:, p].sum(), (raw,))[0] for p in range(n_row)]
         borders = [gradient_of(g_globals[q], unknowns) for q in range(n_global)]
-    H, g, g_globals = torch.stack(columns, -1), g.detach(), g_globals.detach()[:n_global]
+    H = torch.stack(columns, -1) if columns else raw.new_empty(*raw.shape, 0)
+    g, g_globals = g.detach(), g_globals.detach()[:n_global]
     if not n_global:
         return g, H, raw.new_empty(*raw.shape, 0), g_globals, raw.new_empty(0, 0)
     C = torch.stack([border[0] for border in borders], -1)

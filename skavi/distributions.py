@@ -1,7 +1,10 @@
 """Additions to torch.distributions: a flat prior, closed-form expectations, the fit's dtype."""
 
+import inspect
 import math
+import threading
 from contextlib import contextmanager
+from traceback import walk_stack
 
 import torch
 from torch import Tensor
@@ -18,6 +21,44 @@ _FACTORIES = frozenset(
     {torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.linspace, torch.tensor}
     | {torch.arange, torch.as_tensor}
 )
+#: Functions that write into their first argument, beside those whose names end in "_".
+_WRITING = frozenset(
+    {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+)
+#: Functions that give a tensor's values to Python or numpy.
+_LEAVING = frozenset(
+    {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__array__}
+    | {Tensor.item, Tensor.numpy, Tensor.tolist}
+)
+#: torch's modules between a call of such a function and `_Surroundings`.
+_DISPATCH = ("torch.overrides", "torch._tensor")
+#: What the thread is inside of, so that bodies in each other are not entered twice.
+_THREAD = threading.local()
+
+
+class LeavesTorchError(TypeError, RuntimeError):
+    """A model's method needs the values of a tensor that torch differentiates or batches.
+
+    It is of both kinds, since torch raises one or the other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch.distributions import Normal
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import HierarchicalModel
+    >>> class Rate(HierarchicalModel):
+    ...     n_latents = 0
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {"log_rate": Normal(0.0, 1.0)}
+    ...
+    ...     def likelihood(self, z, theta):
+    ...         return Normal(np.exp(theta["log_rate"]), 1.0)
+    >>> FactorizedVI(Rate()).fit([[1.0], [2.0]])
+    Traceback (most recent call last):
+    skavi.distributions.LeavesTorchError: Rate.likelihood (line 8) needs the values of a tensor, ...
+    """
 
 
 def refuses_parameters(error: ValueError) -> bool:
@@ -60,10 +101,11 @@ class Flat(Distribution):
         raise NotImplementedError("Flat is improper: it cannot be sampled.")
 
 
-class _Defaults(TorchFunctionMode):
-    """Give tensors made from Python numbers the fit's dtype and device.
+class _Surroundings(TorchFunctionMode):
+    """What a model's methods are run in: the fit's dtype and device, and words for torch's errors.
 
-    ``Normal(0.0, 0.1)`` inside a user's model would otherwise hold a float32 scale, off by 1e-8.
+    ``Normal(0.0, 0.1)`` inside a user's model would otherwise hold a float32 scale, off by 1e-8,
+    and a float32 tensor made outside of it would meet float64 ones, which matrix products refuse.
     The mode is local to the thread; torch's global default dtype is never touched.
     """
 
@@ -75,7 +117,18 @@ class _Defaults(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FACTORIES:
             kwargs = self._with_defaults(func, args, kwargs)
-        return func(*args, **kwargs)
+        elif kwargs or _may_differ(args, self.dtype):
+            first, dtype = (), self.dtype
+            if _writes(func):  # a cast would copy what is written into
+                first, dtype = args[:1], args[0].dtype
+            args = [*first, *(_cast(value, dtype) for value in args[len(first) :])]
+            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, TypeError) as error:
+            if not isinstance(error, LeavesTorchError):
+                _explain(func, error)
+            raise
 
     def _with_defaults(self, func, args, kwargs):
         kwargs = dict(kwargs)
@@ -92,11 +145,73 @@ class _Defaults(TorchFunctionMode):
         return kwargs | {"dtype": self.dtype} if floating else kwargs
 
 
+def _may_differ(args, dtype):
+    """Say whether an argument may hold a tensor of another dtype: quick, as most do not."""
+    for value in args:
+        if isinstance(value, Tensor):
+            if value.dtype is not dtype:
+                return True
+        elif isinstance(value, list | tuple):
+            return True
+    return False
+
+
+def _cast(value, dtype):
+    """Return floating tensors in another dtype, also those in a list or tuple; all else as is."""
+    if isinstance(value, Tensor):
+        other = value.dtype is not dtype and dtype.is_floating_point and value.is_floating_point()
+        return value.to(dtype) if other else value
+    if type(value) in (list, tuple):
+        return type(value)(_cast(each, dtype) for each in value)
+    return value
+
+
+def _writes(func):
+    """Say whether a function writes into its first argument."""
+    name = func.__name__
+    return name[-1] == "_" and (name[-2:] != "__" or name in _WRITING)
+
+
+def _explain(func, error):
+    """Raise a LeavesTorchError if a model, not torch itself, asked for the values of a tensor."""
+    frames = [frame for frame, _ in walk_stack(inspect.currentframe())][2:]
+    frames = [frame for frame in frames if _module(frame) not in _DISPATCH]
+    asking = _module(frames[0])
+    if not asking.startswith("numpy.") and (func not in _LEAVING or asking.startswith("torch.")):
+        return
+    libraries = ("numpy.", "torch.")
+    frame = next(frame for frame in frames if not _module(frame).startswith(libraries))
+    owner, name = frame.f_locals.get("self"), frame.f_code.co_name
+    where = name if owner is None else f"{type(owner).__name__}.{name}"
+    raise LeavesTorchError(
+        f"{where} (line {frame.f_lineno}) needs the values of a tensor, in a numpy function, an "
+        "`if` or a Python number. The methods of a model are run under torch's vmap and autograd, "
+        "where tensors have no values yet: use torch's functions (torch.exp for np.exp, torch.sum "
+        "for np.sum), and torch.where in place of an `if` on values. "
+        f"torch says: {error}"
+    ) from error
+
+
+def _module(frame):
+    return str(frame.f_globals.get("__name__", ""))
+
+
 @contextmanager
 def defaults_of(tensor: Tensor):
-    """Within the body, give tensors made from Python numbers `tensor`'s dtype and device."""
-    with _Defaults(tensor.dtype, tensor.device):
+    """Within the body, bring floating tensors, made there or before, to `tensor`'s dtype.
+
+    Tensors made from Python numbers in the body have its device as well.
+    """
+    before, wanted = getattr(_THREAD, "inside", None), (tensor.dtype, tensor.device)
+    if before == wanted:
         yield
+        return
+    _THREAD.inside = wanted
+    try:
+        with _Surroundings(*wanted):
+            yield
+    finally:
+        _THREAD.inside = before
 
 
 def log_prob(distribution: Distribution, value: Tensor) -> Tensor:
@@ -142,6 +257,15 @@ def unvalidated(distribution: Distribution) -> Distribution:
         inner = inner.base_dist
         inner._validate_args = False
     return distribution
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Say whether a support is all of the real line, in every coordinate."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.cat | constraints.stack):
+        return all(map(is_real, support.cseq))
+    return support is constraints.real
 
 
 def innermost(distribution: Distribution) -> Distribution:

@@ -67,6 +67,11 @@ class Objective:
         return max((self.space.slices[name].stop for name in kept), default=0)
 
     @property
+    def width(self) -> int:
+        """Count the numbers a row of one draw, at least one: a row's term."""
+        return max(1, self.n_latents)
+
+    @property
     def has_coordinate_updates(self) -> bool:
         """Whether the model has the optimal factors of these families in closed form."""
         return self.model.has_coordinate_updates(self.family, self.global_family)
@@ -147,5 +152,5 @@ class Objective:
 
 def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
     """Return the objective of a model for data like X."""
-    n_latents = model.n_latents(X.shape[1])
+    n_latents = model.count_latents(X.shape[1])
     return Objective(model, model.global_space(X), family, global_family, n_latents)

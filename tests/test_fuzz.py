@@ -283,7 +283,7 @@ def check_rows(vi, rows):
     """Return what rows are transformed to: numbers; None if they are refused, with the reason."""
     Z = attempt(vi.transform, rows)
     if Z is not None:
-        k = vi.model_.n_latents(vi.n_features_in_)
+        k = vi.model_.count_latents(vi.n_features_in_)
         assert Z.shape == (len(rows), k * (2 if vi.output == "mean_sd" else 1))
         assert np.isfinite(Z).all(), "transform"
         score = attempt(vi.score, rows)

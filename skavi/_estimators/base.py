@@ -265,7 +265,7 @@ class VariationalInference(
     def _n_features_out(self):
         if not hasattr(self, "n_features_in_") or not hasattr(self, "model_"):
             raise AttributeError("not fitted")
-        n_latents = self.model_.n_latents(self.n_features_in_)
+        n_latents = self.model_.count_latents(self.n_features_in_)
         return n_latents * (2 if self.output == "mean_sd" else 1)
 
     def get_feature_names_out(self, input_features=None):

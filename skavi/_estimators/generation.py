@@ -41,7 +41,7 @@ class Generation(FittedEstimator):
         """
         check_is_fitted(self)
         Z = np.asarray(Z)
-        k = self.model_.n_latents(self.n_features_in_)
+        k = self.model_.count_latents(self.n_features_in_)
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
         z = self.model_.latents_of(aligned(Z[:, :k]))
@@ -121,7 +121,7 @@ class Generation(FittedEstimator):
         if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
         check_fork()
-        width = self.n_features_in_ + self.model_.n_latents(self.n_features_in_)
+        width = self.n_features_in_ + self.model_.count_latents(self.n_features_in_)
         request = f"{type(self).__name__}.sample(n_samples={n_samples})"
         require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
         state = private_state(random_state)

@@ -116,12 +116,13 @@ def default_noise(setting: Setting) -> Noise:
     most = budget(setting)
     narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
     few = dimension <= _MAX_PRODUCT_DIMENSION or narrow
-    if few and n_rows * n_latents * _FIRST_NODES**dimension <= most:
+    if few and n_rows * objective.width * _FIRST_NODES**dimension <= most:
         return GaussHermite(_FIRST_NODES)
     n_draws = _FIRST_DRAWS
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
         n_draws *= 2  # covariances are exact with more pairs than dimensions
-    if n_rows * n_latents * n_draws <= most and objective.n_drawn_globals <= _MAX_QUASI_GLOBALS:
+    quasi = objective.n_drawn_globals <= _MAX_QUASI_GLOBALS
+    if quasi and n_rows * objective.width * n_draws <= most:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
 
@@ -181,4 +182,4 @@ def affordable(noise, setting: Setting) -> bool:
     n_nodes = 1 if nodes is None else len(nodes.weights)
     if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
         return False
-    return n_rows * objective.n_latents * n_nodes <= budget(setting)
+    return n_rows * objective.width * n_nodes <= budget(setting)

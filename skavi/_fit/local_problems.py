@@ -60,6 +60,8 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
         best = objective.model.best_locals(q_theta, X, objective.family, known)
         return objective.family.raw(best), True
     raw = start_locals(objective, raw_globals, X) if start is None else start
+    if not objective.n_latents:
+        return raw, True  # a row's factor has no numbers
     apart = objective.model.coupling.separable
     solver = Newton() if apart else default_solver(problem.setting)
     limit = _LOCAL_ITERATIONS if solver.second_order else _COUPLED_ITERATIONS

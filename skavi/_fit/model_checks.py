@@ -1,5 +1,6 @@
 """Checks of a model on the user's data, before the fit begins."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch.distributions import Distribution
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
 from skavi._numerics.whole_numbers import is_whole
-from skavi.distributions import refuses_parameters
+from skavi.distributions import LeavesTorchError, is_real, refuses_parameters
 from skavi.objective import Objective, bind
 
 
@@ -25,28 +26,56 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
             "global_family."
         )
-    n_features = rows.X.shape[1]
-    n_latents = model.n_latents(n_features)
-    if not is_whole(n_latents, 1):
-        raise ValueError(
-            f"{type(model).__name__}.n_latents({n_features}) returned {n_latents!r}: it must be an "
-            "integer >= 1."
-        )
+    n_latents = _count_latents(model, rows.X.shape[1])
     if not bool((rows.weights == 1).all()):
         remedy = "subclass HierarchicalModel, or leave sample_weight out"
         model.coupling.require_row_terms("sample_weight", type(model).__name__, remedy)
     objective = bind(model, family, global_family, rows.X)
+    if not n_latents + objective.space.size:
+        raise ValueError(
+            f"{type(model).__name__} has no latents (n_latents is 0) and no globals (global_prior "
+            "returned an empty dict): there is nothing to infer."
+        )
     raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
-    zeros = few.weights.new_zeros(len(few), int(n_latents))
-    _check_declared(model, _check_parameters(model, model.declared, theta, zeros, few.X))
+    zeros = few.weights.new_zeros(len(few), n_latents)
+    _check_traceable(objective, raw_globals, few if model.coupling.independent else rows)
+    declared = _check_parameters(model, model.declared, theta, zeros, few.X)
+    _check_declared(model, declared)
+    _check_latents(model, declared)
     raw = start_locals(objective, raw_globals, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
     return replace(objective, batched=_goes_through_vmap(objective, raw_globals, z, rows.X))
+
+
+def _count_latents(model, n_features) -> int:
+    model.check_written(n_features)
+    n_latents, fewest = model.count_latents(n_features), model.fewest_latents
+    if is_whole(n_latents, fewest):
+        return int(n_latents)
+    name = type(model).__name__
+    got = f"returned {n_latents!r}" if callable(model.n_latents) else f"is {n_latents!r}"
+    call = f"({n_features})" if callable(model.n_latents) else ""
+    remedy = "; a chain without latents is a HierarchicalModel" if fewest else ""
+    raise ValueError(f"{name}.n_latents{call} {got}: it must be an integer >= {fewest}{remedy}.")
+
+
+def _check_traceable(objective, raw_globals, rows):
+    """Run the log joint under vmap, to find a method that takes values out of torch.
+
+    Whatever else is wrong is found later, with better words.
+    """
+    zeros = rows.weights.new_zeros(len(rows), objective.n_latents)
+    try:
+        _evaluate_twice(objective, raw_globals, zeros, rows.X)
+    except LeavesTorchError:
+        raise
+    except Exception:
+        pass
 
 
 def _check_parameters(model, method, theta, z, X):
@@ -92,6 +121,40 @@ def _check_declared(model, declared):
             )
 
 
+#: Methods whose values are latents.
+_LATENT_METHODS = ("local_prior", "initial_prior", "transition")
+
+
+def _check_latents(model, declared):
+    """Refuse distributions of latents whose support is not the real line, as q's is."""
+    for method in _LATENT_METHODS:
+        if method not in declared:
+            continue
+        distribution, _ = declared[method]
+        with suppress(NotImplementedError):  # a distribution that does not say
+            if not is_real(distribution.support):
+                raise ValueError(
+                    f"{type(model).__name__}.{method} returned a distribution of kind "
+                    f"{type(distribution).__name__} with support {distribution.support}, but "
+                    "latents are real numbers, as their factors are normal: "
+                    f"{_instead(distribution)}."
+                )
+
+
+def _instead(distribution):
+    """Say what to write in place of latents with another support."""
+    if distribution.support.is_discrete:
+        return (
+            "sum a discrete latent out in log_likelihood (torch.logsumexp over its values), or "
+            "leave it out"
+        )
+    return (
+        "put them through a bijection: a Normal prior of z, and in the likelihood torch.exp(z) for "
+        "a positive number, torch.sigmoid(z) for one between 0 and 1, or "
+        "torch.distributions.biject_to(support)(z) for any other support"
+    )
+
+
 def _check_support(model, theta, z, X):
     """Compare X with the support of a declared likelihood, which torch does not do under vmap."""
     declared = model.declared(theta, z, X)
@@ -128,15 +191,22 @@ def _check_terms(model, terms, X):
         )
 
 
-def _goes_through_vmap(objective, raw_globals, z, X):
-    """Say whether the log joint works under vmap; some distributions (Multinomial) do not."""
+def _evaluate_twice(objective, raw_globals, z, X):
+    """Evaluate the log joint at two equal draws, under vmap."""
     u = objective.global_factor(raw_globals).mean
 
     def density(u, z):
         return objective.model.log_terms(objective.space.constrain(u), z, X)
 
+    return torch.func.vmap(density)(torch.stack([u, u]), torch.stack([z, z]))
+
+
+def _goes_through_vmap(objective, raw_globals, z, X):
+    """Say whether the log joint works under vmap; some distributions (Multinomial) do not."""
     try:
-        torch.func.vmap(density)(torch.stack([u, u]), torch.stack([z, z]))
+        _evaluate_twice(objective, raw_globals, z, X)
+    except LeavesTorchError:
+        raise
     except RuntimeError:
         return False
     return True

@@ -90,7 +90,8 @@ def _best_rows(problem, state, searched):
 def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tensor | None:
     """Return raw factors in which some rows have better optima; None if no row has one."""
     objective = problem.objective
-    if objective.n_latents > _MAX_LATENTS or not objective.model.coupling.independent:
+    searched = 0 < objective.n_latents <= _MAX_LATENTS
+    if not searched or not objective.model.coupling.independent:
         return None
     return _move(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
 

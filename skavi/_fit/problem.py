@@ -149,7 +149,7 @@ class Problem:
         if not self.noise.deterministic:
             return [slice(0, n)]
         n_nodes = 1 if self.nodes is None else len(self.nodes.weights)
-        size = max(1, EVALUATED_NUMBERS // (n_nodes * self.objective.n_latents))
+        size = max(1, EVALUATED_NUMBERS // (n_nodes * self.objective.width))
         return self.objective.model.coupling.pieces(n, size)
 
     def elbo(self, state: State) -> Tensor:

@@ -92,7 +92,7 @@ def _sizes(model, family, X):
         return None
     n_rows, n_features = shape
     try:
-        n_latents = 1 if model is None else int(model.n_latents(n_features))
+        n_latents = 1 if model is None else int(model.count_latents(n_features))
         n_outputs = 2 * n_latents if family is None else family.n_parameters(n_latents)
     except Exception:  # fit itself reports wrong arguments
         return None

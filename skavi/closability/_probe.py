@@ -40,7 +40,7 @@ class Probe:
         self.n = len(X)
         family = DiagonalNormal()
         space = model.global_space(X)
-        self.objective = Objective(model, space, family, family, model.n_latents(X.shape[1]))
+        self.objective = Objective(model, space, family, family, model.count_latents(X.shape[1]))
         self.centre, self.spread = (t.to(X) for t in space.start(generator))
         self.new_point()
 

@@ -248,6 +248,6 @@ def _gradient_norm(start):
     """Return the norm of factorized VI's gradient, in natural units, shape (n_rows,)."""
     raw = start.raw.clone().requires_grad_(True)
     total = start.problem.row_terms(raw, start.raw_globals).sum()
-    (gradient,) = torch.autograd.grad(total, raw)
+    (gradient,) = torch.autograd.grad(total, raw, materialize_grads=True)
     objective = start.objective
     return (gradient * objective.family.steps(objective.local_factors(start.raw))).norm(dim=1)

@@ -4,10 +4,11 @@ The library adds the draws (`torch.func.vmap`), so nobody writes a draw dimensio
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
@@ -18,6 +19,13 @@ from skavi.models._global_space import GlobalSpace, Theta
 from skavi.models._own_scale import OwnScale
 from skavi.models._predictions import Predictions
 from skavi.models._reading import ReadByFunctions
+from skavi.models._written import left_open, require_written
+
+#: What a model lacks that says nothing of its rows.
+LIKELIHOOD_NEEDED = (
+    "give it likelihood(self, z, theta), the distribution of the rows, or "
+    "log_likelihood(self, theta, z, X), of shape (n_rows,)"
+)
 
 
 class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, Component, ABC):
@@ -58,10 +66,13 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     accepts_sparse: bool = False
     #: Whether X must not be negative, as counts.
     positive_only: bool = False
+    #: The least number of latents a row.
+    fewest_latents: int = 0
 
-    @abstractmethod
+    @left_open
     def n_latents(self, n_features: int) -> int:
-        """Return the number of latents a row."""
+        """Return the number of latents a row, which may be 0; an attribute, an int, serves, too."""
+        raise NotImplementedError
 
     @abstractmethod
     def global_prior(self, n_features: int) -> dict[str, Distribution]:
@@ -108,7 +119,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 
     def initial_locals(self, theta: Theta, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and sds, shape (n_rows, n_latents), that local factors start from."""
-        shape = len(X), self.n_latents(X.shape[1])
+        shape = len(X), self.count_latents(X.shape[1])
         return X.new_zeros(shape), X.new_ones(shape)
 
     def global_family(self, asked: Family | None) -> Family:
@@ -117,6 +128,16 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 
     # --- what the library calls -----------------------------------------------------------------
 
+    def count_latents(self, n_features: int) -> int:
+        """Return the number of latents a row, whether `n_latents` is a method or an attribute."""
+        declared: Any = self.n_latents
+        return declared(n_features) if callable(declared) else declared
+
+    def check_written(self, n_features: int) -> None:
+        """Raise a TypeError that names the first method that the model does without in vain."""
+        need = "give it n_latents(self, n_features), or an int of that name (0: no latents)"
+        require_written(self, ("n_latents",), need)
+
     def global_space(self, X: Tensor) -> GlobalSpace:
         """Return the space of the globals for data like X."""
         with defaults_of(X):
@@ -124,7 +145,8 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 
     def log_terms(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
-        return self.log_joint(theta, z, X)
+        with defaults_of(z):
+            return self.log_joint(theta, z, X)
 
     def half_expected_terms(
         self, theta: Theta, z: Tensor, factors: NormalFactors, rest: NormalFactors, X: Tensor
@@ -139,6 +161,36 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
     """Say whether a model's class has a version of its own of what `base` defines."""
     return getattr(type(model), name) is not getattr(base, name)
+
+
+def one_a_row(model: LatentVariableModel, values: Tensor, z: Tensor) -> Tensor:
+    """Return the rows' log likelihoods; a sum over rows would be added to each row's prior."""
+    shape = tuple(values.shape)
+    if shape != (len(z),):
+        raise ValueError(
+            f"{type(model).__name__}.log_likelihood has shape {shape} for {len(z)} rows: it must "
+            f"give one number a row, ({len(z)},)."
+        )
+    return values
+
+
+def no_latents() -> Distribution:
+    """Return the prior of no latents at all."""
+    return Normal(torch.zeros(0), torch.ones(0), validate_args=False)
+
+
+def for_latents(prior: Distribution, n_latents: int) -> Distribution:
+    """Return a prior of a row's latents: that of one number serves a single latent."""
+    is_distribution = isinstance(prior, Distribution)  # what else it is, a fit's checks say
+    one_number = is_distribution and not prior.batch_shape + prior.event_shape
+    return prior.expand(torch.Size([1])) if one_number and n_latents == 1 else prior
+
+
+def start_at(prior: Distribution, shape: tuple[int, int], X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a prior's mean and sd for all rows of X, in its dtype."""
+    moments = (moment.to(X.device, X.dtype) for moment in (prior.mean, prior.stddev))
+    mean, sd = (moment.expand(shape).clone() for moment in moments)
+    return mean, sd
 
 
 class HierarchicalModel(LatentVariableModel):
@@ -173,13 +225,25 @@ class HierarchicalModel(LatentVariableModel):
     ideal_context = (0, 0)
     coupling: Coupling = INDEPENDENT
 
-    @abstractmethod
+    @left_open
     def local_prior(self, theta: Theta) -> Distribution:
-        """Return p(z_n | theta), event shape (n_latents,)."""
+        """Return p(z_n | theta), event shape (n_latents,); not asked for without latents."""
+        raise NotImplementedError
 
-    @abstractmethod
+    @left_open
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
         """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+        raise NotImplementedError
+
+    def check_written(self, n_features):
+        super().check_written(n_features)
+        if self.count_latents(n_features):
+            need = "it is the distribution of a row's latents (a model with n_latents 0 has none)"
+            require_written(self, ("local_prior",), need)
+        if not overrides(self, HierarchicalModel, "log_local") and not overrides(
+            self, HierarchicalModel, "log_likelihood"
+        ):
+            require_written(self, ("likelihood", "log_likelihood"), LIKELIHOOD_NEEDED)
 
     def observation(self, z: Tensor, theta: Theta) -> Distribution:
         """Return the likelihood; models with an *argument* named likelihood override this."""
@@ -187,11 +251,18 @@ class HierarchicalModel(LatentVariableModel):
 
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z_n, x_n | theta), shape (n_rows,)."""
-        return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
+        return self.log_prior(theta, z, X) + one_a_row(self, self.log_likelihood(theta, z, X), z)
+
+    def latent_prior(self, n_features, theta, *conditions):
+        """Return `local_prior` given theta and `conditions`, or the prior of no latents."""
+        n_latents = self.count_latents(n_features)
+        if not n_latents:
+            return no_latents()
+        return for_latents(self.local_prior(theta, *conditions), n_latents)
 
     def prior_of_rows(self, theta, X):
         """Return the local prior of the rows of X, whatever it conditions on."""
-        return self.local_prior(theta)
+        return self.latent_prior(X.shape[1], theta)
 
     def log_prior(self, theta, z, X):
         """Return log p(z_n | theta), shape (n_rows,)."""
@@ -211,12 +282,15 @@ class HierarchicalModel(LatentVariableModel):
         return self.log_local(theta, z, X).sum()
 
     def log_terms(self, theta, z, X):
-        return self.log_local(theta, z, X)
+        with defaults_of(z):
+            return self.log_local(theta, z, X)
 
     def half_expected_terms(self, theta, z, factors, rest, X):
         if overrides(self, HierarchicalModel, "log_local"):
-            return self.log_local(theta, z, X)  # written out: nothing to take apart
-        return self.expected_log_prior(theta, z, factors, X) + self.log_likelihood(theta, z, X)
+            return self.log_terms(theta, z, X)  # written out: nothing to take apart
+        with defaults_of(z):
+            prior = self.expected_log_prior(theta, z, factors, X)
+            return prior + one_a_row(self, self.log_likelihood(theta, z, X), z)
 
     def expected_log_prior(self, theta, z, factors, X):
         """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""
@@ -241,11 +315,10 @@ class HierarchicalModel(LatentVariableModel):
     def initial_locals(self, theta, X):
         with defaults_of(X):
             prior = self.prior_of_rows(theta, X)
-        shape = len(X), self.n_latents(X.shape[1])
-        return prior.mean.expand(shape).clone(), prior.stddev.expand(shape).clone()
+            return start_at(prior, (len(X), self.count_latents(X.shape[1])), X)
 
     def simulate(self, theta, n_samples, n_features=1):
-        prior = self.local_prior(theta)
+        prior = self.latent_prior(n_features, theta)
         z = prior.expand((n_samples, *prior.batch_shape)).sample()
         return self.observation(z, theta).sample(), z
 

@@ -16,7 +16,6 @@ from torch.distributions import (
     IndependentTransform,
     Normal,
     biject_to,
-    constraints,
 )
 from torch.distributions.transforms import identity_transform
 
@@ -24,7 +23,15 @@ from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import hermite_rule, sobol_normal
 from skavi._numerics.sums import add_up
 from skavi._platform.forks_and_threads import seeded
-from skavi.distributions import Flat, compact, expected_log_prob, innermost, unvalidated
+from skavi.distributions import (
+    Flat,
+    compact,
+    defaults_of,
+    expected_log_prob,
+    innermost,
+    is_real,
+    unvalidated,
+)
 from skavi.families import NormalFactors
 
 #: Gauss-Hermite nodes: E log HalfCauchy to 1e-9 nats at an sd of 1 (log scale), 2e-5 at 2.
@@ -44,13 +51,6 @@ N_MOMENT_DRAWS = 4096
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
     nodes, weights = hermite_rule(N_PRIOR_NODES)
     return aligned(nodes).to(like), aligned(weights).to(like)
-
-
-def _is_real(support) -> bool:
-    """Say whether the unconstrained scale is the model's own, so that there is no Jacobian."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
 
 
 def _is_scalar(prior) -> bool:
@@ -145,7 +145,9 @@ class GlobalSpace:
         bijection, prior = self.bijections[name], unvalidated(self.prior[name])
         value = bijection(part)
         jacobian = bijection.log_abs_det_jacobian(part, value)
-        return prior.log_prob(value).sum() + jacobian.sum()
+        with defaults_of(part):
+            density = prior.log_prob(value)
+        return density.sum() + jacobian.sum()
 
     def _runs(self, like):
         """Return (name, prior, count of numbers); globals in a row with one scalar normal prior
@@ -176,7 +178,8 @@ class GlobalSpace:
             if not _is_scalar(prior):
                 shape = self.raw_shapes[name]
                 mean, sd = mean.reshape(shape), sd.reshape(shape)
-            closed = expected_log_prob(prior, mean, sd) if _is_real(prior.support) else None
+            no_jacobian = is_real(prior.support)
+            closed = expected_log_prob(prior, mean, sd) if no_jacobian else None
             if closed is not None:
                 total = total + add_up(closed.reshape(-1))
             elif not self.prior[name].event_shape:

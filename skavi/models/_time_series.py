@@ -9,8 +9,17 @@ from torch.distributions import Distribution, Normal
 from skavi._data.coupling import CHAIN, SERIES, Coupling
 from skavi.distributions import Flat, defaults_of, log_prob
 from skavi.families import LOG_2PI
-from skavi.models._base import HierarchicalModel, LatentVariableModel, overrides
+from skavi.models._base import (
+    LIKELIHOOD_NEEDED,
+    HierarchicalModel,
+    LatentVariableModel,
+    for_latents,
+    one_a_row,
+    overrides,
+    start_at,
+)
 from skavi.models._global_space import Theta
+from skavi.models._written import left_open, require_written
 
 
 class TimeSeriesModel(HierarchicalModel):
@@ -57,24 +66,25 @@ class TimeSeriesModel(HierarchicalModel):
         """What rows outside the series read as: `initial`."""
         return self.initial
 
-    @abstractmethod
+    @left_open
     def local_prior(  # type: ignore[override]  # reads one row more than its base
         self, theta: Theta, x_previous: Tensor
     ) -> Distribution:
         """Return p(z_n | x_{n-1}, theta) for x_previous of shape (n_rows, n_features)."""
+        raise NotImplementedError
 
     def previous(self, X: Tensor) -> Tensor:
         """Return the row before each row, `initial` before the first."""
         return torch.cat([torch.full_like(X[:1], self.initial), X[:-1]])
 
     def prior_of_rows(self, theta, X):
-        return self.local_prior(theta, self.previous(X))
+        return self.latent_prior(X.shape[1], theta, self.previous(X))
 
     def simulate(self, theta, n_samples, n_features=1):
         x = torch.full((1, n_features), float(self.initial))
         X, Z = [], []
         for _ in range(n_samples):
-            z = self.local_prior(theta, x).sample().reshape(1, -1)
+            z = self.latent_prior(n_features, theta, x).sample().reshape(1, -1)
             x = self.likelihood(z, theta).sample()
             X.append(x)
             Z.append(z)
@@ -172,6 +182,7 @@ class MarkovModel(LatentVariableModel):
     context = (2, 2)
     ideal_context = None
     coupling: Coupling = CHAIN
+    fewest_latents = 1
 
     @abstractmethod
     def initial_prior(self, theta: Theta) -> Distribution:
@@ -181,16 +192,27 @@ class MarkovModel(LatentVariableModel):
     def transition(self, z_previous: Tensor, theta: Theta) -> Distribution:
         """Return p(z_n | z_{n-1}, theta) for z_previous of shape (n_rows, n_latents)."""
 
-    @abstractmethod
+    @left_open
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
         """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+        raise NotImplementedError
+
+    def check_written(self, n_features):
+        super().check_written(n_features)
+        written_out = overrides(self, MarkovModel, "log_terms")
+        if not written_out and not overrides(self, MarkovModel, "log_likelihood"):
+            require_written(self, ("likelihood", "log_likelihood"), LIKELIHOOD_NEEDED)
+
+    def first_prior(self, theta, n_latents):
+        """Return `initial_prior` of n_latents latents."""
+        return for_latents(self.initial_prior(theta), n_latents)
 
     def declared(self, theta, z, X):
         if overrides(self, MarkovModel, "log_terms"):
             return {}
         with defaults_of(z):
             found = {
-                "initial_prior": (self.initial_prior(theta), z[:1]),
+                "initial_prior": (self.first_prior(theta, z.shape[1]), z[:1]),
                 "transition": (self.transition(z[:-1], theta), z[1:]),
             }
             if not overrides(self, MarkovModel, "log_likelihood"):
@@ -201,7 +223,8 @@ class MarkovModel(LatentVariableModel):
         with defaults_of(z):
             first = log_prob(self.initial_prior(theta), z[:1])
             later = log_prob(self.transition(z[:-1], theta), z[1:])
-        return torch.cat([first, later]) + self.log_likelihood(theta, z, X)
+            rows = one_a_row(self, self.log_likelihood(theta, z, X), z)
+            return torch.cat([first, later]) + rows
 
     def log_likelihood(self, theta, z, X):
         with defaults_of(z):
@@ -216,9 +239,7 @@ class MarkovModel(LatentVariableModel):
 
     def initial_locals(self, theta, X):
         with defaults_of(X):
-            prior = self.initial_prior(theta)
-        shape = len(X), self.n_latents(X.shape[1])
-        return prior.mean.expand(shape).clone(), prior.stddev.expand(shape).clone()
+            return start_at(self.initial_prior(theta), (len(X), self.count_latents(X.shape[1])), X)
 
     def simulate(self, theta, n_samples, n_features=1):
         Z = [self.initial_prior(theta).sample().reshape(1, -1)]

@@ -129,7 +129,7 @@ class ArrowSystem(System):
         """Give each row the best of its full step, two shorter steps, and no step."""
         best, best_value = raw, self.value(raw, raw_globals)
         gained = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
-        for length in _ROW_LENGTHS:
+        for length in _ROW_LENGTHS if raw.shape[1] else ():  # rows without latents have no step
             new = self.value(raw + length * local, raw_globals)
             better = (new > best_value) | ~torch.isfinite(best_value)
             best = torch.where(better[:-1].unsqueeze(-1), raw + length * local, best)

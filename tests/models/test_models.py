@@ -133,7 +133,7 @@ def test_the_score_has_mean_zero_under_the_joint(name):
 def test_written_out_densities_are_the_declared_ones(name):
     model, n_features = MODELS[name]
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(5, model.n_latents(n_features), generator=generator, dtype=torch.float64)
+    z = torch.randn(5, model.count_latents(n_features), generator=generator, dtype=torch.float64)
     X = torch.randn(5, n_features, generator=generator, dtype=torch.float64).abs()
     space = model.global_space(X)
     theta = space.constrain(torch.randn(space.size, generator=generator, dtype=torch.float64))
@@ -337,7 +337,7 @@ def test_replicated_rows_have_the_density_that_is_said(name):
     columns = 1 if name in ("linear", "nonlinear", "saw") or "level" in name else 2
     X = torch.tensor([[3.0, 1.7], [2.0, 0.6], [1.0, 3.0]]).double()[:, :columns]
     X = torch.tensor([[5.0, 2.0, 4.0]]).double() if name == "topics" else X
-    n, k = 8000, model.n_latents(columns)
+    n, k = 8000, model.count_latents(columns)
     z = torch.tensor([[0.4, -0.7], [1.3, 0.2], [-0.8, 0.5]]).double()[: len(X), :k].repeat(n, 1)
     with torch.random.fork_rng(devices=[]), defaults_of(X):
         torch.manual_seed(0)
