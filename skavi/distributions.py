@@ -4,7 +4,7 @@ import inspect
 import math
 import threading
 from contextlib import contextmanager
-from traceback import walk_stack
+from traceback import walk_stack, walk_tb
 
 import torch
 from torch import Tensor
@@ -177,19 +177,30 @@ def _explain(func, error):
     frames = [frame for frame, _ in walk_stack(inspect.currentframe())][2:]
     frames = [frame for frame in frames if _module(frame) not in _DISPATCH]
     asking = _module(frames[0])
-    if not asking.startswith("numpy.") and (func not in _LEAVING or asking.startswith("torch.")):
-        return
+    if asking.startswith("numpy.") or (func in _LEAVING and not asking.startswith("torch.")):
+        raise _leaves_torch(frames, error) from error
+
+
+def _explain_numpy(error):
+    """Raise a LeavesTorchError if numpy called a tensor's method in a way that torch refuses."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)][::-1]
+    if _module(frames[0]).startswith("numpy."):
+        raise _leaves_torch(frames, error) from error
+
+
+def _leaves_torch(frames, error):
+    """Return the error for the innermost of these frames, innermost first, that is a model's."""
     libraries = ("numpy.", "torch.")
     frame = next(frame for frame in frames if not _module(frame).startswith(libraries))
     owner, name = frame.f_locals.get("self"), frame.f_code.co_name
     where = name if owner is None else f"{type(owner).__name__}.{name}"
-    raise LeavesTorchError(
+    return LeavesTorchError(
         f"{where} (line {frame.f_lineno}) needs the values of a tensor, in a numpy function, an "
         "`if` or a Python number. The methods of a model are run under torch's vmap and autograd, "
         "where tensors have no values yet: use torch's functions (torch.exp for np.exp, torch.sum "
         "for np.sum), and torch.where in place of an `if` on values. "
         f"torch says: {error}"
-    ) from error
+    )
 
 
 def _module(frame):
@@ -210,6 +221,9 @@ def defaults_of(tensor: Tensor):
     try:
         with _Surroundings(*wanted):
             yield
+    except TypeError as error:
+        _explain_numpy(error)
+        raise
     finally:
         _THREAD.inside = before
 

@@ -36,6 +36,7 @@ from skavi._platform.user_warnings import warn
 from skavi._platform.version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
+from skavi.inference_functions import Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise
 from skavi.solvers import Solver
@@ -212,11 +213,12 @@ class VariationalInference(
         model.check_data(rows.X)
         model = _ask(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
-        objective = replace(objective, model=self._with_context(model, function, rows.X))
+        model = self._with_context(objective.model, function, rows.X)
+        no_factors = not objective.n_latents  # which a function could give
         return Plan(
-            objective,
-            function,
-            self._reference(),
+            replace(objective, model=model),
+            Table() if no_factors else function,
+            None if no_factors else self._reference(),
             clone(self.noise) if self.noise is not None else None,
             clone(self.solver) if self.solver is not None else None,
             max(self.tol, model.coarsest_tol),

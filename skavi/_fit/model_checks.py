@@ -10,6 +10,7 @@ from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
 from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import LeavesTorchError, is_real, refuses_parameters
+from skavi.models._held_modules import fixed_modules
 from skavi.objective import Objective, bind
 
 
@@ -27,6 +28,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             "global_family."
         )
     n_latents = _count_latents(model, rows.X.shape[1])
+    model = fixed_modules(model, rows.weights)
     if not bool((rows.weights == 1).all()):
         remedy = "subclass HierarchicalModel, or leave sample_weight out"
         model.coupling.require_row_terms("sample_weight", type(model).__name__, remedy)

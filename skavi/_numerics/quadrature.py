@@ -28,9 +28,9 @@ def hermite_rule(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 def product_rule(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the tensor product of Gauss-Hermite rules: nodes (D, len(counts)), weights (D,)."""
     rules = [hermite_rule(n) for n in counts]
-    nodes = np.array(list(product(*(rule[0] for rule in rules)))).reshape(-1, len(counts))
     weights = np.array([np.prod(w) for w in product(*(rule[1] for rule in rules))])
-    return nodes, weights
+    nodes = np.array(list(product(*(rule[0] for rule in rules))))
+    return nodes.reshape(len(weights), len(counts)), weights
 
 
 def sobol_normal(n_draws: int, dimension: int, seed) -> np.ndarray:

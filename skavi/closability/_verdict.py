@@ -169,6 +169,10 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a LatentVariableModel, got {got}.")
     model.check()
+    n_columns = n_features if X is None else np.shape(X)[-1]
+    model.check_written(n_columns)
+    if not model.count_latents(n_columns):
+        return _without_latents()
     seed = drawn_seed(private_state(random_state))
     generator = torch.Generator().manual_seed(seed)
     long = probe(model, X, n_features, generator)
@@ -205,6 +209,14 @@ def _measured(rows: Probe) -> GapVerdict:
         if window is not None:
             position = max(position, rows.position_dependence(window))
     return _verdict(GapEvidence(coupling, influence, position, TOLERANCE))
+
+
+def _without_latents() -> GapVerdict:
+    reason = (
+        "There are no latents (n_latents is 0), so that no row has a factor: amortized and "
+        "factorized VI are the same fit."
+    )
+    return GapVerdict(True, (0, 0), reason, GapEvidence(0.0, np.zeros((0, 0)), 0.0, TOLERANCE))
 
 
 def _verdict(evidence: GapEvidence) -> GapVerdict:

@@ -211,6 +211,8 @@ def _count_better(start, tol):
 def _gains(start, solved, tol):
     """Return the gain of each row's factor when it alone is solved, shape (n_rows,)."""
     coupling, before = start.objective.model.coupling, _terms(start, start.raw)
+    if not start.raw.numel():
+        return start.raw.new_zeros(len(start.raw))  # no latents, and so no factors that could gain
     if coupling.separable:
         return _terms(start, solved) - before
     # A chain's term depends on two neighbouring rows, so every other row can be solved at once.

@@ -165,7 +165,9 @@ def _row_weights(fitted, n_draws, state):
     """
     n, coupling = len(fitted.X), fitted.model.coupling
     n_colours = coupling.n_colours(n)
-    logs = np.empty((n_draws, n))
+    logs = np.zeros((n_draws, n))
+    if not fitted.factors.mean.shape[1]:
+        return logs
     still = torch.zeros(len(fitted.q_theta.mean), dtype=torch.float64)
     for first in range(min(n_colours, n)):
         index = torch.arange(first, n, n_colours)

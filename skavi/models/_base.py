@@ -16,6 +16,7 @@ from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._closed_forms import ClosedForms
 from skavi.models._global_space import GlobalSpace, Theta
+from skavi.models._held_modules import take_weights
 from skavi.models._own_scale import OwnScale
 from skavi.models._predictions import Predictions
 from skavi.models._reading import ReadByFunctions
@@ -128,6 +129,11 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 
     # --- what the library calls -----------------------------------------------------------------
 
+    def __sklearn_clone__(self):
+        cloned = super().__sklearn_clone__()
+        take_weights(cloned, self)
+        return cloned
+
     def count_latents(self, n_features: int) -> int:
         """Return the number of latents a row, whether `n_latents` is a method or an attribute."""
         declared: Any = self.n_latents
@@ -136,7 +142,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     def check_written(self, n_features: int) -> None:
         """Raise a TypeError that names the first method that the model does without in vain."""
         need = "give it n_latents(self, n_features), or an int of that name (0: no latents)"
-        require_written(self, ("n_latents",), need)
+        require_written(self, "n_latents", need)
 
     def global_space(self, X: Tensor) -> GlobalSpace:
         """Return the space of the globals for data like X."""
@@ -239,11 +245,10 @@ class HierarchicalModel(LatentVariableModel):
         super().check_written(n_features)
         if self.count_latents(n_features):
             need = "it is the distribution of a row's latents (a model with n_latents 0 has none)"
-            require_written(self, ("local_prior",), need)
-        if not overrides(self, HierarchicalModel, "log_local") and not overrides(
-            self, HierarchicalModel, "log_likelihood"
-        ):
-            require_written(self, ("likelihood", "log_likelihood"), LIKELIHOOD_NEEDED)
+            require_written(self, "local_prior", need)
+        written_out = overrides(self, HierarchicalModel, "log_local")
+        if not written_out and not overrides(self, HierarchicalModel, "log_likelihood"):
+            require_written(self, "likelihood", LIKELIHOOD_NEEDED)
 
     def observation(self, z: Tensor, theta: Theta) -> Distribution:
         """Return the likelihood; models with an *argument* named likelihood override this."""

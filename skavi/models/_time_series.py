@@ -201,7 +201,7 @@ class MarkovModel(LatentVariableModel):
         super().check_written(n_features)
         written_out = overrides(self, MarkovModel, "log_terms")
         if not written_out and not overrides(self, MarkovModel, "log_likelihood"):
-            require_written(self, ("likelihood", "log_likelihood"), LIKELIHOOD_NEEDED)
+            require_written(self, "likelihood", LIKELIHOOD_NEEDED)
 
     def first_prior(self, theta, n_latents):
         """Return `initial_prior` of n_latents latents."""

@@ -19,7 +19,7 @@ def is_written(model, name: str) -> bool:
     return name in vars(model) or not getattr(getattr(type(model), name), "left_open", False)
 
 
-def require_written(model, names: tuple[str, ...], need: str) -> None:
-    """Raise a TypeError unless a model defines one of the `names`; say what is needed."""
-    if not any(is_written(model, name) for name in names):
-        raise TypeError(f"{type(model).__name__} does not define {' or '.join(names)}: {need}.")
+def require_written(model, name: str, need: str) -> None:
+    """Raise a TypeError unless a model has the method `name`; say what is needed."""
+    if not is_written(model, name):
+        raise TypeError(f"{type(model).__name__} does not define {name}: {need}.")
