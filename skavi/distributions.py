@@ -275,8 +275,8 @@ def unvalidated(distribution: Distribution) -> Distribution:
 
 def is_real(support: constraints.Constraint) -> bool:
     """Say whether a support is all of the real line, in every coordinate."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    while (inner := getattr(support, "base_constraint", None)) is not None:  # of a mixture, or such
+        support = inner
     if isinstance(support, constraints.cat | constraints.stack):
         return all(map(is_real, support.cseq))
     return support is constraints.real

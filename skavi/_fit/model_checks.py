@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
 from skavi._numerics.whole_numbers import is_whole
-from skavi.distributions import LeavesTorchError, is_real, refuses_parameters
+from skavi.distributions import LeavesTorchError, innermost, is_real, refuses_parameters
 from skavi.models._held_modules import fixed_modules
 from skavi.objective import Objective, bind
 
@@ -133,12 +133,13 @@ def _check_latents(model, declared):
         if method not in declared:
             continue
         distribution, _ = declared[method]
+        kind = type(innermost(distribution)).__name__
         with suppress(NotImplementedError):  # a distribution that does not say
             if not is_real(distribution.support):
                 raise ValueError(
-                    f"{type(model).__name__}.{method} returned a distribution of kind "
-                    f"{type(distribution).__name__} with support {distribution.support}, but "
-                    "latents are real numbers, as their factors are normal: "
+                    f"{type(model).__name__}.{method} returned {kind} with support "
+                    f"{distribution.support}, but latents are real numbers, since their factors "
+                    "are normal: "
                     f"{_instead(distribution)}."
                 )
 

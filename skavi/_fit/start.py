@@ -41,6 +41,7 @@ def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor
     """Return raw local parameters at the closed-form optimum, or at the model's own start."""
     model, family, factor = objective.model, objective.family, objective.global_factor(raw_globals)
     mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
+    mean, sd = mean.to(factor.mean), sd.to(factor.mean)
     mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
     start: NormalFactors = DiagonalFactors(mean, sd)
     if objective.has_coordinate_updates:

@@ -193,10 +193,13 @@ def for_latents(prior: Distribution, n_latents: int) -> Distribution:
 
 
 def start_at(prior: Distribution, shape: tuple[int, int], X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a prior's mean and sd for all rows of X, in its dtype."""
-    moments = (moment.to(X.device, X.dtype) for moment in (prior.mean, prior.stddev))
-    mean, sd = (moment.expand(shape).clone() for moment in moments)
-    return mean, sd
+    """Return a prior's mean and sd for all rows of X, in its dtype; 0 and 1 where it has none."""
+    try:
+        moments = prior.mean, prior.stddev
+    except NotImplementedError:
+        moments = torch.zeros(()), torch.ones(())
+    mean, sd = (moment.to(X.device, X.dtype).expand(shape).clone() for moment in moments)
+    return torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0, posinf=1.0)
 
 
 class HierarchicalModel(LatentVariableModel):
