@@ -88,7 +88,11 @@ class Calibration:
         return np.histogram(ranks, bins=self.n_bins, range=(0, 1))[0]
 
     def _test(self, test):
-        return {n: np.apply_along_axis(test, 0, ranks) for n, ranks in self.ranks.items()}
+        found = {}
+        for name, ranks in self.ranks.items():
+            columns = ranks.reshape(len(ranks), -1).T
+            found[name] = np.array([test(each) for each in columns]).reshape(ranks.shape[1:])
+        return found
 
     @property
     def advice(self) -> str:
@@ -215,6 +219,11 @@ def calibration(
 def _calibrate_known_globals(estimator, n_simulations, n_samples, state):
     check_is_fitted(estimator)
     model = estimator.model_
+    if not model.count_latents(estimator.n_features_in_):
+        raise ValueError(
+            f"refit=False ranks latents, but {type(model).__name__} has none (n_latents is 0): "
+            "leave refit at True."
+        )
     if model.coupling.independent:  # one simulated row each, all inferred at once
         rows = [estimator.sample(1, state) for _ in range(n_simulations)]
         X, Z = (np.concatenate(parts) for parts in zip(*rows, strict=True))

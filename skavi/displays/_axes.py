@@ -38,6 +38,14 @@ class Display:
         return self
 
 
+def check_latent(latent, n_latents: int) -> None:
+    """Raise a ValueError unless there is such a latent to draw."""
+    if not n_latents:
+        raise ValueError(f"latent={latent!r}: the model has no latents (n_latents is 0) to draw.")
+    if not 0 <= latent < n_latents:
+        raise ValueError(f"latent={latent!r} must be one of 0 to {n_latents - 1}.")
+
+
 def colour(i: int) -> str:
     """Return the i-th colour; after the last they start again."""
     return COLOURS[i % len(COLOURS)]

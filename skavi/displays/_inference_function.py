@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skavi._estimators.factorized import FactorizedVI
-from skavi.displays._axes import Display, colour, column_of
+from skavi.displays._axes import Display, check_latent, colour, column_of
 
 #: Points of the line: about one for each pixel across the axes.
 _N_GRID = 400
@@ -79,8 +79,7 @@ class InferenceFunctionDisplay(Display):
         if factorized is None:
             factorized = FactorizedVI(clone(amortized.model_), init=amortized).fit(X)
         table = factorized.posterior(X)
-        if not 0 <= latent < table.mean.shape[1]:
-            raise ValueError(f"latent={latent!r} must be one of 0 to {table.mean.shape[1] - 1}.")
+        check_latent(latent, table.mean.shape[1])
         model, function = amortized.model_, amortized.inference_function_
         context = function.context if function.context is not None else model.context
         line = amortized.n_features_in_ == 1 and tuple(context or (0, 0)) == (0, 0)

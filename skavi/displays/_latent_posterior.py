@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, colour, legend
+from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, check_latent, colour, legend
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
 _ELLIPSE = 1.17741
@@ -170,9 +170,7 @@ class LatentPosteriorDisplay(Display):
         return np.arange(len(labels)) if labels.dtype.kind in "OUS" else labels
 
     def _check_latent(self, latent):
-        n = self.posterior.mean.shape[1]
-        if not 0 <= latent < n:
-            raise ValueError(f"latent {latent!r} must be one of 0 to {n - 1}.")
+        check_latent(latent, self.posterior.mean.shape[1])
         return latent
 
     def _begin(self, ax, **size):

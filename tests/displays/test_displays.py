@@ -310,7 +310,7 @@ def test_a_series_has_bands_and_observations():
 
 
 def test_wrong_latents_and_labels_are_named(plane):
-    with pytest.raises(ValueError, match="latent 2 must be one of 0 to 1"):
+    with pytest.raises(ValueError, match="latent=2 must be one of 0 to 1"):
         LatentPosteriorDisplay.from_estimator(plane, TABLE, latents=(0, 2))
     with pytest.raises(ValueError, match="labels has 3 entries for 30 rows"):
         LatentPosteriorDisplay.from_estimator(plane, TABLE, ["a", "b", "c"])
