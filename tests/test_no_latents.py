@@ -113,9 +113,9 @@ def test_a_conjugate_mean_has_the_evidence_for_elbo(estimator, model, global_fam
         {"noise": FixedDraws(400), "tol": 1e-2},
         {
             "noise": MonteCarlo(8),
-            "solver": Adam(0.05, batch_size=25),
-            "max_iter": 1500,
-            "tol": 1e-2,
+            "solver": Adam(batch_size=25),
+            "max_iter": 4000,
+            "tol": 1e-4,
         },
     ],
     ids=repr,
