@@ -16,14 +16,17 @@ from torch.distributions import (
     InverseGamma,
     LKJCholesky,
     LogNormal,
+    MultivariateNormal,
     Normal,
     StudentT,
     Uniform,
 )
 
+from skavi import FactorizedVI
 from skavi._numerics.quadrature import product_rule
 from skavi.distributions import Flat, defaults_of, expected_log_prob, innermost, log_prob
 from skavi.families import DiagonalFactors, FullFactors
+from skavi.models import HierarchicalModel, LatentVariableModel
 from skavi.models._global_space import GlobalSpace
 
 
@@ -103,6 +106,107 @@ def test_a_python_scale_keeps_its_64_bits():
 
 
 # GlobalSpace: names, constraints, Jacobians
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_made_before_take_the_dtype_of_the_fit(dtype):
+    other = torch.float32 if dtype is torch.float64 else torch.float64
+    held, z = torch.tensor([[1.0, 2.0]], dtype=other), torch.ones(3, 1, dtype=dtype)
+    normal = MultivariateNormal(torch.zeros(2, dtype=other), torch.eye(2, dtype=other))
+    with defaults_of(z):
+        product = z @ held  # refused by torch where the dtypes differ
+        for made in (product, held.exp(), torch.cat([held, product]), normal.log_prob(product)):
+            assert made.dtype is dtype
+        assert held.dtype is dtype
+        assert torch.einsum("ni,ij->nj", z, held).dtype is dtype
+        assert torch.nn.functional.linear(input=z, weight=held.mT).dtype is dtype
+        counts = torch.ones(3, dtype=torch.long)
+        assert counts.dtype is torch.long
+    assert held.dtype is other
+    with pytest.raises(RuntimeError, match="dtype"):
+        z @ held
+
+
+def test_what_is_written_into_is_not_copied():
+    held, z = torch.zeros(3), torch.ones(3, dtype=torch.float64)
+    with defaults_of(z):
+        made = torch.zeros(3)
+        made[:2] = torch.ones(2).float()
+        made += held
+        held[1] = z[0]
+        held.add_(z)
+    torch.testing.assert_close(made, double(1.0, 1.0, 0.0))
+    torch.testing.assert_close(held, torch.tensor([1.0, 2.0, 1.0]))
+
+
+def test_defaults_end_with_their_body_and_with_an_error():
+    z = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError), defaults_of(z), defaults_of(z):
+        assert torch.zeros(1).dtype is torch.float64
+        _ = 1 / 0
+    assert torch.zeros(1).dtype is torch.float32
+
+
+ONE, TENTH = torch.ones(1), torch.tensor([[0.1, 0.2]])
+
+
+class Constants(HierarchicalModel):
+    """x_n ~ N(z_n W, 1) with W, and what priors need, of another dtype and from outside."""
+
+    n_latents = 1
+
+    def __init__(self, dtype=torch.float32, prior=None):
+        self.dtype = dtype
+        self.prior = prior
+        self.weights = TENTH.to(dtype)
+
+    def global_prior(self, n_features):
+        held = torch.zeros(2, dtype=self.dtype), torch.eye(2, dtype=self.dtype)
+        return {"b": MultivariateNormal(*held)}
+
+    def local_prior(self, theta):
+        return Normal(0 * ONE, ONE) if self.prior is None else self.prior
+
+    def mean(self, z, theta):
+        return z @ self.weights + theta["b"]
+
+    def likelihood(self, z, theta):
+        return Normal(self.mean(z, theta), ONE)
+
+
+class WrittenOut(Constants):
+    """The same by `log_local`."""
+
+    def log_local(self, theta, z, X):
+        rows = ((X - self.mean(z, theta)) ** 2).sum(-1) + (z**2).sum(-1)
+        return -0.5 * rows - 1.5 * math.log(2 * math.pi)
+
+
+class OneJoint(LatentVariableModel):
+    """The same by `log_joint`."""
+
+    n_latents = 1
+
+    def global_prior(self, n_features):
+        return Constants().global_prior(n_features)
+
+    def log_joint(self, theta, z, X):
+        mean = z @ TENTH + theta["b"]
+        return Normal(mean, ONE).log_prob(X).sum() + Normal(0 * ONE, ONE).log_prob(z).sum()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Constants(), Constants(prior=Normal(torch.zeros(1), 1.0)), WrittenOut(), OneJoint()],
+    ids=["module", "held", "log_local", "log_joint"],
+)
+def test_constants_of_single_precision_fit_as_in_double(model):
+    X = np.random.default_rng(0).normal(size=(12, 2))
+    exact = FactorizedVI(Constants(torch.float64), random_state=0).fit(X)
+    vi = FactorizedVI(model, random_state=0).fit(X)
+    assert vi.elbo_ == pytest.approx(exact.elbo_, abs=1e-9)
+    np.testing.assert_allclose(vi.transform(X), exact.transform(X), atol=1e-6)
+    assert vi.converged_
 
 
 def test_globals_lie_side_by_side_and_round_trip():
