@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skavi._numerics.sums import inner
-from skavi.distributions import refuses_parameters
+from skavi.distributions import LeavesTorchError, refuses_parameters
 from skavi.families import Family, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
@@ -133,6 +133,8 @@ class Objective:
                 if len(u) == 1:
                     return torch.func.vmap(lambda row: density(u[0], row))(z)
                 return torch.func.vmap(density)(u, z)
+            except LeavesTorchError:
+                raise
             except RuntimeError:  # no vmap (Multinomial), or the model's error: the loop repeats it
                 pass
         return torch.stack([density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)])

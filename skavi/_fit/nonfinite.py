@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from skavi.distributions import defaults_of
 from skavi.models import HierarchicalModel
 from skavi.models._base import overrides
 from skavi.objective import Objective
@@ -73,7 +74,8 @@ def _term_that_broke(problem, factors, raw_globals):
     theta = problem.objective.space.constrain(problem.objective.global_factor(raw_globals).mean)
     for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):
         try:
-            values = density(theta, factors.mean, X)
+            with defaults_of(factors.mean):
+                values = density(theta, factors.mean, X)
         except ValueError:  # torch rejects the parameters
             return name
         if not bool(torch.isfinite(values).all()):

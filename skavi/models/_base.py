@@ -33,8 +33,13 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     """A model with one latent vector a row, given by its log joint.
 
     Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
-    `n_latents`, `global_prior` and `log_joint`. Where rows are independent given theta,
-    subclass `HierarchicalModel` instead: it needs only distributions, and fits faster.
+    `n_latents` (a method, or an int), `global_prior` and `log_joint`. Where rows are independent
+    given theta, subclass `HierarchicalModel` instead: it needs only distributions, and fits faster.
+
+    Methods are written with torch's functions, for one draw of theta and z. They are run under
+    vmap and autograd, where tensors have no values yet: `LeavesTorchError` says which method uses
+    a numpy function or an ``if`` on values. Constants may be in single precision; torch modules
+    that a model holds are evaluated, not trained, as copies in the fit's precision.
 
     Examples
     --------
@@ -205,8 +210,12 @@ def start_at(prior: Distribution, shape: tuple[int, int], X: Tensor) -> tuple[Te
 class HierarchicalModel(LatentVariableModel):
     """Rows independent given theta: p(theta) prod_n p(z_n | theta) p(x_n | z_n, theta).
 
-    Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`; they may override
-    `log_local` for speed. Univariate distributions are read as independent over the last dimension.
+    Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`, or in place of the
+    last one ``log_likelihood(theta, z, X)``, of shape (n_rows,); they may override `log_local` for
+    speed. Univariate distributions are read as independent over the last dimension; a local prior
+    of one number serves one latent. Latents are real numbers: any other support is refused.
+
+    With `n_latents` 0 there is no `local_prior`, and all that speaks of latents has no columns.
 
     Examples
     --------
@@ -229,6 +238,22 @@ class HierarchicalModel(LatentVariableModel):
     >>> X = [[1.0], [2.0], [3.0]]
     >>> FactorizedVI(Shift()).fit(X).transform(X).shape
     (3, 1)
+
+    Without latents: logistic regression of the last column on the others.
+
+    >>> from torch.distributions import Bernoulli
+    >>> class Logistic(HierarchicalModel):
+    ...     n_latents = 0
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {"slopes": Normal(torch.zeros(n_features - 1), 1.0)}
+    ...
+    ...     def log_likelihood(self, theta, z, X):
+    ...         return Bernoulli(logits=X[:, :-1] @ theta["slopes"]).log_prob(X[:, -1])
+    >>> X = [[-2.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [2.0, 1.0]]
+    >>> vi = FactorizedVI(Logistic()).fit(X)
+    >>> vi.global_posterior_.mean["slopes"].round(1), vi.transform(X).shape
+    (array([1.2]), (4, 0))
     """
 
     ideal_context = (0, 0)
