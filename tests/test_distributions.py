@@ -148,6 +148,10 @@ def test_defaults_end_with_their_body_and_with_an_error():
 
 
 ONE, TENTH = torch.ones(1), torch.tensor([[0.1, 0.2]])
+HELD = {
+    dtype: MultivariateNormal(torch.zeros(2, dtype=dtype), torch.eye(2, dtype=dtype))
+    for dtype in (torch.float32, torch.float64)
+}
 
 
 class Constants(HierarchicalModel):
@@ -161,8 +165,7 @@ class Constants(HierarchicalModel):
         self.weights = TENTH.to(dtype)
 
     def global_prior(self, n_features):
-        held = torch.zeros(2, dtype=self.dtype), torch.eye(2, dtype=self.dtype)
-        return {"b": MultivariateNormal(*held)}
+        return {"b": HELD[self.dtype]}
 
     def local_prior(self, theta):
         return Normal(0 * ONE, ONE) if self.prior is None else self.prior
