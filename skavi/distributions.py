@@ -273,7 +273,7 @@ def unvalidated(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def is_real(support: constraints.Constraint) -> bool:
+def is_real(support: constraints.Constraint | None) -> bool:
     """Say whether a support is all of the real line, in every coordinate."""
     while (inner := getattr(support, "base_constraint", None)) is not None:  # of a mixture, or such
         support = inner

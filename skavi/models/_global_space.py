@@ -16,6 +16,7 @@ from torch.distributions import (
     IndependentTransform,
     Normal,
     biject_to,
+    constraints,
 )
 from torch.distributions.transforms import identity_transform
 
@@ -107,7 +108,7 @@ class GlobalSpace:
 
     def is_real(self, name: str) -> bool:
         """Say whether a global's unconstrained scale is the model's own."""
-        return _is_real(self.prior[name].support)
+        return is_real(self.prior[name].support)
 
     def is_positive(self, name: str) -> bool:
         """Say whether a global has a lower bound alone, so that its log is unconstrained."""
@@ -214,7 +215,7 @@ class GlobalSpace:
                 raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
                 middle, width = quartiles[1], (quartiles[2] - quartiles[0]) / 1.35
-                if not _is_real(prior.support):
+                if not is_real(prior.support):
                     vast = torch.maximum(middle.abs(), width) >= _OVERFLOW / 2
                     middle, width = torch.where(vast, 0.0, middle), torch.where(vast, 1.0, width)
                 centre[where], spread[where] = middle.to(centre), width.to(spread)
