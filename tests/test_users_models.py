@@ -27,6 +27,7 @@ from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi.inference_functions import Constant
 from skavi.models import HierarchicalModel, LatentVariableModel, TopicModel
 
+
 class NoLatents(HierarchicalModel):
     """The base of models that have globals only."""
 
@@ -229,7 +230,7 @@ class Contaminated(NoLatents):
         return torch.logaddexp(narrow, np.log(0.1) + Normal(theta["m"], 10.0).log_prob(X[:, 0]))
 
 
-def test_first_order_steps_go_on_where_second_derivatives_are_not_finite():
+def test_outliers_by_logaddexp():
     """The exact posterior of m by quadrature on a grid, which is close to normal."""
     x = np.r_[np.random.default_rng(0).normal(3, 0.1, 30), 20.0, -15.0]
     m = np.linspace(2.7, 3.3, 20_001)[:, None]
@@ -244,10 +245,41 @@ def test_first_order_steps_go_on_where_second_derivatives_are_not_finite():
     sd = float(np.sqrt(p @ (m[:, 0] - mean) ** 2))
     vi = FactorizedVI(Contaminated(), random_state=0).fit(x[:, None])
     assert vi.converged_
-    assert np.isfinite(vi.suboptimality_)
-    assert type(vi.solver_).__name__ == "LBFGS"
     assert float(vi.global_posterior_.mean["m"]) == pytest.approx(mean, abs=1e-3)
     assert float(vi.global_posterior_.sd["m"]) == pytest.approx(sd, rel=0.02)
+
+
+class Doubled(NoLatents):
+    """x ~ N(m, 1), and with a share of exp(-2000) the same again: to rounding the normal model, but
+    its second derivatives are NaN everywhere.
+    """
+
+    def global_prior(self, n_features):
+        return {"m": Normal(0.0, 10.0)}
+
+    def log_likelihood(self, theta, z, X):
+        log_p = Normal(theta["m"], 1.0).log_prob(X[:, 0])
+        return torch.logaddexp(log_p, log_p - 2000.0)
+
+
+def test_first_order_steps_go_on_where_second_derivatives_are_not_finite():
+    """The posterior of the conjugate model, precision n + 1/100 and mean sum(x) over it, is normal,
+    so the ELBO is the log evidence: that of N(0, I + 100 11').
+    """
+    x = np.random.default_rng(0).normal(3, 1, 30)
+    precision = len(x) + 0.01
+    covariance = np.eye(len(x)) + 100
+    evidence = -0.5 * (
+        x @ np.linalg.solve(covariance, x)
+        + np.linalg.slogdet(covariance)[1]
+        + len(x) * np.log(2 * np.pi)
+    )
+    vi = FactorizedVI(Doubled(), random_state=0).fit(x[:, None])
+    assert vi.converged_
+    assert type(vi.solver_).__name__ == "LBFGS"
+    assert np.isfinite(vi.suboptimality_)
+    assert vi.elbo_ == pytest.approx(evidence, abs=1e-6)
+    assert float(vi.global_posterior_.mean["m"]) == pytest.approx(x.sum() / precision, abs=1e-4)
 
 
 class Shrunk(HierarchicalModel):

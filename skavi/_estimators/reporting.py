@@ -157,7 +157,8 @@ def _distance(left):
     """Say how far below the optimum a fit ended."""
     if not np.isfinite(left):
         return "an unknown distance below the optimum"
-    return f"{left:,.3g} nats below the optimum, by its own estimate"
+    nats = f"{left:,.0f}" if left >= 100 else f"{left:.2g}"
+    return f"{nats} nats below the optimum, by its own estimate"
 
 
 def _remedy(estimator):

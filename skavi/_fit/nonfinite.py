@@ -39,16 +39,19 @@ def what_broke(problem, state: State) -> str:
     if not bool(torch.isfinite(terms).all()):
         term = _term_that_broke(problem, factors, state.raw_globals)
         return f"the {term} is not finite {_rows(terms)}"
-    gradient = _gradient(problem, raw, state.raw_globals)
-    bad = "" if bool(torch.isfinite(gradient).all()) else f" {_rows(gradient)}"
+    slopes = _gradient(problem, raw, state.raw_globals)
+    if all(bool(torch.isfinite(slope).all()) for slope in slopes):
+        return "the ELBO and its gradient are finite, but not its second derivatives"
+    rows = slopes[0]
+    bad = "" if bool(torch.isfinite(rows).all()) else f" {_rows(rows)}"
     return f"the ELBO is finite, but not its derivatives{bad}"
 
 
 def _gradient(problem, raw, raw_globals):
     with torch.enable_grad():
-        raw = raw.detach().requires_grad_(True)
-        elbo = problem.elbo_of(raw, raw_globals.detach())
-        return torch.autograd.grad(elbo, raw, materialize_grads=True)[0]
+        unknowns = [each.detach().requires_grad_(True) for each in (raw, raw_globals)]
+        elbo = problem.elbo_of(*unknowns)
+        return torch.autograd.grad(elbo, unknowns, materialize_grads=True)
 
 
 def _rows(values):

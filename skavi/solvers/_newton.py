@@ -163,8 +163,8 @@ class _Ascent(Run):
     def step(self, memory):
         here = memory.unknowns, memory.raw_globals
         step = self.system.step(*here, memory.damping, memory.tangents)
-        if not math.isfinite(step.gradient_norm):
-            raise FloatingPointError("the gradient is not finite")
+        if not math.isfinite(step.gradient_norm) or math.isnan(step.decrement):
+            raise FloatingPointError("the derivatives are not finite")
         move = self.system.move(*here, memory.value, step)
         elbo = self.system.elbo(move.value)
         creeps = bool(move.tangents) and self._mean_gain(elbo) <= self.least_gain
