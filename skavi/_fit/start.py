@@ -11,6 +11,9 @@ from skavi.solvers import State
 #: Of the prior's spread: q(theta) starts narrower than the prior, as data will make it. Not
 #: measured: order of magnitude.
 _SD = 0.1
+#: Shares of a move away from the prior's centre, which are tried in turn. Not measured: order of
+#: magnitude.
+_SHARES = (1.0, 0.1, 0.01)
 
 
 def start_globals(objective: Objective, rows: Rows, generator, rough: bool = False) -> Tensor:
@@ -29,12 +32,32 @@ def start_globals(objective: Objective, rows: Rows, generator, rough: bool = Fal
         centre = space.unconstrain(given).to(rows.weights)
     else:
         # The prior's centre may be a saddle point for a vector (not for a scalar): add noise.
+        away = torch.zeros_like(centre)
         for where in space.slices.values():
             size = where.stop - where.start
             if size > 1:
                 noise = torch.randn(size, generator=generator, dtype=torch.float64)
-                centre[where] += 0.1 * spread[where] * noise.to(centre)
+                away[where] = 0.1 * spread[where] * noise.to(centre)
+        centre = centre + _backed_off(objective, rows, centre, away) * away
     return objective.global_family.raw(DiagonalFactors(centre, _SD * spread))
+
+
+def _backed_off(objective, rows, centre, away):
+    """Return the largest share of a move away from the centre where the log joint is finite.
+
+    Where one of a distribution's own checks refuses theta, the model's checks name it.
+    """
+    for share in _SHARES if bool(away.any()) else ():
+        u = centre + share * away
+        try:
+            theta = objective.space.constrain(u)
+            z, _ = objective.model.initial_locals(theta, rows.X)
+            terms = objective.model.log_terms(theta, z, rows.X)
+        except (ValueError, RuntimeError, TypeError):
+            return share
+        if not rows.ranks.any(not bool(torch.isfinite(terms).all())):
+            return share
+    return 0.0
 
 
 def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor:
