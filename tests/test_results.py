@@ -163,7 +163,7 @@ def test_quantiles_of_a_simplex_agree_with_many_draws(global_posterior):
 
 def test_a_summary_has_a_row_a_number(global_posterior):
     summary = global_posterior.summary()
-    assert list(summary) == ["name", "index", "mean", "sd", "5%", "50%", "95%"]
+    assert list(summary) == ["name", "index", "mean", "sd", "corrected_sd", "5%", "50%", "95%"]
     places = [("real", (i, j)) for i in range(2) for j in range(2)]
     places += [("positive", ()), ("interval", ()), ("below", ())]
     places += [(name, (i,)) for name in ("vector", "simplex") for i in range(2)]
@@ -172,6 +172,7 @@ def test_a_summary_has_a_row_a_number(global_posterior):
     assert row["mean"] == pytest.approx(global_posterior.mean["real"][1, 0])
     assert row["sd"] == pytest.approx(global_posterior.sd["real"][1, 0])
     assert row["5%"] == pytest.approx(global_posterior.quantile(0.05)["real"][1, 0])
+    assert summary["corrected_sd"].isna().all()  # no fit: no linear response
     assert (summary["5%"] < summary["50%"]).all() and (summary["50%"] < summary["95%"]).all()
 
 
@@ -410,7 +411,16 @@ def test_a_latent_posterior_shows_its_first_rows(fitted, table):
 def test_a_global_posterior_shows_its_summary(fitted):
     cells = Cells(fitted.global_posterior_._repr_html_())
     assert cells.rows_of("strong") == ["GlobalPosterior: 10 numbers"]
-    assert cells.rows_of("th") == ["name", "index", "mean", "sd", "5%", "50%", "95%"]
+    assert cells.rows_of("th") == [
+        "name",
+        "index",
+        "mean",
+        "sd",
+        "corrected_sd",
+        "5%",
+        "50%",
+        "95%",
+    ]
     row = fitted.global_posterior_.summary().iloc[0]
     assert cells.rows_of("td")[:3] == [row["name"], str(row["index"]), f"{row['mean']:.4g}"]
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from html import escape
 from numbers import Integral, Real
 
 import numpy as np
@@ -24,13 +25,20 @@ from skavi._fit.algorithm import Fit, Plan, best_fit
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
+from skavi._fit.linear_response import correction_of
 from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.start import density_at_start
 from skavi._platform.forks_and_threads import check_fork
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi._platform.memory import require_memory_of_fit
-from skavi._platform.private_names import Interval, StrOptions, clone_parametrized, fit_context
+from skavi._platform.private_names import (
+    Interval,
+    StrOptions,
+    clone_parametrized,
+    fit_context,
+    keep_lines_wrapped,
+)
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi._platform.user_warnings import warn
 from skavi._platform.version import SavedVersionWarning, __version__
@@ -42,6 +50,7 @@ from skavi.noise import Noise
 from skavi.solvers import Solver
 
 
+@keep_lines_wrapped
 class VariationalInference(
     RowInference,
     Generation,
@@ -194,7 +203,8 @@ class VariationalInference(
             )
         reporter.failure, reporter.alone = fitted.failure, fit.alone
         stopped = reporter.stopped or reporter.interrupted
-        named = fitted_attributes(fitted, elbo, fit.elbo_se, self.n_features_in_, stopped)
+        n_features, correction = self.n_features_in_, correction_of(fitted)
+        named = fitted_attributes(fitted, elbo, fit.elbo_se, n_features, stopped, correction)
         return named | {"starts_": np.array(fit.reached)}
 
     def _plan(self, X, rows, journal):
@@ -241,6 +251,20 @@ class VariationalInference(
         described = describe_fit(self, X, sample_weight, self._source()) | versions()
         seeded, device = self.random_state is not None, device_named(self.device)
         return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
+
+    # --- what it shows --------------------------------------------------------------------------
+
+    def __repr__(self, N_CHAR_MAX=700):
+        return "\n".join([super().__repr__(N_CHAR_MAX), *self._notes()])
+
+    def _html_repr(self):
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return super()._html_repr() + notes
+
+    def _notes(self):
+        """Return what a reader of the results must know, a line each."""
+        note = self.global_posterior_.note if hasattr(self, "global_posterior_") else ""
+        return [note] if note else []
 
     # --- copies ---------------------------------------------------------------------------------
 

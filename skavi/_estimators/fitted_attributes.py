@@ -6,9 +6,15 @@ import numpy as np
 import torch
 
 from skavi.posterior import GlobalPosterior
+from skavi.posterior._correction import Correction
+
+#: What an iterate of a fit that goes on has.
+NOT_ENDED = Correction.without(
+    "The fit ended early, and linear response holds at the optimum only."
+)
 
 
-def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
+def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NOT_ENDED):
     """Return every fitted attribute, as numpy arrays and plain numbers."""
     problem, outcome = fitted.problem, fitted.outcome
     objective, state = problem.objective, outcome.state
@@ -30,9 +36,11 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early):
         "suboptimality_": float(outcome.suboptimality),
         "gradient_norm_": float(outcome.gradient_norm),
         "global_posterior_": GlobalPosterior(
-            objective.model, objective.global_family, raw_globals, n_features
+            objective.model, objective.global_family, raw_globals, n_features, correction
         ),
         "_raw_globals": raw_globals,
+        "_global_covariance": correction.covariance,
+        "_corrected_reason": correction.reason,
         "_stiffness": None,
         "_parameters": shared,
     }

@@ -22,7 +22,12 @@ from skavi._platform.random_state import drawn_seed, private_state
 from skavi._platform.user_warnings import warn
 from skavi.families import Family
 from skavi.models import FactorAnalysis, LatentVariableModel
+from skavi.posterior._correction import Correction
 from skavi.solvers import Solver
+
+_STREAMED = Correction.without(
+    "partial_fit keeps no earlier rows, whose latents linear response needs: fit all at once."
+)
 
 
 class PartialFit(FittedEstimator):
@@ -133,7 +138,7 @@ class PartialFit(FittedEstimator):
                 f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
                 "as it was before. Check the scale of X."
             )
-        new = fitted_attributes(fitted, elbo, se, self.n_features_in_, False)
+        new = fitted_attributes(fitted, elbo, se, self.n_features_in_, False, _STREAMED)
         new["elbo_curve_"] += self.elbo_
         new["elbo_"] += self.elbo_
         new["elbo_se_"] = math.hypot(se, self.elbo_se_)

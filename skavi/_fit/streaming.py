@@ -8,7 +8,7 @@ its maximum, at mean m and covariance V of the unconstrained globals, it is
 and this replaces the prior for later rows. Broderick et al. (2013) take V^-1 for S: q itself
 becomes the prior. But mean-field's V is that of theta *given* the latents, so it is too small, and
 early rows would count for more than later ones. S, the curvature after the rows' factors are
-maximised out (a Schur complement, as in `skavi.diagnostics.linear_response`), weighs all rows
+maximised out (a Schur complement, as in `skavi._fit.linear_response`), weighs all rows
 equally.
 """
 

@@ -4,6 +4,7 @@ from sklearn.base import _clone_parametrized as clone_parametrized
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback._transport import can_reuse_listener, open_listener, send
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._pprint import _EstimatorPrettyPrinter
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 
@@ -16,6 +17,13 @@ __all__ = [
     "check_sample_weight",
     "clone_parametrized",
     "fit_context",
+    "keep_lines_wrapped",
     "open_listener",
     "send",
 ]
+
+
+def keep_lines_wrapped(cls):
+    """Let scikit-learn wrap the repr of a class that adds to its own, alone or in a pipeline."""
+    _EstimatorPrettyPrinter._dispatch[cls.__repr__] = _EstimatorPrettyPrinter._pprint_estimator
+    return cls

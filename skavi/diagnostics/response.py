@@ -1,38 +1,25 @@
-"""Posterior covariances by linear response: how mean-field's optimum moves under a perturbation.
+"""Linear response of a fit: corrected covariances of rows' latents and of globals.
 
-If t times a latent is added to the log posterior, mean-field's means move. The derivative of that
-latent's mean at t = 0 is its variance, that of another latent's mean is their covariance. With H
-the Hessian of the ELBO in all variational parameters at its maximum, and e the parameters that are
-means,
-
-    Cov = [(-H)^-1]_ee.
-
-For independent rows H is an arrow matrix, and a Schur complement gives every block in time linear
-in the number of rows. For coupled rows H is dense.
+What it is: `skavi._fit.linear_response`.
 """
 
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from skavi._curvature import Blocks, arrow_derivatives, dense_derivatives, eliminate
-from skavi._data import coupling
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
+from skavi._fit.linear_response import FAR, require_feasible, respond
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import factorized_like
+from skavi.posterior import GlobalPosterior
+from skavi.posterior._correction import corrected_sds
 
-#: Parameters in one dense matrix: 128 MB, and 2e10 operations to solve.
-_MOST_UNKNOWNS = 4000
-#: Nats below the optimum, above which sds may be off: linear response holds at the optimum
-#: only. Not measured: order of magnitude.
-_FAR = 1e-2
 #: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN = 10
+_COLUMNS = ("name", "index", "sd", "corrected_sd", "ratio")
 
 
 @dataclass(frozen=True)
@@ -77,15 +64,14 @@ class LinearResponse:
     suboptimality: float
 
     def summary(self):
-        """Return a pandas frame of the globals: name, index, mean-field sd, sd and their ratio.
+        """Return a pandas frame of the globals: name, index, q's sd, corrected_sd, and their ratio.
 
         Returns
         -------
         pandas.DataFrame
         """
         pandas = require("pandas", "pandas")
-        columns = ["name", "index", "mean-field sd", "sd", "ratio"]
-        return pandas.DataFrame(list(self._rows()), columns=columns)
+        return pandas.DataFrame(list(self._rows()), columns=list(_COLUMNS))
 
     def _rows(self):
         for name, sd in self.global_sd.items():
@@ -99,8 +85,7 @@ class LinearResponse:
             f"Latents of {len(self.sd)} rows: sds are {np.median(ratio):.3g} times mean-field's in "
             f"the median, {ratio.max():.3g} times at most."
         )
-        header = ("name", "index", "mean-field sd", "sd", "ratio")
-        return html_table("LinearResponse", header, list(self._rows())[:_SHOWN], note)
+        return html_table("LinearResponse", _COLUMNS, list(self._rows())[:_SHOWN], note)
 
 
 def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
@@ -155,110 +140,36 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     if fit.parameters:
         factorized = factorized_like(estimator, estimator).fit(X, sample_weight=sample_weight)
         fit = fitted_model(factorized)
-    respond = _BY_COUPLING[type(fit.model.coupling)]
-    _check(fit.objective, rows, respond)
+    if not bool((rows.weights > 0).all()):
+        raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
+    require_feasible(fit.objective, rows.weights)
     here = fit.at(rows)
-    problem = replace(here.problem, frozen_globals=False)
-    blocks, inverse, suboptimality = respond(problem, here.raw, here.raw_globals)
-    if suboptimality > _FAR:
+    response = respond(here.problem, here.raw, here.raw_globals)
+    if response.suboptimality > FAR:
         warn(
-            f"The ELBO is about {suboptimality:.1e} nats below its maximum, where linear response "
-            "holds: fit with a smaller tol or a larger max_iter.",
+            f"The ELBO is about {response.suboptimality:.1e} nats below its maximum, where linear "
+            "response holds: fit with a smaller tol or a larger max_iter.",
             ConvergenceWarning,
         )
-    return _result(here, blocks, inverse, suboptimality)
+    return _result(here, response)
 
 
-def _check(objective, rows, respond):
-    name, weights = type(objective.model).__name__, rows.weights
-    if not bool((weights > 0).all()):
-        raise ValueError("sample_weight must be positive: leave rows of weight 0 out of X.")
-    unknowns = objective.global_family.n_parameters(objective.space.size)
-    if respond is _covariances_of_coupled:
-        unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
-        if not bool((weights == 1).all()):
-            raise ValueError(f"{name} couples its rows: sample_weight must be one.")
-    if unknowns > _MOST_UNKNOWNS:
-        raise ValueError(
-            f"{name} has {unknowns} variational parameters that meet in one matrix, but "
-            f"linear_response takes up to {_MOST_UNKNOWNS}."
-        )
-
-
-def _covariances_of_rows(problem, raw, raw_globals):
-    """Return covariances of every row's parameters, and of the globals', from the arrow matrix.
-
-    A weight of w means w equal rows with the same factor: all of them count in the globals' part,
-    but the row's own block is that of one of them.
-    """
-    d, weights = arrow_derivatives(problem, raw, raw_globals), problem.rows.weights
-    with _at_a_maximum():
-        rows = Blocks(-0.5 * (d.H + d.H.mT))
-        left = eliminate(rows, d)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(0.5 * (left.schur + left.schur.mT)))
-    own = rows.inverse_blocks() * weights[:, None, None]
-    blocks = own + left.response @ inverse @ left.response.mT
-    decrement = 0.5 * float((d.g * left.free).sum() + left.right @ inverse @ left.right)
-    blocks = blocks * d.row_steps.unsqueeze(-1) * d.row_steps.unsqueeze(-2)
-    return blocks, inverse * d.steps.unsqueeze(-1) * d.steps, decrement
-
-
-def _covariances_of_coupled(problem, raw, raw_globals):
-    """Return the covariances of `_covariances_of_rows` from one dense Hessian."""
-    gradient, hessian, row_steps, steps = dense_derivatives(problem, raw, raw_globals)
-    with _at_a_maximum():
-        factor = torch.linalg.cholesky(-0.5 * (hessian + hessian.mT))
-    inverse = torch.cholesky_inverse(factor)
-    decrement = 0.5 * float(gradient @ inverse @ gradient)
-    lengths = torch.cat([row_steps.reshape(-1), steps])
-    inverse = inverse * lengths.unsqueeze(-1) * lengths
-    n, p = raw.shape
-    among = inverse[: n * p, : n * p].reshape(n, p, n, p)
-    blocks = among[torch.arange(n), :, torch.arange(n)]
-    return blocks, inverse[n * p :, n * p :], decrement
-
-
-_BY_COUPLING = {
-    coupling.Independent: _covariances_of_rows,
-    coupling.Series: _covariances_of_rows,
-    coupling.Chain: _covariances_of_coupled,
-    coupling.Joint: _covariances_of_coupled,
-}
-
-
-@contextmanager
-def _at_a_maximum():
-    try:
-        yield
-    except torch.linalg.LinAlgError:
-        raise ValueError(
-            "The ELBO is not at a maximum in all its parameters: linear response is not defined "
-            "here. Fit to convergence (converged_), or choose another start."
-        ) from None
-
-
-def _result(here, blocks, inverse, suboptimality):
+def _result(here, response):
     objective = here.objective
     k, size = objective.n_latents, objective.space.size
-    covariance = blocks[:, :k, :k]
-    sd, mean_field = {}, {}
-    for name in objective.space.slices:
-        at = here.raw_globals.detach().clone().requires_grad_(True)
-        mean, before = objective.space.moments(name, objective.global_factor(at))
-        slopes = [
-            torch.autograd.grad(number, at, retain_graph=True)[0] for number in mean.reshape(-1)
-        ]
-        J = torch.stack(slopes) if slopes else inverse.new_zeros(0, len(inverse))
-        sd[name] = _array(((J @ inverse) * J).sum(1).sqrt().reshape(mean.shape))
-        mean_field[name] = _array(before.detach())
+    covariance = response.of_rows()[:, :k, :k]
+    raw_globals, of_globals = _array(here.raw_globals), _array(response.of_globals)
+    q_theta = GlobalPosterior(
+        objective.model, objective.global_family, raw_globals, here.fit.n_features
+    )
     return LinearResponse(
         covariance=_array(covariance),
         sd=_array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
-        global_sd=sd,
-        unconstrained_global_covariance=_array(inverse[:size, :size]),
+        global_sd=corrected_sds(objective.space, objective.global_family, raw_globals, of_globals),
+        unconstrained_global_covariance=of_globals[:size, :size],
         mean_field_sd=_array(objective.local_factors(here.raw).sd),
-        mean_field_global_sd=mean_field,
-        suboptimality=suboptimality,
+        mean_field_global_sd=q_theta.sd,
+        suboptimality=response.suboptimality,
     )
 
 

@@ -22,6 +22,9 @@ from skavi.persistence._write import (
     class_name,
 )
 from skavi.posterior import GlobalPosterior
+from skavi.posterior._correction import Correction
+
+_OLD_FILE = "The fit is of an earlier version of skavi, which kept no linear response."
 
 
 class HandedInError(ValueError):
@@ -229,6 +232,18 @@ def _make_fitted(cls, params, attributes):
     if type(n_features) is not int or not isinstance(raw, np.ndarray):
         raise ValueError("n_features_in_ or the globals are of another kind")
     estimator.global_posterior_ = GlobalPosterior(
-        estimator.model_, estimator.global_family_, raw, n_features
+        estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted, raw)
     )
     return estimator
+
+
+def _correction(fitted, raw):
+    """Return what linear response gave, which files of older versions do not hold."""
+    covariance = fitted.setdefault("_global_covariance", None)
+    reason = fitted.setdefault("_corrected_reason", _OLD_FILE if covariance is None else None)
+    if covariance is None and isinstance(reason, str):
+        return Correction.without(reason)
+    fine = isinstance(covariance, np.ndarray) and covariance.shape == (raw.size, raw.size)
+    if not fine or reason is not None or not np.isfinite(covariance).all():
+        raise ValueError("the covariance of the globals is of another kind")
+    return Correction(covariance)

@@ -12,12 +12,17 @@ from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi.distributions import defaults_of
-from skavi.families import Family
+from skavi.families import Family, FullFactors
 from skavi.models import LatentVariableModel
+from skavi.posterior._correction import Correction, corrected_sds
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
 
 #: Numbers of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_NUMBERS = 10
+#: Times q's sd: a corrected sd beyond that is told, since a 90 % interval of q then covers 73 %.
+_TOLD_RATIO = 1.5
+_COLUMNS = ("name", "index", "mean", "sd", "corrected_sd", *map(percent, SHOWN_QUANTILES))
+_UNKNOWN = Correction.without("Linear response was not computed.")
 
 
 class GlobalPosterior:
@@ -29,6 +34,22 @@ class GlobalPosterior:
         Posterior means and standard deviations by the names of ``model.global_prior``.
     unconstrained_mean, unconstrained_sd : dict of str to ndarray
         Of the same globals on the real line, where q is normal (for example log tau).
+    corrected_sd : dict of str to ndarray, or None
+        Standard deviations by linear response, as ``linear_response(...).global_sd`` gives them:
+        q's own are too small where latents are correlated. On the model's scale they are first
+        order in the global's mean (the delta method): approximate for a transformed global, and
+        possibly below `sd`. None as a whole if the fit has none: see `corrected_reason`.
+    unconstrained_corrected_sd : dict of str to ndarray, or None
+        The same on the real line: exact where the posterior is normal.
+    corrected_reason : str or None
+        A sentence why there is no correction.
+    note : str
+        One line that says that q's sds are too small, and what to use; else empty.
+
+    Notes
+    -----
+    Source of the corrections: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and
+    variational Bayes", equation 14. They ignore other modes, most of skew, and errors of the means.
 
     Examples
     --------
@@ -38,15 +59,20 @@ class GlobalPosterior:
     >>> round(float(vi.global_posterior_.mean["theta"]), 6)
     2.0
     >>> vi.global_posterior_.summary().round(3)
-        name index  mean     sd     5%  50%    95%
-    0  theta    ()   2.0  1.403 -0.308  2.0  4.308
+        name index  mean     sd  corrected_sd     5%  50%    95%
+    0  theta    ()   2.0  1.403         1.553 -0.555  2.0  4.555
     """
 
     def __init__(
-        self, model: LatentVariableModel, family: Family, raw: np.ndarray, n_features: int
+        self,
+        model: LatentVariableModel,
+        family: Family,
+        raw: np.ndarray,
+        n_features: int,
+        correction: Correction = _UNKNOWN,
     ):
         self._model, self._family, self._raw = model, family, raw
-        self._n_features = n_features
+        self._n_features, self._correction = n_features, correction
 
     # Moments are computed when they are read, since callbacks get a posterior in every iteration.
 
@@ -74,17 +100,77 @@ class GlobalPosterior:
         pairs = {name: space.moments(name, factor) for name in space.slices}
         return {name: (m.numpy().copy(), sd.numpy().copy()) for name, (m, sd) in pairs.items()}
 
+    # --- corrections ----------------------------------------------------------------------------
+
+    @cached_property
+    def unconstrained_corrected_sd(self):
+        covariance = self._correction.covariance
+        if covariance is None:
+            return None
+        space, _ = self._space_and_factor()
+        sd = np.sqrt(np.diag(covariance))
+        return {name: sd[where] for name, where in space.slices.items()}
+
+    @cached_property
+    def corrected_sd(self):
+        covariance = self._correction.covariance
+        if covariance is None:
+            return None
+        space, _ = self._space_and_factor()
+        return corrected_sds(space, self._family, self._raw, covariance)
+
+    @property
+    def corrected_reason(self):
+        return self._correction.reason
+
+    @property
+    def note(self):
+        ratio = self._largest_ratio
+        if ratio <= _TOLD_RATIO:
+            return ""
+        return (
+            f"q's sds of theta are too small, by linear response up to {ratio:.3g} times: use "
+            "global_posterior_.corrected_sd, quantile(q, corrected=True) and "
+            "sample(n_draws, corrected=True)."
+        )
+
+    @cached_property
+    def _largest_ratio(self):
+        """The largest ratio of a corrected sd to q's, on either scale; 0 without a correction."""
+        if self.corrected_sd is None:
+            return 0.0
+        pairs = [(self.corrected_sd, self.sd)]
+        pairs.append((self.unconstrained_corrected_sd, self.unconstrained_sd))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = [wide[name] / narrow[name] for wide, narrow in pairs for name in narrow]
+        return max((float(np.nanmax(ratio, initial=0.0)) for ratio in ratios), default=0.0)
+
+    def _corrected_factor(self):
+        """Return the normal with q's unconstrained means and the linear-response covariance."""
+        covariance = self._correction.covariance
+        if covariance is None:
+            raise ValueError(
+                f"corrected=True: there is no linear response. {self.corrected_reason}"
+            )
+        space, factor = self._space_and_factor()
+        means = aligned(covariance[: space.size, : space.size])
+        return FullFactors(factor.mean, torch.linalg.cholesky(means))
+
+    def _factor(self, corrected):
+        return self._corrected_factor() if corrected else self._space_and_factor()[1]
+
+    # --- q --------------------------------------------------------------------------------------
+
     def _space_and_factor(self):
         raw = aligned(self._raw)
         space = self._model.global_space(raw.new_zeros(1, self._n_features))
         return space, self._family.factors(raw, space.size)
 
-    def draw_unconstrained(self, noise: np.ndarray) -> np.ndarray:
+    def draw_unconstrained(self, noise: np.ndarray, corrected: bool = False) -> np.ndarray:
         """Map standard normals, shape (n_draws, size), to draws of the unconstrained globals."""
-        _, factor = self._space_and_factor()
-        return factor.draw(aligned(noise)).numpy()
+        return self._factor(corrected).draw(aligned(noise)).numpy()
 
-    def sample(self, n_draws, random_state=None):
+    def sample(self, n_draws, random_state=None, corrected=False):
         """Draw globals.
 
         Parameters
@@ -93,16 +179,25 @@ class GlobalPosterior:
             Number of draws.
         random_state : int, RandomState or None, default=None
             Seed or generator.
+        corrected : bool, default=False
+            Whether to draw from the normal with the unconstrained means of q and the covariance by
+            linear response, pushed through the bijections to the model's scale, in place of q. The
+            sd of such draws of a transformed global is not `corrected_sd`, which is first order.
 
         Returns
         -------
         dict of str to ndarray of shape (n_draws, ...)
+
+        Raises
+        ------
+        ValueError
+            If corrected, and there is no correction: `corrected_reason` says why.
         """
         space, _ = self._space_and_factor()
         request = f"GlobalPosterior.sample(n_draws={n_draws}) of {space.size} numbers"
         require_memory(3 * int(n_draws) * space.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, space.size))
-        u = torch.as_tensor(self.draw_unconstrained(noise))
+        u = torch.as_tensor(self.draw_unconstrained(noise, corrected))
         with defaults_of(u):
             theta = {
                 name: space.bijections[name](u[:, where].reshape(n_draws, *space.raw_shapes[name]))
@@ -110,30 +205,41 @@ class GlobalPosterior:
             }
         return {name: value.numpy() for name, value in theta.items()}
 
-    def quantile(self, q):
+    def quantile(self, q, corrected=False):
         """Return quantiles of each global on the model's scale.
 
         Parameters
         ----------
         q : float or array-like
             Probabilities in [0, 1].
+        corrected : bool, default=False
+            Whether to take those of the draws of ``sample(n_draws, corrected=True)``, whose sd is
+            not `corrected_sd`.
 
         Returns
         -------
         dict of str to ndarray
             The shape of `q` comes first. Exact where the bijection from the real line is
             elementwise; else (simplices, Cholesky factors) from 4,096 Sobol draws.
+
+        Raises
+        ------
+        ValueError
+            If corrected, and there is no correction: `corrected_reason` says why.
         """
-        q, (space, factor) = probabilities(q), self._space_and_factor()
+        q, factor = probabilities(q), self._factor(corrected)
+        space, _ = self._space_and_factor()
         return {name: space.quantiles(name, factor, q) for name in space.slices}
 
     def summary(self):
-        """Return a pandas frame with a row per number: name, index, mean, sd, 5%, 50%, 95%.
+        """Return a pandas frame with a row per number, for reports.
 
         Returns
         -------
         pandas.DataFrame
-            "index" is the number's place in its global, a tuple: () for a scalar.
+            Columns name, index, mean, sd, corrected_sd, 5%, 50%, 95%. "index" is the number's place
+            in its global, a tuple: () for a scalar. Quantiles are corrected ones, of draws whose sd
+            is not `corrected_sd`; without a correction q's own, beside a corrected_sd of NaN.
 
         Raises
         ------
@@ -141,23 +247,23 @@ class GlobalPosterior:
             If pandas is not installed.
         """
         pandas = require("pandas", "pandas")
-        columns = ["name", "index", "mean", "sd", *map(percent, SHOWN_QUANTILES)]
-        return pandas.DataFrame(list(self._summary_rows()), columns=columns)
+        return pandas.DataFrame(list(self._summary_rows()), columns=list(_COLUMNS))
 
     def _summary_rows(self):
-        quantiles = self.quantile(SHOWN_QUANTILES)
+        corrected = self.corrected_sd
+        quantiles = self.quantile(SHOWN_QUANTILES, corrected=corrected is not None)
         for name, mean in self.mean.items():
-            columns = np.stack([mean, self.sd[name], *quantiles[name]], -1)
+            sd = np.full_like(mean, np.nan) if corrected is None else corrected[name]
+            columns = np.stack([mean, self.sd[name], sd, *quantiles[name]], -1)
             for index in np.ndindex(mean.shape):
                 yield name, index, *map(float, columns[index])
 
     def _repr_html_(self):
-        header = ("name", "index", "mean", "sd", *map(percent, SHOWN_QUANTILES))
         size = sum(mean.size for mean in self.mean.values())
         rows = list(islice(self._summary_rows(), _SHOWN_NUMBERS))
-        note = shown(size, _SHOWN_NUMBERS, "numbers")
-        return html_table(f"GlobalPosterior: {size} numbers", header, rows, note)
+        note = shown(size, _SHOWN_NUMBERS, "numbers") + self.note
+        return html_table(f"GlobalPosterior: {size} numbers", _COLUMNS, rows, note)
 
     def __repr__(self):
         shapes = ", ".join(f"{name}: {value.shape}" for name, value in self.mean.items())
-        return f"GlobalPosterior({shapes})"
+        return "\n".join([f"GlobalPosterior({shapes})", *filter(None, [self.note])])

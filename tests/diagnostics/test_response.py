@@ -295,9 +295,9 @@ def test_an_amortized_fit_gives_what_its_factorized_fit_gives():
 
 def test_a_summary_compares_both(schools):
     summary = schools.summary()
-    assert list(summary) == ["name", "index", "mean-field sd", "sd", "ratio"]
+    assert list(summary) == ["name", "index", "sd", "corrected_sd", "ratio"]
     assert list(summary["name"]) == ["mu", "tau"]
-    np.testing.assert_allclose(summary["ratio"], summary["sd"] / summary["mean-field sd"])
+    np.testing.assert_allclose(summary["ratio"], summary["corrected_sd"] / summary["sd"])
     assert "mean-field" in schools._repr_html_()
 
 

@@ -224,6 +224,8 @@ def assert_same(one, other, where="estimator"):
         assert_same(vars(one), vars(other), where)
     elif isinstance(one, GlobalPosterior):
         assert_same(one.mean, other.mean, where)
+        assert_same(one.corrected_sd, other.corrected_sd, where)
+        assert_same(one.corrected_reason, other.corrected_reason, where)
     else:
         assert one == other or (one != one and other != other), where
 
@@ -444,6 +446,12 @@ def test_a_file_of_an_earlier_tree_still_opens(name):
     np.testing.assert_allclose(fit.score(said["X"]), said["score"], rtol=1e-8)
 
 
+def test_a_file_of_an_earlier_tree_has_no_correction_and_says_so():
+    posterior = skavi.load(FILES / "factor_analysis.skavi").global_posterior_
+    assert posterior.corrected_sd is None
+    assert "earlier version of skavi" in posterior.corrected_reason
+
+
 def test_the_earlier_files_hold_every_class_of_then():
     """All 26 components that there were; later ones need no file of an earlier tree."""
     found = set()
@@ -519,6 +527,9 @@ def test_a_later_format_is_refused(tmp_path):
         lambda header: header["estimator"]["attributes"]["noise_"].update(kind="code"),
         lambda header: header["estimator"]["attributes"]["elbo_curve_"].update(name="b0"),
         lambda header: header["estimator"]["attributes"].update(n_features_in_="4"),
+        lambda header: header["estimator"]["attributes"].update(_global_covariance=1.0),
+        lambda header: header["estimator"]["attributes"].update(_corrected_reason="none"),
+        lambda header: header["estimator"]["attributes"]["_global_covariance"].update(name="a0"),
     ],
 )
 def test_a_header_that_save_never_writes_is_refused(change, tmp_path):
