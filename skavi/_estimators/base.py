@@ -28,6 +28,7 @@ from skavi._fit.final_elbo import final_elbo
 from skavi._fit.linear_response import correction_of
 from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
+from skavi._fit.parametrisation import with_best_parametrisation
 from skavi._fit.start import density_at_start
 from skavi._platform.forks_and_threads import check_fork
 from skavi._platform.html import DOC_LINK_TEMPLATE
@@ -154,6 +155,7 @@ class VariationalInference(
             with named_singularity("X"):
                 plan, rows, start = self._prepare(X, sample_weight, reporter, shared)
                 with reporter.outlasting_interrupts():
+                    plan = with_best_parametrisation(plan, rows)
                     fit = best_fit(plan, rows, start, reporter)
                     check_agreement(rows.ranks, fit.solution.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:

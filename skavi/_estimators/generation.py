@@ -44,10 +44,11 @@ class Generation(FittedEstimator):
         k = self.model_.count_latents(self.n_features_in_)
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
-        z = self.model_.latents_of(aligned(Z[:, :k]))
-        total, draws = z.new_zeros(()), self._theta_draws(32)
+        values = aligned(Z[:, :k])
+        total, draws = values.new_zeros(()), self._theta_draws(32)
         for theta in draws:
-            with defaults_of(z):
+            with defaults_of(values):
+                z = self.model_.latents_of(theta, values)
                 total = total + self.model_.predicted_mean(theta, z) / len(draws)
         if bool(total.isnan().any()):
             widest = max((float(sd.max()) for sd in self.global_posterior_.sd.values()), default=0)
@@ -131,7 +132,7 @@ class Generation(FittedEstimator):
         seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
-        return X.numpy(), self.model_.own_scale(Z).numpy()
+        return X.numpy(), self.model_.own_scale(theta, Z).numpy()
 
     def _theta_draws(self, n_draws):
         fit = self._fitted_model.on_cpu()

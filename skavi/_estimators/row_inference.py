@@ -11,7 +11,7 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.memory import require_memory_of_rows
-from skavi.posterior import LatentPosterior, OwnScalePosterior
+from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
 
@@ -21,6 +21,7 @@ class RowInference(FittedEstimator, TransformerMixin):
     """`transform`, `posterior` and `score`, of training rows or of new ones."""
 
     output: str
+    global_posterior_: GlobalPosterior
     elbo_: float
     get_feature_names_out: Callable[[], np.ndarray]
 
@@ -97,7 +98,8 @@ class RowInference(FittedEstimator, TransformerMixin):
         if not self.model_.has_own_scale:
             return latents
         mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())
-        return OwnScalePosterior.of(latents, self.model_.own_scale, mean, sd)
+        globals_ = self.global_posterior_ if self.model_.own_scale_reads_theta else None
+        return OwnScalePosterior.of(latents, globals_, self.model_.own_scale, mean, sd)
 
     def to_arviz(self, X, n_draws=1000, random_state=None):
         """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.

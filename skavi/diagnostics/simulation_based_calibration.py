@@ -268,7 +268,7 @@ def _simulate_and_fit(estimator, model, n_samples, n_features, state):
         torch.manual_seed(drawn_seed(state))
         theta = {name: distribution.sample() for name, distribution in space.prior.items()}
         X, z = model.simulate(theta, n_samples, n_features)
-    X, Z = X.numpy(), model.own_scale(z).numpy()
+    X, Z = X.numpy(), model.own_scale(theta, z).numpy()
     vi = clone(estimator).set_params(
         model=clone(model), init=None, verbose=0, random_state=drawn_seed(state)
     )

@@ -94,6 +94,10 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         """Return the model with every argument left open (None) set from the training data."""
         return self
 
+    def alternatives(self) -> "list[LatentVariableModel]":
+        """Return the model in every parametrisation that may be fitted; the best ELBO is kept."""
+        return [self]
+
     def check_data(self, X: Tensor) -> None:
         """Raise a ValueError that says which rows of X the model cannot take."""
 

@@ -239,7 +239,7 @@ class GlobalSpace:
         if bijection is identity_transform:
             return mean.reshape(shape), sd.reshape(shape)
         if not self.prior[name].event_shape:
-            nodes, weights = map(aligned, hermite_rule(N_MOMENT_NODES))
+            nodes, weights = (aligned(each).to(mean) for each in hermite_rule(N_MOMENT_NODES))
             draws = mean + sd * nodes.unsqueeze(-1)
         else:
             noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))

@@ -1,11 +1,14 @@
 """What a model's latents stand for, such as topics' proportions, and its moments under q."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, sobol_normal
 from skavi.families import NormalFactors
+from skavi.models._global_space import Theta
 
 #: Quasi-random points: means to 0.003, sds to 0.008 (rms) for wide factors of proportions.
 _N_POINTS = 128
@@ -20,7 +23,9 @@ def fixed_noise(n_points: int, n_latents: int) -> Tensor:
     return aligned(sobol_normal(n_points, n_latents, 0)).unsqueeze(1)
 
 
-def moments_of(function, factors: NormalFactors) -> tuple[Tensor, Tensor]:
+def moments_of(
+    function: Callable[[Tensor], Tensor], factors: NormalFactors
+) -> tuple[Tensor, Tensor]:
     """Return mean and sd of `function` of draws (..., n_rows, n_latents) under every row's factor.
 
     By 128 quasi-random points, the same for all rows and each time, in bounded memory.
@@ -39,27 +44,31 @@ class OwnScale:
 
     #: Whether results are on `own_scale` of the latents, not on that of the latents themselves.
     has_own_scale: bool = False
+    #: Whether `own_scale` reads theta, so that its spread under q is also that of theta.
+    own_scale_reads_theta: bool = False
 
     def latent_names(self, n_features: int) -> list[str] | None:
         """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""
         return None
 
-    def own_scale(self, z: Tensor) -> Tensor:
+    def own_scale(self, theta: Theta, z: Tensor) -> Tensor:
         """Return what latents (..., n_rows, n_latents) stand for, as many numbers as latents.
 
-        A model that overrides it overrides `latents_of`, too, and sets `has_own_scale`.
+        `theta` is one draw, or empty unless `own_scale_reads_theta`. A model that overrides it
+        overrides `latents_of`, too, and sets `has_own_scale`.
         """
         return z
 
-    def latents_of(self, values: Tensor) -> Tensor:
+    def latents_of(self, theta: Theta, values: Tensor) -> Tensor:
         """Return latents that stand for `values` on the model's own scale."""
         return values
 
     def own_moments(self, factors: NormalFactors, globals_: NormalFactors) -> tuple[Tensor, Tensor]:
         """Return means and sds of `own_scale` under every row's factor, (n_rows, n_latents) each.
 
-        By fixed quasi-random points; a model with a better way overrides it.
+        By fixed quasi-random points; a model with a better way, or whose scale reads theta,
+        overrides it.
         """
         if not self.has_own_scale:
             return factors.mean, factors.sd
-        return moments_of(self.own_scale, factors)
+        return moments_of(lambda z: self.own_scale(Theta(), z), factors)

@@ -1,5 +1,7 @@
 """Random-effects meta-analysis."""
 
+import copy
+
 import numpy as np
 import torch
 from torch.distributions import HalfCauchy, HalfNormal, Normal
@@ -15,8 +17,9 @@ class RandomEffects(HierarchicalModel):
     """Effects of studies around a common mean; rows of X are (estimate, standard error).
 
     effect_n ~ N(mu, tau^2), estimate_n ~ N(effect_n, se_n^2), mu ~ N(0, mu_scale^2) and
-    tau ~ HalfCauchy(tau_scale). The latent z_n is (effect_n - mu) / tau, or with ``centred=True``
-    the effect itself.
+    tau ~ HalfCauchy(tau_scale). Inside, the latent z_n is (effect_n - mu) / tau, or with
+    ``centred=True`` the effect itself; `transform`, `posterior`, `inverse_transform` and `sample`
+    speak of effects either way.
 
     Parameters
     ----------
@@ -24,16 +27,19 @@ class RandomEffects(HierarchicalModel):
         Prior standard deviation of mu, in units of the estimates.
     tau_scale : float, default=5.0
         Scale of tau's prior, in units of the estimates.
-    centred : bool, default=False
-        Whether the latent is the effect itself. Mean-field factors usually fit the non-centred
-        form better, unless the data are much more informative than the prior.
+    centred : bool, default=None
+        Whether the latent is the effect itself. None: both forms are fitted by factorized VI, and
+        the one with the higher ELBO is kept, on ``model_.centred``. Mean-field factors fit the
+        non-centred form better unless standard errors are small beside tau.
     tau_prior : {"half_cauchy", "half_normal"}, default="half_cauchy"
         Family of tau's prior.
 
     Notes
     -----
     Source: Rubin (1981), "Estimation in parallel randomized experiments"; priors as in Gelman
-    (2006). Globals: "mu" and "tau", scalars.
+    (2006); on the two forms Papaspiliopoulos, Roberts & Skold (2007). Globals: "mu" and "tau",
+    scalars. Under the non-centred form's q = q(theta) q(z) an effect is mu + tau z, whose mean and
+    sd are exact: E tau z = E tau E z, and so on.
 
     Examples
     --------
@@ -41,14 +47,20 @@ class RandomEffects(HierarchicalModel):
     >>> from skavi.models import RandomEffects
     >>> schools = [[28, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11], [18, 10], [12, 18]]
     >>> vi = FactorizedVI(RandomEffects()).fit(schools)
-    >>> round(vi.elbo_, 2)
-    -31.6
+    >>> round(vi.elbo_, 2), vi.model_.centred
+    (-31.6, False)
+    >>> vi.posterior(schools).to_frame(quantiles=()).round(1).head(2)
+       effect_mean  effect_sd
+    0          9.0        6.1
+    1          6.5        4.7
     """
+
+    own_scale_reads_theta = True
 
     #: Those of the training rows.
     standard_errors_: np.ndarray | None = None
 
-    def __init__(self, mu_scale=5.0, tau_scale=5.0, centred=False, tau_prior="half_cauchy"):
+    def __init__(self, mu_scale=5.0, tau_scale=5.0, centred=None, tau_prior="half_cauchy"):
         self.mu_scale = mu_scale
         self.tau_scale = tau_scale
         self.centred = centred
@@ -57,6 +69,8 @@ class RandomEffects(HierarchicalModel):
     def check(self):
         self._require_positive("mu_scale")
         self._require_positive("tau_scale")
+        known = self.centred is None or isinstance(self.centred, bool | np.bool_)
+        self._require("centred", known, "True, False or None")
         self._require("tau_prior", self.tau_prior in _TAU_PRIORS, f"one of {list(_TAU_PRIORS)}")
 
     def check_data(self, X):
@@ -77,6 +91,13 @@ class RandomEffects(HierarchicalModel):
         model.standard_errors_ = stacked(X[:, 1]).cpu().numpy().copy()
         return model
 
+    def alternatives(self):
+        if self.centred is not None:
+            return [self]
+        models = [copy.copy(self), copy.copy(self)]
+        models[0].centred, models[1].centred = False, True
+        return list(models)
+
     def n_latents(self, n_features):
         return 1
 
@@ -91,7 +112,42 @@ class RandomEffects(HierarchicalModel):
 
     def effect(self, theta, z):
         """Return the effects, shape (n_rows,), for latents z of shape (n_rows, 1)."""
-        return z[:, 0] if self.centred else theta["mu"] + theta["tau"] * z[:, 0]
+        return self.own_scale(theta, z)[:, 0]
+
+    # --- effects --------------------------------------------------------------------------------
+
+    @property
+    def has_own_scale(self):  # type: ignore[override]
+        """Whether the latents are not the effects themselves."""
+        return not self.centred
+
+    def latent_names(self, n_features):
+        return ["effect"]
+
+    def own_scale(self, theta, z):
+        """Return the effects, of the shape of z."""
+        return z if self.centred else theta["mu"] + theta["tau"] * z
+
+    def latents_of(self, theta, values):
+        return values if self.centred else (values - theta["mu"]) / theta["tau"]
+
+    def own_moments(self, factors, globals_):
+        """Return means and sds of the effects mu + tau z, exact as z is independent of theta.
+
+        With e = mu + tau E z given theta: Var e + E tau^2 Var z, where by Stein's identity
+        Cov(mu, tau) = Cov(mu, log tau) E tau for a normal q(mu, log tau).
+        """
+        if self.centred:
+            return factors.mean, factors.sd
+        space = self.global_space(globals_.mean.new_zeros(1, 2))
+        (mu, mu_sd), (tau, tau_sd) = (space.moments(name, globals_) for name in ("mu", "tau"))
+        covariance = globals_.covariance()[0, 1] * tau
+        z = factors.mean
+        given = mu_sd**2 + 2 * covariance * z + tau_sd**2 * z**2
+        within = (tau**2 + tau_sd**2) * factors.sd**2
+        return mu + tau * z, (given + within).sqrt()
+
+    # --- rows -----------------------------------------------------------------------------------
 
     def likelihood(self, z, theta):
         raise NotImplementedError("RandomEffects takes the standard errors from X: see log_local.")

@@ -160,7 +160,7 @@ def _groups(fitted, draws):
     columns: dict[tuple[str, str], list[np.ndarray]] = {}
     for draw in draws:
         known = {("posterior", name): value for name, value in draw.theta.items()}
-        known[("posterior", "z")] = model.own_scale(draw.z)
+        known[("posterior", "z")] = model.own_scale(draw.theta, draw.z)
         known[("sample_stats", "lp")] = draw.log_joint
         known[("sample_stats", "log_q")] = draw.log_q
         for group, method in (

@@ -159,6 +159,11 @@ class GlobalPosterior:
     def _factor(self, corrected):
         return self._corrected_factor() if corrected else self._space_and_factor()[1]
 
+    @property
+    def size(self) -> int:
+        """How many unconstrained numbers theta has."""
+        return self._space_and_factor()[0].size
+
     # --- q --------------------------------------------------------------------------------------
 
     def _space_and_factor(self):
@@ -169,6 +174,16 @@ class GlobalPosterior:
     def draw_unconstrained(self, noise: np.ndarray, corrected: bool = False) -> np.ndarray:
         """Map standard normals, shape (n_draws, size), to draws of the unconstrained globals."""
         return self._factor(corrected).draw(aligned(noise)).numpy()
+
+    def draws(self, noise: np.ndarray, corrected: bool = False) -> dict[str, torch.Tensor]:
+        """Map standard normals, shape (n_draws, size), to draws of the globals by name."""
+        space, _ = self._space_and_factor()
+        u = torch.as_tensor(self.draw_unconstrained(noise, corrected))
+        with defaults_of(u):
+            return {
+                name: space.bijections[name](u[:, where].reshape(len(u), *space.raw_shapes[name]))
+                for name, where in space.slices.items()
+            }
 
     def sample(self, n_draws, random_state=None, corrected=False):
         """Draw globals.
@@ -197,13 +212,7 @@ class GlobalPosterior:
         request = f"GlobalPosterior.sample(n_draws={n_draws}) of {space.size} numbers"
         require_memory(3 * int(n_draws) * space.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, space.size))
-        u = torch.as_tensor(self.draw_unconstrained(noise, corrected))
-        with defaults_of(u):
-            theta = {
-                name: space.bijections[name](u[:, where].reshape(n_draws, *space.raw_shapes[name]))
-                for name, where in space.slices.items()
-            }
-        return {name: value.numpy() for name, value in theta.items()}
+        return {name: value.numpy() for name, value in self.draws(noise, corrected).items()}
 
     def quantile(self, q, corrected=False):
         """Return quantiles of each global on the model's scale.

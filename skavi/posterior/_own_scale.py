@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.random_state import private_state
 from skavi.models._own_scale import fixed_noise
+from skavi.posterior._global import GlobalPosterior
 from skavi.posterior._latent import LatentPosterior
 from skavi.posterior._quantiles import probabilities
 
@@ -30,8 +33,11 @@ class OwnScalePosterior(LatentPosterior):
         As in `LatentPosterior`.
     latents : LatentPosterior
         The normal factors q(z_n) themselves.
+    globals_ : GlobalPosterior or None
+        q(theta), if the model's scale depends on theta.
     own_scale : callable
-        Map from draws of latents to the model's scale.
+        Map from one draw of theta (empty without `globals_`), and draws of latents, to the model's
+        scale.
 
     Examples
     --------
@@ -46,14 +52,21 @@ class OwnScalePosterior(LatentPosterior):
     """
 
     latents: LatentPosterior = field(kw_only=True, repr=False)
+    globals_: GlobalPosterior | None = field(kw_only=True, repr=False)
     own_scale: Callable = field(kw_only=True, repr=False)
 
     @classmethod
-    def of(cls, latents, own_scale, mean, sd):
+    def of(cls, latents, globals_, own_scale, mean, sd):
         """Return the posterior that belongs to normal factors, with moments that are known."""
-        scale = np.empty_like(latents.scale)
         posterior = cls(
-            mean, sd, scale, latents.index, latents.names, latents=latents, own_scale=own_scale
+            mean,
+            sd,
+            scale := np.empty_like(latents.scale),
+            latents.index,
+            latents.names,
+            latents=latents,
+            globals_=globals_,
+            own_scale=own_scale,
         )
         for rows, values in posterior._fixed_draws():
             away = (values - values.mean(0)) / len(values) ** 0.5
@@ -68,7 +81,9 @@ class OwnScalePosterior(LatentPosterior):
         return self.latents
 
     def sample(self, n_draws, random_state=None):
-        return self._on_own_scale(self.latents.sample(n_draws, random_state))
+        state = private_state(random_state)
+        z = self.latents.sample(n_draws, state)
+        return self._on_own_scale(z, state.standard_normal((n_draws, self._n_globals)))
 
     def quantile(self, q):
         """Return quantiles of each number, of 1,024 quasi-random draws.
@@ -98,11 +113,20 @@ class OwnScalePosterior(LatentPosterior):
     def _fixed_draws(self):
         """Yield a few rows and their draws, shape (n_draws, n_few, n_latents)."""
         n_rows, k = self.mean.shape
-        noise = fixed_noise(_FIXED_DRAWS, k)[:, 0].numpy()
+        noise = fixed_noise(_FIXED_DRAWS, k + self._n_globals)[:, 0].numpy()
+        noise, of_globals = noise[:, :k], noise[:, k:]
         for first in range(0, n_rows, max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))):
             rows = slice(first, min(n_rows, first + max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))))
             z = np.einsum("nij,dj->dni", self.latents.scale[rows], noise)
-            yield rows, self._on_own_scale(self.latents.mean[rows] + z)
+            yield rows, self._on_own_scale(self.latents.mean[rows] + z, of_globals)
 
-    def _on_own_scale(self, z):
-        return self.own_scale(aligned(z)).numpy()
+    @property
+    def _n_globals(self):
+        return 0 if self.globals_ is None else self.globals_.size
+
+    def _on_own_scale(self, z, noise):
+        """Map draws of latents, (n_draws, n_rows, n_latents), and noise of theta of each draw."""
+        if self.globals_ is None:
+            return self.own_scale({}, aligned(z)).numpy()
+        theta = self.globals_.draws(noise)
+        return torch.func.vmap(self.own_scale)(theta, aligned(z)).numpy()

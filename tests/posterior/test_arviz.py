@@ -86,11 +86,12 @@ def test_densities_of_draws_are_those_of_scipy():
     vi = FactorizedVI(RandomEffects()).fit(SCHOOLS)
     tree = vi.to_arviz(SCHOOLS, n_draws=20, random_state=0)
     mu, tau = (tree["posterior"][name].values[0] for name in ("mu", "tau"))
-    z = tree["posterior"]["z"].values[0, :, :, 0]
-    of_rows = stats.norm(mu[:, None] + tau[:, None] * z, SCHOOLS[:, 1]).logpdf(SCHOOLS[:, 0])
+    effects = tree["posterior"]["z"].values[0, :, :, 0]
+    z = (effects - mu[:, None]) / tau[:, None]
+    of_rows = stats.norm(effects, SCHOOLS[:, 1]).logpdf(SCHOOLS[:, 0])
     prior = stats.norm(0, 5).logpdf(mu) + stats.halfcauchy(scale=5).logpdf(tau) + np.log(tau)
     lp = (of_rows + stats.norm.logpdf(z)).sum(1) + prior
-    latents, q = vi.posterior(SCHOOLS), vi.global_posterior_
+    latents, q = vi.posterior(SCHOOLS).latents, vi.global_posterior_
     mean, sd = q.unconstrained_mean, q.unconstrained_sd
     log_q = stats.norm(latents.mean[:, 0], latents.sd[:, 0]).logpdf(z).sum(1)
     log_q += stats.norm(mean["mu"], sd["mu"]).logpdf(mu)
