@@ -28,6 +28,7 @@ from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import (
     BayesianDecoder,
+    CouplingBiasWarning,
     FactorAnalysis,
     GaussianProcess,
     HierarchicalModel,
@@ -256,6 +257,7 @@ def attempt(call, *arguments, **keywords):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.simplefilter("ignore", AmortizationWarning)
+            warnings.simplefilter("ignore", CouplingBiasWarning)
             warnings.simplefilter("ignore", DataConversionWarning)
             warnings.filterwarnings("ignore", "X does not have valid feature names")
             return call(*arguments, **keywords)

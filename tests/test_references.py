@@ -19,6 +19,7 @@ import torch
 from torch.distributions import Binomial, HalfCauchy, HalfNormal, Normal
 
 from skavi import FactorizedVI
+from skavi._estimators.fitted_estimator import position_on
 from skavi.distributions import Flat
 from skavi.models import HierarchicalModel, RandomEffects
 
@@ -204,11 +205,12 @@ def rows_of(name):
 
 def factors_of(vi, X):
     """Return {coordinate: (loc, scale)} of all factors, by the reference's kind of names."""
-    posterior, latents = vi.global_posterior_, vi.posterior(X)
+    posterior, latents = vi.global_posterior_, position_on(vi, X).factors()
     found = {}
     for name, mean in posterior.unconstrained_mean.items():
         found[name] = found[f"log {name}"] = (*mean, *posterior.unconstrained_sd[name])
-    for k, (loc, scale) in enumerate(zip(latents.mean.T, latents.sd.T, strict=True)):
+    mean, sd = latents.mean.numpy(), latents.sd.numpy()
+    for k, (loc, scale) in enumerate(zip(mean.T, sd.T, strict=True)):
         found |= {(k, n): pair for n, pair in enumerate(zip(loc, scale, strict=True))}
     return found
 

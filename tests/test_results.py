@@ -255,6 +255,7 @@ def test_a_seed_fixes_the_tree(fitted, table, tree):
     assert not other["posterior_predictive"].equals(tree["posterior_predictive"])
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 @pytest.mark.parametrize(
     ("model", "X"),
     [

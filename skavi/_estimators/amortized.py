@@ -31,8 +31,8 @@ random_state, verbose : as in FactorizedVI
     Attributes
     ----------
     elbo_, elbo_se_, elbo_curve_, n_iter_, starts_, converged_, stopped_early_, \
-suboptimality_, gradient_norm_, global_posterior_, model_, inference_function_, noise_, solver_, \
-family_, global_family_, n_features_in_
+suboptimality_, gradient_norm_, global_posterior_, bias_note_, model_, inference_function_, \
+noise_, solver_, family_, global_family_, n_features_in_
         As in `FactorizedVI`.
 
     Notes

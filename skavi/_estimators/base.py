@@ -46,7 +46,7 @@ from skavi._platform.version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.inference_functions import Table
-from skavi.models import LatentVariableModel
+from skavi.models import CouplingBiasWarning, LatentVariableModel
 from skavi.noise import Noise
 from skavi.solvers import Solver
 
@@ -171,6 +171,8 @@ class VariationalInference(
             if restored is not None:
                 self.elbo_, self.elbo_se_ = final_elbo(restored.problem, restored.outcome.state)
         warn_of_end(self, reporter)
+        if self.bias_note_:
+            warn(self.bias_note_, CouplingBiasWarning)
         return self
 
     def _prepare(self, X, sample_weight, reporter, shared):
@@ -263,10 +265,17 @@ class VariationalInference(
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
         return super()._html_repr() + notes
 
+    @property
+    def bias_note_(self):
+        check_is_fitted(self)
+        names, bias = ", ".join(self.global_posterior_.mean), self.model_.bias_of_globals
+        return f"{type(self.model_).__name__} ({names}): {bias}." if names and bias else ""
+
     def _notes(self):
         """Return what a reader of the results must know, a line each."""
-        note = self.global_posterior_.note if hasattr(self, "global_posterior_") else ""
-        return [note] if note else []
+        if not hasattr(self, "global_posterior_"):
+            return []
+        return [note for note in (self.bias_note_, self.global_posterior_.note) if note]
 
     # --- copies ---------------------------------------------------------------------------------
 

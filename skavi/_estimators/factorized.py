@@ -68,6 +68,9 @@ class FactorizedVI(VariationalInference):
         Norm of the gradient in natural units, in nats a row.
     global_posterior_ : GlobalPosterior
         q(theta) on the model's own scale.
+    bias_note_ : str
+        How independent factors bias the globals of a `MarkovModel`, of which `fit` also warns; else
+        empty.
     model_, inference_function_, noise_, solver_, family_, global_family_ : objects
         The components that were used.
     n_features_in_ : int

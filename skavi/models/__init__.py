@@ -7,11 +7,17 @@ from skavi.models._gaussian_process import GaussianProcess
 from skavi.models._local_level import LocalLevel
 from skavi.models._one_column import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
-from skavi.models._time_series import MarkovModel, SawTimeSeries, TimeSeriesModel
+from skavi.models._time_series import (
+    CouplingBiasWarning,
+    MarkovModel,
+    SawTimeSeries,
+    TimeSeriesModel,
+)
 from skavi.models._topic import TopicModel
 
 __all__ = [
     "BayesianDecoder",
+    "CouplingBiasWarning",
     "FactorAnalysis",
     "GaussianProcess",
     "HierarchicalModel",

@@ -75,6 +75,9 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     #: The least number of latents a row.
     fewest_latents: int = 0
 
+    #: How independent factors bias globals that are free, a sentence; empty: no bias is known.
+    bias_of_globals: str = ""
+
     @left_open
     def n_latents(self, n_features: int) -> int:
         """Return the number of latents a row, which may be 0; an attribute, an int, serves, too."""

@@ -146,12 +146,37 @@ class SawTimeSeries(TimeSeriesModel):
         return (-0.5 * ((z - self.previous(X)) ** 2 + residual**2) - LOG_2PI).sum(-1)
 
 
+class CouplingBiasWarning(UserWarning):
+    """A `MarkovModel` was fitted whose unknown globals are biased by independent factors.
+
+    Factors q(z_n) that are independent ignore how neighbouring latents vary together: estimates of
+    variances and of persistence are off by many of their sds, corrected ones included. To go on
+    with them all the same:
+    ``warnings.simplefilter("ignore", skavi.models.CouplingBiasWarning)``.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import CouplingBiasWarning, LocalLevel
+    >>> X = [[1.0], [2.0], [1.5], [3.0]]
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", CouplingBiasWarning)
+    ...     unknown = FactorizedVI(LocalLevel()).fit(X)
+    ...     known = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=0.5)).fit(X)
+    >>> [w.category.__name__ for w in caught]
+    ['CouplingBiasWarning']
+    """
+
+
 class MarkovModel(LatentVariableModel):
     """Latents in a Markov chain: p(z_1 | theta) prod_n p(z_n | z_{n-1}, theta) p(x_n | z_n, theta).
 
     Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
     Neighbouring latents are coupled, so no function of a window of rows closes the amortization
-    gap; a wider window narrows it. The default ``context`` is (2, 2).
+    gap; a wider window narrows it. The default ``context`` is (2, 2). Unknown variances and
+    persistence among the globals are biased by independent factors, which a fit warns of
+    (`CouplingBiasWarning`): give known values, for example maximum likelihood by a Kalman filter.
 
     Examples
     --------
@@ -183,6 +208,12 @@ class MarkovModel(LatentVariableModel):
     ideal_context = None
     coupling: Coupling = CHAIN
     fewest_latents = 1
+    bias_of_globals = (
+        "independent factors of latents in a chain bias estimates of unknown variances and "
+        "persistence, not only their sds, and corrected sds do not cover that: estimate these by "
+        "exact filtering (Kalman) or MCMC and give them to the model as known; see the how-to on "
+        "time series"
+    )
 
     @abstractmethod
     def initial_prior(self, theta: Theta) -> Distribution:

@@ -113,6 +113,7 @@ def chain(n_rows, seed=0):
     return np.cumsum(rng.normal(size=(n_rows, 1)), 0) + rng.normal(size=(n_rows, 1))
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 def test_a_chains_band_gives_what_one_dense_matrix_gives():
     vi, X = FactorizedVI(LocalLevel()).fit(chain(12)), chain(12)
     here = vi._fitted_model.at(vi._rows(X))

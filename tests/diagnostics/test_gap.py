@@ -33,7 +33,10 @@ from skavi.noise import MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import Adam
 
 # Gaps that no window closes, and narrow functions, are what is measured here.
-pytestmark = pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::skavi.closability.AmortizationWarning",
+    "ignore::skavi.models.CouplingBiasWarning",
+)
 LEVEL = {"level_sd": 0.7, "noise_sd": 1.2, "initial_mean": 0.5, "initial_sd": 2.0}
 LEVEL_ARGUMENTS = {"m0": 0.5, "s0": 2.0, "q": 0.7, "r": 1.2}
 

@@ -182,6 +182,7 @@ def test_a_seed_fixes_the_ranks(fitted):
     assert (one != other).any()
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 def test_what_cannot_be_simulated_is_said(fitted):
     with pytest.raises(ValueError, match=r"LinearModel has a flat prior of 'theta'.*refit=False"):
         calibration(FactorizedVI(LinearModel()), 20)

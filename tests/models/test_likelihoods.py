@@ -383,6 +383,7 @@ def test_where_q_is_the_posterior_every_weight_is_the_evidence(n_draws):
     np.testing.assert_allclose(vi.score_samples(X, n_draws=n_draws), evidence, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 def test_importance_weights_need_draws_and_independent_rows():
     X, vi, _ = known_ppca()
     with pytest.raises(ValueError, match="n_draws=1 must be None or an integer >= 2"):

@@ -1,5 +1,7 @@
 """Models whose rows are a series: exact answers, simulation, edges and lengths."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,14 @@ from closed_forms import (
 from skavi import AmortizedVI, FactorizedVI
 from skavi.distributions import Flat, defaults_of, innermost
 from skavi.inference_functions import MLP, Constant, Polynomial
-from skavi.models import BayesianDecoder, GaussianProcess, LocalLevel, MarkovModel, SawTimeSeries
+from skavi.models import (
+    BayesianDecoder,
+    CouplingBiasWarning,
+    GaussianProcess,
+    LocalLevel,
+    MarkovModel,
+    SawTimeSeries,
+)
 from skavi.solvers import LBFGS, CoordinateAscent, Newton
 
 pytestmark = pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
@@ -83,6 +92,7 @@ def test_factorized_vi_finds_the_smoothers_means(model, solver, tolerance, serie
     assert (latents.sd[:, 0] ** 2 < exact.variances).all()  # mean-field is too narrow
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 def test_latent_variances_are_found():
     """Variances of 0.49 and 1.44: q of 1,000 rows holds them within four of its wide sds."""
     vi = FactorizedVI(LocalLevel()).fit(random_walk(1000))
@@ -93,6 +103,33 @@ def test_latent_variances_are_found():
     assert 0.7 < q.mean["noise_variance"] < 2.8
     general = FactorizedVI(LocalLevel(), solver=LBFGS()).fit(random_walk(1000))
     assert general.elbo_ == pytest.approx(vi.elbo_, abs=1e-4)  # tol: 1e-8 nats a row
+
+
+@pytest.mark.parametrize("way", ["factorized", "amortized"])
+def test_unknown_variances_of_a_chain_are_told_to_be_biased(way):
+    """Level steps of sd 40, noise of 120: the posterior holds 26 to 60 and 101 to 135 (5 to 95 %).
+
+    By a grid over both sds, with the Kalman filter's likelihood and the same priors.
+    """
+    rng = np.random.default_rng(3)
+    y = (1000 + np.cumsum(40 * rng.normal(size=100)) + 120 * rng.normal(size=100))[:, None]
+    start = {"initial_mean": 1000.0, "initial_sd": 1000.0}
+    wide = Polynomial(1, context=(3, 3))
+    estimator = {
+        "factorized": FactorizedVI,
+        "amortized": lambda model: AmortizedVI(model, wide),
+    }[way]
+    with pytest.warns(CouplingBiasWarning, match=r"^LocalLevel \(level_variance, noise_variance\)"):
+        vi = estimator(LocalLevel(**start)).fit(y)
+    assert "bias" in vi.bias_note_ and vi.bias_note_ in repr(vi) and "bias" in vi._repr_html_()
+    if way == "factorized":
+        sds = {n: float(v) ** 0.5 for n, v in vi.global_posterior_.mean.items()}
+        assert sds["level_variance"] > 60 and sds["noise_variance"] < 101  # biased indeed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CouplingBiasWarning)
+        known = estimator(LocalLevel(level_sd=40.0, noise_sd=120.0, **start)).fit(y)
+    assert known.bias_note_ == "" and "bias" not in repr(known)
+    assert FactorizedVI(SawTimeSeries()).fit(y).bias_note_ == ""
 
 
 # The paper's counter-example
@@ -243,6 +280,7 @@ def test_rows_beyond_the_ends_of_other_models_read_as_zero(series):
 # Series of any length
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 @pytest.mark.parametrize("n", [1, 2, 1000])
 @pytest.mark.parametrize(
     "model",

@@ -58,6 +58,7 @@ EARLIER = json.loads((FILES / "said.json").read_text())
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*did not converge:sklearn.exceptions.ConvergenceWarning",
     "ignore::skavi.closability.AmortizationWarning",
+    "ignore::skavi.models.CouplingBiasWarning",
 )
 
 

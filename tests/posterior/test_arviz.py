@@ -30,6 +30,7 @@ from skavi.solvers import Adam
 
 arviz_stats = pytest.importorskip("arviz_stats", reason="arviz-stats is not installed")
 
+pytestmark = pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 RNG = np.random.default_rng(0)
 COLUMN = RNG.normal(2.0, 3.0, size=(12, 1))
 TABLE = RNG.normal(size=(15, 1)) @ RNG.normal(size=(1, 3)) + 0.5 * RNG.normal(size=(15, 3))

@@ -15,6 +15,8 @@ from skavi.solvers import LBFGS, Newton
 from skavi.solvers._newton_banded import BandedSystem
 from skavi.solvers._newton_dense import DenseSystem
 
+pytestmark = pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
+
 
 class Counts(MarkovModel):
     """A Poisson rate that wanders, around a latent level."""
