@@ -15,7 +15,7 @@ from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import factorized_like
 from skavi.posterior import GlobalPosterior
-from skavi.posterior._correction import corrected_sds
+from skavi.posterior._correction import Correction
 
 #: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN = 10
@@ -160,12 +160,16 @@ def _result(here, response):
     covariance = response.of_rows()[:, :k, :k]
     raw_globals, of_globals = _array(here.raw_globals), _array(response.of_globals)
     q_theta = GlobalPosterior(
-        objective.model, objective.global_family, raw_globals, here.fit.n_features
+        objective.model,
+        objective.global_family,
+        raw_globals,
+        here.fit.n_features,
+        Correction(of_globals),
     )
     return LinearResponse(
         covariance=_array(covariance),
         sd=_array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
-        global_sd=corrected_sds(objective.space, objective.global_family, raw_globals, of_globals),
+        global_sd=q_theta.corrected_sd,
         unconstrained_global_covariance=of_globals[:size, :size],
         mean_field_sd=_array(objective.local_factors(here.raw).sd),
         mean_field_global_sd=q_theta.sd,

@@ -143,7 +143,7 @@ class GlobalPosterior:
         pairs.append((self.unconstrained_corrected_sd, self.unconstrained_sd))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = [wide[name] / narrow[name] for wide, narrow in pairs for name in narrow]
-        return max((float(np.nanmax(ratio, initial=0.0)) for ratio in ratios), default=0.0)
+        return max((float(np.nan_to_num(r, nan=0.0).max(initial=0.0)) for r in ratios), default=0.0)
 
     def _corrected_factor(self):
         """Return the normal with q's unconstrained means and the linear-response covariance."""
