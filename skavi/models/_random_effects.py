@@ -10,6 +10,8 @@ from skavi._data.process_ranks import over_ranks, stacked
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
 
+#: Of the median standard error: where effects do not seem to vary, tau starts there. Not measured.
+_LEAST_TAU = 0.3
 _TAU_PRIORS = {"half_cauchy": HalfCauchy, "half_normal": HalfNormal}
 
 
@@ -90,6 +92,20 @@ class RandomEffects(HierarchicalModel):
         model = type(self)(**self.get_params())
         model.standard_errors_ = stacked(X[:, 1]).cpu().numpy().copy()
         return model
+
+    @over_ranks
+    def initial_globals(self, X, weights):
+        """Return the moment estimates of DerSimonian & Laird (1986), equations 6 and 8."""
+        estimate, se, counts = (stacked(each) for each in (*X.T, weights))
+        fixed = counts / se**2
+        total = fixed.sum()
+        centre = (fixed * estimate).sum() / total
+        heterogeneity = (fixed * (estimate - centre) ** 2).sum() - (counts.sum() - 1)
+        tau2 = heterogeneity / (total - (fixed**2 / counts.clamp_min(1e-300)).sum() / total)
+        least = (_LEAST_TAU * se.median()) ** 2
+        tau2 = torch.nan_to_num(tau2, nan=0.0, posinf=0.0).clamp_min(least)
+        random = counts / (se**2 + tau2)
+        return {"mu": (random * estimate).sum() / random.sum(), "tau": tau2.sqrt()}
 
     def alternatives(self):
         if self.centred is not None:
