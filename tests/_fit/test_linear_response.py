@@ -52,6 +52,22 @@ class Conjugate(HierarchicalModel):
         return Normal(z, 1.0)
 
 
+class Line(HierarchicalModel):
+    """x_n2 ~ N(a + b x_n1, 1) with flat-ish priors on (a, b), and no latents."""
+
+    n_latents = 0
+
+    def global_prior(self, n_features):
+        return {"ab": Normal(torch.zeros(2), 10.0)}
+
+    def likelihood(self, z, theta):
+        raise NotImplementedError
+
+    def log_likelihood(self, theta, z, X):
+        a, b = theta["ab"]
+        return Normal(a + b * X[:, 0], 1.0).log_prob(X[:, 1])
+
+
 def corrected(vi):
     return float(vi.global_posterior_.corrected_sd["theta"])
 
@@ -76,6 +92,21 @@ def test_a_conjugate_normals_sd_is_exact(way):
     vi = WAYS[way](Conjugate()).fit(COLUMN)
     assert corrected(vi) == pytest.approx((1 / 4 + 30 / 3.25) ** -0.5, rel=EXACT)
     assert vi.global_posterior_.sd["theta"] < 0.85 * corrected(vi)  # q's own would be seen
+
+
+def test_a_regression_without_latents_is_exact():
+    """The precision of (a, b) is 1 / 10^2 + (1, x)'(1, x); q's sds are of one given the other."""
+    x = np.linspace(4.0, 6.0, 20)
+    vi = FactorizedVI(Line()).fit(np.column_stack([x, 1 + 2 * x]))
+    design = np.column_stack([np.ones(20), x])
+    exact = np.linalg.inv(np.eye(2) / 100 + design.T @ design)
+    found = vi.global_posterior_
+    np.testing.assert_allclose(found.corrected_sd["ab"], np.sqrt(np.diag(exact)), rtol=EXACT)
+    draws = found.sample(20_000, random_state=0, corrected=True)["ab"]
+    assert np.corrcoef(draws.T)[0, 1] == pytest.approx(
+        exact[0, 1] / np.sqrt(exact[0, 0] * exact[1, 1]), abs=0.005
+    )
+    assert "times" in found.note
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -158,7 +189,7 @@ def test_a_stream_has_none():
 
 def test_many_globals_have_none():
     counts = RNG.poisson(1.0, size=(12, 251)).astype(float)
-    said = reason(FactorizedVI(TopicModel(2), random_state=0).fit(counts))
+    said = reason(FactorizedVI(TopicModel(2), random_state=0, n_init=1).fit(counts))
     assert "502 globals" in said and "up to 500" in said
 
 
