@@ -30,6 +30,8 @@ from skavi.solvers._base import unwatched
 _REFERENCE_ITERATIONS = 200
 #: Nats: a start that comes nearer to the best one confirms it.
 _APART = 1.0
+#: Times tol: what two fits of one optimum may differ by, as where no step gains.
+_TIMES_TOL = 10
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Fit:
     reached : list of float
         ELBOs of the fits that converged, best first.
     alone : bool
-        Whether the best of several is more than 1 nat, and more than two fits may leave over,
+        Whether the best of several is more than 1 nat, and more than 10 tol a row,
         above the next.
     """
 
@@ -134,7 +136,7 @@ def best_fit(
         raise errors[0]
     best, elbo, se = max(fits, key=lambda fit: (fit[0].outcome.converged, fit[1]))
     reached = sorted((fit[1] for fit in fits if fit[0].outcome.converged), reverse=True)
-    apart = max(_APART, 2 * plan.tol * best.problem.total_weight)
+    apart = max(_APART, _TIMES_TOL * plan.tol * best.problem.total_weight)
     alone = len(reached) > 1 and reached[0] - reached[1] > apart
     return Fit(with_suboptimality(best, plan.tol), elbo, se, reached, alone)
 
