@@ -118,17 +118,23 @@ class _Surroundings(TorchFunctionMode):
         if func in _FACTORIES:
             kwargs = self._with_defaults(func, args, kwargs)
         elif kwargs or _may_differ(args, self.dtype):
-            first, dtype = (), self.dtype
-            if _writes(func):  # a cast would copy what is written into
-                first, dtype = args[:1], args[0].dtype
-            args = [*first, *(_cast(value, dtype) for value in args[len(first) :])]
-            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+            args, kwargs = self._in_one_dtype(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError) as error:
             if not isinstance(error, LeavesTorchError):
                 _explain(func, error)
             raise
+
+    def _in_one_dtype(self, func, args, kwargs):
+        """Cast all arguments, but none that may be written into: a cast would be a copy."""
+        first, dtype = (), self.dtype
+        if _writes(func):
+            if not args or not isinstance(args[0], Tensor):
+                return args, kwargs
+            first, dtype = args[:1], args[0].dtype
+        rest = (_cast(value, dtype) for value in args[len(first) :])
+        return [*first, *rest], {name: _cast(value, dtype) for name, value in kwargs.items()}
 
     def _with_defaults(self, func, args, kwargs):
         kwargs = dict(kwargs)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from skavi._platform.private_names import count_function_modes, pop_function_mode
 from skavi.posterior import GlobalPosterior
 from skavi.posterior._correction import Correction
 
@@ -50,6 +51,7 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NO
 def unchanged_on_error(estimator):
     """Restore an estimator's attributes if the body raises."""
     before, grad_mode = dict(estimator.__dict__), torch.is_grad_enabled()
+    n_modes = count_function_modes()
     try:
         yield
     except BaseException:
@@ -59,5 +61,7 @@ def unchanged_on_error(estimator):
         own.clear()
         own.update(before | kept)
         raise
-    finally:  # Ctrl-C at the end of a `with torch.no_grad()` can leave gradients disabled
+    finally:  # Ctrl-C at the end of a `with` can leave gradients disabled, or a model's dtype on
         torch.set_grad_enabled(grad_mode)
+        while count_function_modes() > n_modes:
+            pop_function_mode()

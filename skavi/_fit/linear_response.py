@@ -146,7 +146,7 @@ def _from_border(rows, d: Derivatives, weights) -> Response:
     n, n_row = d.row_steps.shape
 
     def of_rows():
-        response = left.response.reshape(n, n_row, -1)
+        response = left.response.reshape(n, n_row, left.response.shape[-1])
         own = rows.inverse_blocks(n_row) * weights[:, None, None]
         blocks = own + response @ inverse @ response.mT
         return blocks * d.row_steps.unsqueeze(-1) * d.row_steps.unsqueeze(-2)

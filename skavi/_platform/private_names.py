@@ -7,6 +7,8 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils._pprint import _EstimatorPrettyPrinter
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from torch._C import _are_functorch_transforms_active as are_transforms_active
+from torch._C import _len_torch_function_stack as count_function_modes
+from torch._C import _pop_torch_function_stack as pop_function_mode
 
 __all__ = [
     "HasMethods",
@@ -16,9 +18,11 @@ __all__ = [
     "can_reuse_listener",
     "check_sample_weight",
     "clone_parametrized",
+    "count_function_modes",
     "fit_context",
     "keep_lines_wrapped",
     "open_listener",
+    "pop_function_mode",
     "send",
 ]
 

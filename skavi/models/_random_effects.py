@@ -53,8 +53,8 @@ class RandomEffects(HierarchicalModel):
     (-31.6, False)
     >>> vi.posterior(schools).to_frame(quantiles=()).round(1).head(2)
        effect_mean  effect_sd
-    0          9.0        6.1
-    1          6.5        4.7
+    0          5.4        4.9
+    1          4.8        4.8
     """
 
     own_scale_reads_theta = True

@@ -27,7 +27,7 @@ def test_exact_intervals_hold_90_per_cent():
 
     low, high = exact_interval(X)
     total, below, above = (
-        dblquad(density, -8, 4, *ends, epsabs=1e-10)[0]
+        dblquad(density, -8, 4, *ends, epsabs=1e-12, epsrel=1e-5)[0]
         for ends in ((-15, 15), (-15, low), (high, 15))
     )
     assert below / total == pytest.approx(0.05, abs=1e-3)

@@ -18,6 +18,7 @@ from closed_forms import (
 )
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi._estimators.fitted_estimator import position_on
+from skavi.diagnostics import gap as gap_module
 from skavi.inference_functions import Constant, Polynomial
 from skavi.models import (
     FactorAnalysis,
@@ -325,3 +326,18 @@ def test_wrong_kinds_are_named(column):
         amortization_gap(
             fitted, np.hstack([column, column]), FactorizedVI(LinearModel()).fit(column)
         )
+
+
+def test_rows_that_the_function_solves_better_are_counted(monkeypatch):
+    """Three rows whose own solver ends one unit off, and so below the function's exact factors."""
+    X = np.array([[0.0], [1.0], [5.0]])
+    amortized = AmortizedVI(LinearModel(), Polynomial(1)).fit(X)
+    assert amortization_gap(amortized, X).n_amortized_better == 0
+    own = gap_module.solve_rows
+
+    def poor(problem, raw_globals, tol, start=None):
+        raw, converged = own(problem, raw_globals, tol, start)
+        return raw + 1.0 if start is None else raw, converged
+
+    monkeypatch.setattr(gap_module, "solve_rows", poor)
+    assert amortization_gap(amortized, X).n_amortized_better == 3

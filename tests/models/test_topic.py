@@ -570,7 +570,7 @@ def test_top_words_need_a_name_a_word(fitted):
 
 
 @pytest.mark.changes_globals
-@parametrize_with_checks([e(TopicModel(2)) for e in (FactorizedVI, AmortizedVI)])
+@parametrize_with_checks([e(TopicModel(2), n_init=1) for e in (FactorizedVI, AmortizedVI)])
 def test_check(estimator, check):
     if "array_api" in getattr(check, "func", check).__name__:
         return  # tests/test_sklearn_checks.py says why and where they run
