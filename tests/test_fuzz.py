@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 import skavi.models
 import skavi.noise
 from skavi import AmortizedVI, FactorizedVI
-from skavi._fit import final_elbo, local_problems, other_optima
+from skavi._fit import final_elbo, local_problems, other_optima, starts_of_theta
 from skavi.closability import AmortizationWarning
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
@@ -344,6 +344,9 @@ def hasty(monkeypatch):
     monkeypatch.setattr(final_elbo, "_MOST_DRAWS", 32)
     monkeypatch.setattr(other_optima, "_LOCAL_ITERATIONS", 10)
     monkeypatch.setattr(skavi.noise, "MAX_NODES", 300)
+    monkeypatch.setattr(starts_of_theta, "_MAX_ITER", 5)
+    monkeypatch.setattr(starts_of_theta, "_MOST_CLIMBS", 2)
+    monkeypatch.setattr(starts_of_theta, "_N_POINTS", 32)
 
 
 def test_any_input_gives_a_fit_or_a_documented_error():

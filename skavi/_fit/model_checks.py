@@ -9,7 +9,15 @@ from torch.distributions import Distribution
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
 from skavi._numerics.whole_numbers import is_whole
-from skavi.distributions import LeavesTorchError, innermost, is_real, refuses_parameters
+from skavi.distributions import (
+    LeavesTorchError,
+    defaults_of,
+    innermost,
+    is_real,
+    refuses_parameters,
+)
+from skavi.models import HierarchicalModel, MarkovModel
+from skavi.models._base import overrides
 from skavi.models._held_modules import fixed_modules
 from skavi.objective import Objective, bind
 
@@ -49,6 +57,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     raw = start_locals(objective, raw_globals, rows.X)
     z = objective.local_factors(raw).mean
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
+    _check_likelihood(model, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
     return replace(objective, batched=_goes_through_vmap(objective, raw_globals, z, rows.X))
@@ -170,6 +179,22 @@ def _check_support(model, theta, z, X):
         raise ValueError(
             f"X has {len(bad)} values (first at row {int(bad[0, 0])}{column}) outside the support "
             f"of {type(model).__name__}.likelihood, {support}."
+        )
+
+
+def _check_likelihood(model, theta, z, X):
+    """Ask for one log likelihood a row: a sum over rows would be added to each row's prior."""
+    written_out = isinstance(model, HierarchicalModel) and overrides(
+        model, HierarchicalModel, "log_local"
+    )
+    if written_out or not isinstance(model, HierarchicalModel | MarkovModel):
+        return
+    with defaults_of(z):
+        shape = tuple(model.log_likelihood(theta, z, X).shape)
+    if shape != (len(X),):
+        raise ValueError(
+            f"{type(model).__name__}.log_likelihood has shape {shape} for {len(X)} rows: it must "
+            f"give one number a row, ({len(X)},)."
         )
 
 

@@ -181,17 +181,6 @@ def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
     return getattr(type(model), name) is not getattr(base, name)
 
 
-def one_a_row(model: LatentVariableModel, values: Tensor, z: Tensor) -> Tensor:
-    """Return the rows' log likelihoods; a sum over rows would be added to each row's prior."""
-    shape = tuple(values.shape)
-    if shape != (len(z),):
-        raise ValueError(
-            f"{type(model).__name__}.log_likelihood has shape {shape} for {len(z)} rows: it must "
-            f"give one number a row, ({len(z)},)."
-        )
-    return values
-
-
 def no_latents() -> Distribution:
     """Return the prior of no latents at all."""
     return Normal(torch.zeros(0), torch.ones(0), validate_args=False)
@@ -291,7 +280,7 @@ class HierarchicalModel(LatentVariableModel):
 
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z_n, x_n | theta), shape (n_rows,)."""
-        return self.log_prior(theta, z, X) + one_a_row(self, self.log_likelihood(theta, z, X), z)
+        return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
 
     def latent_prior(self, n_features, theta, *conditions):
         """Return `local_prior` given theta and `conditions`, or the prior of no latents."""
@@ -330,7 +319,7 @@ class HierarchicalModel(LatentVariableModel):
             return self.log_terms(theta, z, X)  # written out: nothing to take apart
         with defaults_of(z):
             prior = self.expected_log_prior(theta, z, factors, X)
-            return prior + one_a_row(self, self.log_likelihood(theta, z, X), z)
+            return prior + self.log_likelihood(theta, z, X)
 
     def expected_log_prior(self, theta, z, factors, X):
         """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""

@@ -14,7 +14,6 @@ from skavi.models._base import (
     HierarchicalModel,
     LatentVariableModel,
     for_latents,
-    one_a_row,
     overrides,
     start_at,
 )
@@ -254,8 +253,7 @@ class MarkovModel(LatentVariableModel):
         with defaults_of(z):
             first = log_prob(self.initial_prior(theta), z[:1])
             later = log_prob(self.transition(z[:-1], theta), z[1:])
-            rows = one_a_row(self, self.log_likelihood(theta, z, X), z)
-            return torch.cat([first, later]) + rows
+            return torch.cat([first, later]) + self.log_likelihood(theta, z, X)
 
     def log_likelihood(self, theta, z, X):
         with defaults_of(z):
