@@ -25,15 +25,15 @@ NOISY = {"noise": MonteCarlo(2), "max_iter": 60, "random_state": 0}
 FITS = {
     "coordinate ascent": (FactorizedVI(FactorAnalysis(2), random_state=0), WIDE),
     "LBFGS": (FactorizedVI(FactorAnalysis(2), solver=LBFGS(), random_state=0), WIDE),
-    "Newton, noise refined": (FactorizedVI(RandomEffects(), random_state=0), SCHOOLS),
+    "Newton, noise refined": (FactorizedVI(RandomEffects(centred=False), random_state=0), SCHOOLS),
     "Newton, other basins": (FactorizedVI(NonlinearModel(), random_state=0), COLUMN),
     "Newton, linear function": (
-        AmortizedVI(RandomEffects(), Polynomial(1), random_state=0),
+        AmortizedVI(RandomEffects(centred=False), Polynomial(1), random_state=0),
         SCHOOLS,
     ),
     "Newton, network": (
         AmortizedVI(
-            RandomEffects(),
+            RandomEffects(centred=False),
             MLP((6,), "tanh"),
             noise=GaussHermite(8),
             solver=Newton(),

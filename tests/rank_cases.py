@@ -51,7 +51,11 @@ def _quick(Estimator, *args, **kwargs):
 #: Name: (rows, estimator, whether rows have weights).
 CASES = {
     "table, Newton": (_wave(230), _quick(FactorizedVI, NonlinearModel()), True),
-    "table, two globals": (_studies(120), _quick(FactorizedVI, RandomEffects()), False),
+    "table, two globals": (
+        _studies(120),
+        _quick(FactorizedVI, RandomEffects(centred=False)),
+        False,
+    ),
     "table, coordinate ascent": (_plane(150), _quick(FactorizedVI), True),
     "table, missing cells": (_plane(150, True), _quick(FactorizedVI, FactorAnalysis(2)), False),
     "table, LBFGS": (
@@ -129,17 +133,21 @@ def _short(model, solver, function=None, **arguments):
 
 #: Fits that stop far from the optimum, where what they tell of it is more than rounding.
 SHORT = {
-    "short, Newton": (_studies(120), _short(RandomEffects(), Newton()), True),
-    "short, LBFGS": (_studies(120), _short(RandomEffects(), LBFGS()), True),
+    "short, Newton": (_studies(120), _short(RandomEffects(centred=False), Newton()), True),
+    "short, LBFGS": (_studies(120), _short(RandomEffects(centred=False), LBFGS()), True),
     "short, coordinate ascent": (
         _plane(150, True),
         _short(FactorAnalysis(2, "diagonal"), CoordinateAscent()),
         True,
     ),
-    "short, Adam": (_studies(120), _short(RandomEffects(), Adam(), noise=MonteCarlo(2)), True),
+    "short, Adam": (
+        _studies(120),
+        _short(RandomEffects(centred=False), Adam(), noise=MonteCarlo(2)),
+        True,
+    ),
     "short, batches": (
         _studies(120),
-        _short(RandomEffects(), Adam(batch_size=20), noise=MonteCarlo(2)),
+        _short(RandomEffects(centred=False), Adam(batch_size=20), noise=MonteCarlo(2)),
         True,
     ),
     "short, polynomial": (_wave(230), _short(NonlinearModel(), Newton(), Polynomial(2)), True),

@@ -24,6 +24,7 @@ import skavi.noise
 from skavi import AmortizedVI, FactorizedVI
 from skavi._fit import final_elbo, local_problems, other_optima, starts_of_theta
 from skavi.closability import AmortizationWarning
+from skavi.diagnostics import SeveralOptimaWarning
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import (
@@ -258,6 +259,7 @@ def attempt(call, *arguments, **keywords):
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.simplefilter("ignore", AmortizationWarning)
             warnings.simplefilter("ignore", CouplingBiasWarning)
+            warnings.simplefilter("ignore", SeveralOptimaWarning)
             warnings.simplefilter("ignore", DataConversionWarning)
             warnings.filterwarnings("ignore", "X does not have valid feature names")
             return call(*arguments, **keywords)
@@ -305,11 +307,11 @@ def check_predictions(vi, Z):
 
 def check_situation(vi, X, weights, new):
     before = frozen(X), frozen(weights)
-    parameters = repr(vi)
+    parameters = repr(vi.get_params())
     fitted = attempt(vi.fit, X, sample_weight=weights)
     check_unchanged(X, before[0])
     check_unchanged(weights, before[1])
-    assert repr(vi) == parameters
+    assert repr(vi.get_params()) == parameters
     if fitted is None:
         assert not hasattr(vi, "elbo_"), "a failed fit left attributes"
         return

@@ -122,7 +122,7 @@ from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, NonlinearModel
 warnings.simplefilter("ignore")
 small = np.random.default_rng(0).normal(size=(200, {d}))
-vi = {estimator}.set_params(random_state=0, max_iter=20).fit(small)
+vi = {estimator}.set_params(random_state=0, max_iter=50).fit(small)
 vi.transform(small)
 X = np.random.default_rng(1).normal(size=(200_000, {d}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
