@@ -124,7 +124,7 @@ warnings.simplefilter("ignore")
 small = np.random.default_rng(0).normal(size=(200, {d}))
 vi = {estimator}.set_params(random_state=0, max_iter=50).fit(small)
 vi.transform(small)
-X = np.random.default_rng(1).normal(size=(200_000, {d}))
+X = np.random.default_rng(1).normal(size=(100_000, {d}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 {call}
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
