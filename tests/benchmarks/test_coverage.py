@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.integrate import dblquad
 from scipy.stats import halfcauchy, norm
 
 from benchmarks.coverage import (
@@ -17,19 +16,18 @@ from benchmarks.coverage import (
 
 
 def test_exact_intervals_hold_90_per_cent():
-    """The posterior of (mu, log tau) integrated anew, by adaptive quadrature in two dimensions."""
+    """The posterior of (mu, log tau) integrated anew, on a grid in both: the trapezoidal rule."""
     X = simulated(5, 1.0, seed=3)
-
-    def density(mu, log_tau):
-        tau = np.exp(log_tau)
-        rows = norm(mu, np.hypot(X[:, 1], tau)).logpdf(X[:, 0]).sum()
-        return np.exp(rows + norm(0, 5).logpdf(mu) + halfcauchy(scale=5).logpdf(tau) + log_tau)
-
+    mu, log_tau = np.linspace(-8, 4, 2401), np.linspace(-15, 15, 601)
+    tau = np.exp(log_tau)
+    log_p = norm(0, 5).logpdf(mu)[:, None] + halfcauchy(scale=5).logpdf(tau) + log_tau
+    for estimate, se in X:
+        log_p = log_p + norm(mu[:, None], np.hypot(se, tau)).logpdf(estimate)
+    each = np.exp(log_p - log_p.max()).sum(1)
+    mass = np.cumsum(each) - 0.5 * each  # up to each point of the grid
     low, high = exact_interval(X)
-    total, below, above = (
-        dblquad(density, -8, 4, *ends, epsabs=1e-12, epsrel=1e-5)[0]
-        for ends in ((-15, 15), (-15, low), (high, 15))
-    )
+    total = mass[-1]
+    below, above = np.interp(low, mu, mass), total - np.interp(high, mu, mass)
     assert below / total == pytest.approx(0.05, abs=1e-3)
     assert above / total == pytest.approx(0.05, abs=1e-3)
 
