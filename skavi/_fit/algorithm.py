@@ -1,5 +1,6 @@
 """A fit, step by step: start, solve, refine the noise, try other optima, estimate what is left."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -127,6 +128,8 @@ def best_fit(
         try:
             solution = fit_model(plan, rows, point, progress)
         except FloatingPointError as error:
+            if rows.ranks.size > 1:  # other ranks may have succeeded
+                raise
             errors.append(error)
             continue
         fits.append((solution, *final_elbo(solution.problem, solution.outcome.state)))
@@ -134,7 +137,8 @@ def best_fit(
             break
     if not fits:
         raise errors[0]
-    best, elbo, se = max(fits, key=lambda fit: (fit[0].outcome.converged, fit[1]))
+    fits.sort(key=lambda fit: (math.isfinite(fit[1]), fit[0].outcome.converged, fit[1]))
+    best, elbo, se = fits[-1]
     reached = sorted((fit[1] for fit in fits if fit[0].outcome.converged), reverse=True)
     apart = max(_APART, _TIMES_TOL * plan.tol * best.problem.total_weight)
     # Topics end a little apart from every start; nobody is warned of that.

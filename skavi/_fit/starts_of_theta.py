@@ -44,8 +44,7 @@ _SPREADS = (3.0, 1.0, 0.3)
 #: Climbs at most. Not measured: order of magnitude.
 _MOST_CLIMBS = 6
 #: Climbs at least, if two of them reached the highest maximum; one more than globals where these
-#: are fewer, since the points then lie close to each other. Of an HMM with six globals and eight
-#: seeds, each seed's best four of 2,048 points led to the highest maximum.
+#: are fewer, since the points then lie close to each other. Not measured: order of magnitude.
 _FEWEST_CLIMBS = 4
 #: Iterations of a climb: about 10 are usual. Not measured: order of magnitude.
 _MAX_ITER = 60
@@ -237,20 +236,6 @@ def _climb(problem, whole, u):
     sd = _curvature_sd(problem, state)
     raw_globals = whole.objective.global_family.raw(DiagonalFactors(state.raw_globals, sd))
     start = State(state.raw_locals, {}, raw_globals)
-    import os
-
-    if os.environ.get("DBG"):
-        print(
-            "climb",
-            len(outcome.curve),
-            outcome.converged,
-            outcome.curve[-1],
-            float(whole.elbo(start)),
-            u.tolist(),
-            state.raw_globals.tolist(),
-            sd.tolist(),
-            type(solver).__name__,
-        )
     return _Climb(outcome.curve[-1], start, float(whole.elbo(start)))
 
 
