@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 
 from skavi import FactorizedVI
+from skavi._data.rows import Rows
 from skavi._estimators.reporting import _distance
 from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.noise_refinement import refine_noise
+from skavi._fit.problem import Problem
 from skavi._fit.stages import Stages
+from skavi.families import DiagonalNormal
+from skavi.inference_functions import Table
 from skavi.models import HierarchicalModel, LinearModel, NonlinearModel
 from skavi.noise import GaussHermite
-from skavi.solvers import LBFGS, Newton, Outcome, Run, Solver, State
+from skavi.objective import bind
+from skavi.solvers import Newton, Outcome, Run, Solver, State
 from skavi.solvers._base import Memory, unwatched
 
 
@@ -77,26 +82,34 @@ def test_without_iterations_left_a_stuck_fit_ends():
     assert not stages.worth_refining
 
 
-@pytest.mark.parametrize("solver", [Newton(), LBFGS()])
-def test_damped_steps_gain_where_the_curvature_misleads(solver):
-    """x has a t-like density far from its mode, where a Newton step would be 1e8 long."""
+class Logistic(HierarchicalModel):
+    """y ~ Bernoulli(logit = b0 + b1 x) for rows (x, y)."""
 
-    class Heavy(HierarchicalModel):
-        n_latents = 0
+    n_latents = 0
 
-        def initial_globals(self, X, weights):
-            return {"m": torch.tensor(0.0, dtype=X.dtype)}
+    def global_prior(self, n_features):
+        return {"b": Normal(torch.zeros(2), 10.0)}
 
-        def global_prior(self, n_features):
-            return {"m": Normal(0.0, 1000.0)}
+    def log_likelihood(self, theta, z, X):
+        return Bernoulli(logits=theta["b"][0] + theta["b"][1] * X[:, 0]).log_prob(X[:, 1])
 
-        def log_likelihood(self, theta, z, X):
-            return -torch.log1p((X[:, 0] - theta["m"]) ** 2)
 
-    X = 200 + np.random.default_rng(0).standard_cauchy((40, 1))
-    vi = FactorizedVI(Heavy(), solver=solver, random_state=0).fit(X)
-    assert vi.converged_
-    assert float(vi.global_posterior_.mean["m"]) == pytest.approx(np.median(X), abs=1.0)
+def test_damped_steps_gain_where_no_length_of_a_newton_step_does():
+    """A raw column near 500, from sds of 1: the curvature there is that of saturated logits, and
+    no length of the step gains. Damped steps alone, without L-BFGS, go on from there.
+    """
+    rng = np.random.default_rng(0)
+    x = 500 + 100 * rng.normal(size=30)
+    y = (rng.random(30) < 1 / (1 + np.exp(-(x - 500) / 100))) * 1.0
+    rows = Rows(torch.as_tensor(np.c_[x, y]), torch.ones(30, dtype=torch.float64))
+    objective = bind(Logistic(), DiagonalNormal(), DiagonalNormal(), rows.X)
+    generator = torch.Generator().manual_seed(0)
+    problem = Problem(objective, Table(), rows, rows.X, GaussHermite(3), generator)
+    far = torch.tensor([0.3386, -0.6434, 0.0, 0.0], dtype=torch.float64)
+    state = State(rows.X.new_zeros(30, 0), {}, far)
+    outcome = Newton().solve(problem, state, 1e-6, 500)
+    assert not outcome.stuck
+    assert outcome.curve[-1] - float(problem.elbo(state)) > 1000
 
 
 class Recorder:
