@@ -8,6 +8,9 @@ from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks
 from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
 
+#: Of a column's variance: noise that every column has at the start, at least.
+_LEAST_SHARE = 1e-3
+
 
 class FactorAnalysis(LinearNormal):
     """Linear model: x_n ~ N(W z_n + m, diag(v)), z_n ~ N(0, I), with W, m and v latent.
@@ -212,27 +215,40 @@ default="normal"
 
     @over_ranks
     def initial_globals(self, X, weights):
-        """Probabilistic PCA of scaled columns (Tipping & Bishop 1999, eq. 7-8)."""
+        """Probabilistic PCA of columns in units of their noise (Tipping & Bishop 1999, eq. 7-8)."""
         n_features, k = X.shape[1], self.n_components
         scale = torch.as_tensor(self.loading_scale).to(X)
         cells = self._pseudo_cells(X)
         mean, _ = cells.mean_and_variance(weights)
-        values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, scale))
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        covariance = cells.covariance(weights, mean, scale)
+        noise = self._initial_noise(covariance)  # in units of scale, as the covariance
+        sd = noise.sqrt()
+        values, vectors = torch.linalg.eigh(covariance / sd / sd.reshape(-1, 1))
+        values, vectors = values.flip(0), vectors.flip(1)
         vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         kept = min(k, n_features)
-        rest = values[kept:].mean() if kept < n_features else 0.01 * values.mean()
-        rest = rest.clamp_min(1e-3 * values.mean().clamp_min(1e-3))
         loadings = X.new_zeros(n_features, k)
-        loadings[:, :kept] = (
-            vectors[:, :kept] * (values[:kept] - rest).clamp_min(1e-2 * rest).sqrt()
-        )
-        variance = rest * scale**2 if self.noise == "diagonal" else rest * (scale**2).mean()
-        if self.noise == "diagonal":
-            variance = variance.expand(n_features).clone()
-        loadings = loadings * (scale.unsqueeze(-1) if scale.dim() else scale)
+        loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - 1).clamp_min(1e-2).sqrt()
+        loadings = loadings * (sd * scale).expand(n_features).unsqueeze(-1)
+        variance = noise * (scale**2 if self.noise == "diagonal" else (scale**2).mean())
         mean = mean if self.cell.has_variance else self.location(X).clone()
         return self.cell.start(variance) | {"loadings": loadings, "mean": mean}
+
+    def _initial_noise(self, covariance):
+        """Return the columns' noise: mean of the eigenvalues left out, or what each has alone.
+
+        What a column has alone is at most its variance given all other columns (Joreskog 1967,
+        "Some contributions to maximum likelihood factor analysis", section 6); the prior's smallest
+        share is added to every column, for tables without an inverse.
+        """
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.clamp_min(0)
+        if self.noise == "diagonal" and self.cell.has_variance:
+            least = _LEAST_SHARE * covariance.diagonal().clamp_min(_LEAST_SHARE)
+            return 1 / (vectors**2 @ (1 / (values + least.mean())))
+        left = values[: max(len(values) - self.n_components, 0)]
+        rest = left.mean() if len(left) else 0.01 * values.mean()
+        return rest.clamp_min(1e-3 * values.mean().clamp_min(1e-3))
 
     def initial_locals(self, theta, X):
         """Return the factors that normal cells of the same predictor would have."""

@@ -10,6 +10,7 @@ from skavi._data.process_ranks import over_ranks, total
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._cellwise import CellwiseModel
 from skavi.models._closed_forms import log_inverse_gamma
+from skavi.models._factor_analysis_expansion import LatentFrame
 
 
 class LinearNormal(CellwiseModel):
@@ -66,7 +67,7 @@ class LinearNormal(CellwiseModel):
 
     @over_ranks
     def global_optimum(self, globals_, factors, X, weights):
-        """One sweep: every (W_d, m_d) jointly, then v (Bishop 1999, eq. 21-26)."""
+        """One sweep: every (W_d, m_d) jointly, v (Bishop 1999, eq. 21-26), the latents' frame."""
         n_features, k = X.shape[1], self.n_components
         q, cells = self._moments(globals_, n_features), Cells.of(X)
         moments = cells.over_rows(weights, self._second_moment(factors))
@@ -89,8 +90,20 @@ class LinearNormal(CellwiseModel):
         shape = count / 2 + self.noise_shape
         scale = residual / 2 + least
         log_mean, log_variance = log_inverse_gamma(shape, scale)
-        mean = [log_mean.reshape(-1), solution[:, :k].reshape(-1), solution[:, k] + loc]
-        squared = [log_variance.reshape(-1), variance[:, :k].reshape(-1), variance[:, k]]
+        frame = LatentFrame(
+            cells,
+            weights,
+            (0.5 * log_variance - log_mean).exp().reshape(-1, 1).expand(n_features, 1),
+            prior[:, :1] ** -2,
+            isinstance(factors, DiagonalFactors),
+            factors.mean,
+            solution[:, :k],
+            variance[:, :k],
+        )
+        frame, centre = frame.shifted(solution[:, k], prior[:, k] ** -2)
+        frame = frame.turned()
+        mean = [log_mean.reshape(-1), frame.loadings.reshape(-1), centre + loc]
+        squared = [log_variance.reshape(-1), frame.spread.reshape(-1), variance[:, k]]
         return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
 
     @over_ranks

@@ -12,9 +12,9 @@ from skavi.inference_functions import Table
 from skavi.solvers._base import Memory, Outcome, Run, Solver
 from skavi.solvers._state import State
 
-#: Of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no longer changes
-#: (to rounding) long before q(theta) is at rest.
-_STILL = 0.01
+#: Of the root of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no
+#: longer changes (to rounding) long before q(theta) is at rest. The ELBO is quadratic in the move.
+_STILL = 1e-3
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
 _STALLED = 50
@@ -107,6 +107,7 @@ class _Ascent(Run):
 
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
+        self.still = _STILL * math.sqrt(tol)
         self.total_weight = problem.total_weight
         raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, state.raw_locals)
         super().__init__(_Memory(elbo=elbo, raw_globals=state.raw_globals, raw=raw))
@@ -118,6 +119,7 @@ class _Ascent(Run):
         newest = memory.raw_globals, swept
         pairs = [*memory.pairs[-self.n_pairs :], newest] if self.n_pairs else []
         mixed = _anderson(pairs, lengths)
+        mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
         gain = elbo - memory.elbo
         # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
@@ -125,7 +127,9 @@ class _Ascent(Run):
         remaining = max(gain, 0.5 * residual**2)
         rising = gain > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
-        still = residual <= _STILL * self.tol or stalled >= _STALLED or self.tol > _COARSE
+        still = (
+            residual <= _STILL * math.sqrt(self.tol) or stalled >= _STALLED or self.tol > _COARSE
+        )
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
             memory,
@@ -194,6 +198,16 @@ class _Sweeps:
             if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept, start)
+
+
+def _onward(mixed, swept, start, lengths):
+    """Return the mixed step, mirrored at the sweep if it goes back from there.
+
+    Mixing looks for a place where sweeps rest. Where they still grow from one to the next (the ELBO
+    is not concave: a component that dies out), that place lies behind, and the ELBO rises ahead.
+    """
+    ahead = ((swept - start) / lengths) @ ((mixed - swept) / lengths)
+    return mixed if ahead >= 0 else 2 * swept - mixed
 
 
 def _anderson(pairs, lengths):

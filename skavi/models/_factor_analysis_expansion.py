@@ -1,0 +1,147 @@
+"""Parameter expansion of factor analysis: the best affine change of its latents, between sweeps."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import total
+
+#: Of a 2 x 2 block's trace: its least curvature. Components of equal size are free to rotate.
+_LEAST_CURVATURE = 1e-6
+#: Largest entry of a step's change of the latents: the second-order model holds for small ones.
+_LARGEST_STEP = 0.5
+#: A step is halved this often before none is taken; the sweep's own result then stands.
+_HALVINGS = 10
+
+
+@dataclass(frozen=True)
+class LatentFrame:
+    """Normal factors of z_n and (W_d, m_d), up to an affine change of the latents.
+
+    z_n -> A^-1 (z_n - b), W -> W A, m -> m + W b leaves every W z_n + m where it is, but a sweep
+    updates W given z and z given W, and so approaches the best A and b by small steps only
+    (Luttinen & Ilin 2010, "Transformations in variational Bayesian factor analysis to speed up
+    learning", for factors with all covariances; Liu, Rubin & Wu 1998 for the idea). With
+    P_n = I + sum_d e_d (W_d W_d' + S_d) the precision of z_n, or its diagonal if q(z_n) has no
+    covariances, and r_n = w_n (1 + sum_d e_d S_d), sums over the row's cells, the ELBO is
+
+        F(A) = -1/2 sum_n (w_n log |P_n| + r_n . z_n^2) - 1/2 sum_d p_d |W_d|^2
+
+    and terms that A leaves alone, once the covariances of z are optimal. W's sds S are kept
+    during a step, and are optimal again after it.
+
+    Attributes
+    ----------
+    cells : Cells
+        The cells of X.
+    weights : Tensor of shape (n_rows,)
+        Weights w of the rows.
+    precision : Tensor of shape (n_features, 1)
+        e = E[1/v].
+    prior_precision : Tensor of shape (n_features, 1)
+        p, of the loadings.
+    diagonal : bool
+        Whether q(z_n) has no covariances.
+    z : Tensor of shape (n_rows, k)
+        Means of the latents.
+    loadings, spread : Tensor of shape (n_features, k)
+        Means and variances S of W.
+    """
+
+    cells: Cells
+    weights: Tensor
+    precision: Tensor
+    prior_precision: Tensor
+    diagonal: bool
+    z: Tensor
+    loadings: Tensor
+    spread: Tensor
+
+    def shifted(self, mean: Tensor, mean_precision: Tensor) -> tuple["LatentFrame", Tensor]:
+        """Return the frame after the best b, and the mean's, given its deviation from its prior."""
+        rows = self._row_weights().expand_as(self.z)
+        pulled = self.loadings.mT * mean_precision
+        curvature = torch.diag(total(rows.sum(0))) + pulled @ self.loadings
+        b = torch.linalg.solve(curvature, total((rows * self.z).sum(0)) - pulled @ mean)
+        return replace(self, z=self.z - b), mean + self.loadings @ b
+
+    def turned(self) -> "LatentFrame":
+        """Return the frame after a Newton step in A that raises F, or this one if none does."""
+        change, value = self._newton_step(), self._value()
+        change = change * (_LARGEST_STEP / change.abs().max()).clamp_max(1.0)
+        for _ in range(_HALVINGS):
+            turned = self._changed(change)
+            if bool(turned._value() > value):
+                return turned._with_best_spread()
+            change = change / 2
+        return self
+
+    def _changed(self, change):
+        matrix = torch.eye(len(change)).to(change) + change
+        z = torch.linalg.solve(matrix, self.z.mT).mT
+        return replace(self, z=z, loadings=self.loadings @ matrix)
+
+    def _newton_step(self):
+        """Return the step in A = I + T, by pairs of entries (T_ab, T_ba).
+
+        At the optimum A makes sum_n r_n z_n z_n' and W' e W (nearly) diagonal; then F's second
+        derivatives couple no other entries.
+        """
+        covariance = self._covariance()
+        over_rows = self.cells.over_rows(self.weights, covariance)
+        moved = (over_rows @ self.loadings.unsqueeze(-1)).squeeze(-1)
+        rows = self._row_weights().expand_as(self.z)
+        weighted, pulled = self.precision * self.loadings, self.prior_precision * self.loadings
+        second = total((rows * self.z).mT @ self.z)
+        gradient = second - weighted.mT @ moved - pulled.mT @ self.loadings
+        widths = over_rows.diagonal(dim1=-2, dim2=-1).expand_as(self.loadings)
+        noise = (weighted * self.loadings).mT @ widths
+        own = total(rows.mT @ self.z**2) + noise + (pulled * self.loadings).sum(0).unsqueeze(-1)
+        size = second.diagonal()
+        step = _by_pairs(gradient, own, size.unsqueeze(-1) + size)
+        scale = noise.diagonal() ** 2 / total(self.weights.sum())
+        scale = own.diagonal() + 2 * (size - scale)  # curvature along T_aa
+        floor = _LEAST_CURVATURE * own.diagonal()
+        return step + torch.diag(gradient.diagonal() / torch.maximum(scale, floor))
+
+    def _row_weights(self):
+        """Return r, of shape (n_rows, k)."""
+        spread = self.cells.over_columns(self.precision * self.spread)
+        return self.weights.unsqueeze(-1) * (1 + spread)
+
+    def _precisions(self):
+        """Return P, of shape (1 or n_rows, k, k)."""
+        loadings = self.loadings
+        outer = loadings.unsqueeze(-1) * loadings.unsqueeze(-2)
+        if self.diagonal:
+            outer = torch.diag_embed(loadings**2)
+        terms = self.precision.unsqueeze(-1) * (outer + torch.diag_embed(self.spread))
+        return torch.eye(loadings.shape[1]).to(loadings) + self.cells.over_columns(terms)
+
+    def _covariance(self):
+        """Return the covariances of z that are optimal, of shape (n_rows, k, k)."""
+        inverse = torch.linalg.inv(self._precisions())
+        return inverse.expand(len(self.z), *inverse.shape[1:])
+
+    def _value(self):
+        log_det = torch.linalg.slogdet(self._precisions()).logabsdet
+        of_rows = self.weights * log_det + (self._row_weights() * self.z**2).sum(-1)
+        prior = (self.prior_precision * self.loadings**2).sum()
+        return -0.5 * (total(of_rows.sum()) + prior)
+
+    def _with_best_spread(self):
+        width = self._covariance().diagonal(dim1=-2, dim2=-1)
+        second = self.cells.over_rows(self.weights, self.z**2 + width)
+        spread = 1 / (self.prior_precision + self.precision * second)
+        return replace(self, spread=spread)
+
+
+def _by_pairs(gradient, own, shared):
+    """Solve [[own_ab, shared_ab], [shared_ab, own_ba]] (T_ab, T_ba) = gradient; zero diagonal."""
+    trace = own + own.mT
+    least = trace / 2 - ((own - own.mT) ** 2 / 4 + shared**2).sqrt()
+    own = own + (_LEAST_CURVATURE * trace - least).clamp_min(0)
+    step = (own.mT * gradient - shared * gradient.mT) / (own * own.mT - shared**2)
+    return step - torch.diag(step.diagonal())
