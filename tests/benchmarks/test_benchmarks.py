@@ -143,7 +143,7 @@ def test_peers_run_on_few_rows(tmp_path):
     assert (tmp_path / "peers_suboptimality.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_decoder_and_digits_are_timed(tmp_path):
     command = [sys.executable, BENCHMARKS / "peers.py", "decoder", "digits", "--quick"]
     done = subprocess.run(
@@ -155,11 +155,17 @@ def test_decoder_and_digits_are_timed(tmp_path):
     assert kept["digits: FactorizedVI over scikit-learn's FactorAnalysis, first fit"] > 0
 
 
-@pytest.mark.slow
-def test_scaling_runs_every_case(tmp_path):
-    scaling.main(["--largest", "1000", "--output", str(tmp_path)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([scaling.CASES[0].name], marks=pytest.mark.slow, id="one case"),
+        pytest.param([], marks=pytest.mark.nightly, id="all cases"),
+    ],
+)
+def test_scaling_runs_its_cases(names, tmp_path):
+    scaling.main([*names, "--largest", "1000", "--output", str(tmp_path)])
     runs = json.loads((tmp_path / "scaling.json").read_text())["runs"]
-    assert set(runs) == {case.name for case in scaling.CASES}
+    assert set(runs) == set(names or [case.name for case in scaling.CASES])
     assert all("error" not in outcome for outcomes in runs.values() for outcome in outcomes)
 
 
