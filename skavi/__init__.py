@@ -1,12 +1,16 @@
 """Variational inference for latent variable models in scikit-learn, factorized or amortized."""
 
-from skavi import distributed
-from skavi._estimators.amortized import AmortizedVI
-from skavi._estimators.factorized import FactorizedVI
-from skavi._platform.version import __version__
-from skavi.closability import can_close_gap
-from skavi.diagnostics.gap import amortization_gap
-from skavi.persistence import load, save
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skavi import distributed
+    from skavi._estimators.amortized import AmortizedVI
+    from skavi._estimators.factorized import FactorizedVI
+    from skavi._platform.version import __version__
+    from skavi.closability import can_close_gap
+    from skavi.diagnostics.gap import amortization_gap
+    from skavi.persistence import load, save
 
 __all__ = [
     "AmortizedVI",
@@ -18,3 +22,45 @@ __all__ = [
     "load",
     "save",
 ]
+
+# A name is imported when it is first asked for: torch and scikit-learn, which itself loads pandas
+# and rich, take seconds, and `python -m skavi --help` needs none of them.
+_MODULE_OF = {
+    "AmortizedVI": "skavi._estimators.amortized",
+    "FactorizedVI": "skavi._estimators.factorized",
+    "__version__": "skavi._platform.version",
+    "amortization_gap": "skavi.diagnostics.gap",
+    "can_close_gap": "skavi.closability",
+    "load": "skavi.persistence",
+    "save": "skavi.persistence",
+}
+_MODULES = {
+    "callbacks",
+    "closability",
+    "diagnostics",
+    "displays",
+    "distributed",
+    "distributions",
+    "families",
+    "inference_functions",
+    "models",
+    "noise",
+    "objective",
+    "persistence",
+    "posterior",
+    "solvers",
+}
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"skavi.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'skavi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_MODULE_OF, *_MODULES})

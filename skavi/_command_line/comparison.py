@@ -1,10 +1,12 @@
 """A comparison of F-VI, A-VI and scikit-learn's PCA and FactorAnalysis on one table."""
 
+import io
 import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn import decomposition
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
+from skavi._fit.defaults import default_model
 from skavi.models import FactorAnalysis
 
 #: Share of the rows to test on. Not measured: a usual split.
@@ -77,17 +80,33 @@ class Comparison:
         tolerance = self.results[0].estimator.tol
         return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
 
+    def latents_as_csv(self, X) -> bytes:
+        """Posterior means and sds of the latents of rows under F-VI, as a table with a header."""
+        posterior = self.results[0].estimator.posterior(X)
+        names = [f"z{i + 1}" for i in range(posterior.mean.shape[1])]
+        header = ",".join(names + [f"{name}_sd" for name in names])
+        file = io.BytesIO()
+        values = np.hstack([posterior.mean, posterior.sd])
+        np.savetxt(file, values, delimiter=",", header=header, comments="", fmt="%.10g")
+        return file.getvalue()
 
-def compare(X, labels, n_components, noise, seed, verbose):
+
+def choose_model(X, n_components, noise):
+    """Return factor analysis, of as many components as the library chooses if they are None."""
+    if n_components is not None:
+        return FactorAnalysis(n_components, noise)
+    X = torch.as_tensor(X)
+    return default_model(X, X.new_ones(len(X)), noise)
+
+
+def compare(X, labels, model, seed, verbose):
     """Fit all estimators on 70 % of the rows and measure them on the rest.
 
     Parameters
     ----------
     X : ndarray of shape (n_rows, n_columns)
     labels : ndarray of shape (n_rows,) or None
-    n_components : int
-    noise : {"isotropic", "diagonal"}
-        As in `FactorAnalysis`.
+    model : FactorAnalysis
     seed : int
     verbose : int
         Passed on to the estimators.
@@ -100,14 +119,17 @@ def compare(X, labels, n_components, noise, seed, verbose):
     train, test = train_test_split(
         rows, test_size=TEST_FRACTION, random_state=seed, stratify=labels
     )
-    model = FactorAnalysis(n_components, noise=noise)
     options = {"random_state": seed, "verbose": verbose}
     estimators = {
         "FactorizedVI": FactorizedVI(model, **options),
         "AmortizedVI": AmortizedVI(model, **options),
-        "PCA": decomposition.PCA(n_components, random_state=seed),
-        "FactorAnalysis": decomposition.FactorAnalysis(n_components, random_state=seed),
     }
+    if not np.isnan(X).any():  # which scikit-learn's do not take
+        n_components = model.n_components
+        estimators |= {
+            "PCA": decomposition.PCA(n_components, random_state=seed),
+            "FactorAnalysis": decomposition.FactorAnalysis(n_components, random_state=seed),
+        }
     results = [
         _measure(name, estimator, X[train], X[test], *_split(labels, train, test))
         for name, estimator in estimators.items()
@@ -158,11 +180,15 @@ def as_text(comparison):
         line = f"{result.name:<16}{elbo:>12}{held_out:>11}{mark}"
         line += f"{result.fit_seconds:>9.2f}{result.transform_seconds:>11.4f}"
         lines.append(line + (f"{result.accuracy:>11.3f}" if labelled else ""))
-    lines += [
-        "* scikit-learn's, at point estimates: exact log likelihood where FactorizedVI and",
-        "  AmortizedVI report a lower bound, averaged over the posterior of loadings and noise",
-    ]
-    constant = int((np.ptp(comparison.train, axis=0) == 0).sum())
+    constant = 0
+    if np.isnan(comparison.train).any() or np.isnan(comparison.test).any():
+        lines.append("scikit-learn's PCA and FactorAnalysis take no missing cells: not compared")
+    else:
+        lines += [
+            "* scikit-learn's, at point estimates: exact log likelihood where FactorizedVI and",
+            "  AmortizedVI report a lower bound, averaged over the posterior of loadings and noise",
+        ]
+        constant = int((np.ptp(comparison.train, axis=0) == 0).sum())
     if constant:
         lines.append(
             f"  ({constant} columns are constant in training: FactorAnalysis gives them no noise)"
@@ -176,27 +202,28 @@ def as_text(comparison):
     return "\n".join(lines)
 
 
-def draw(comparison, path, title):
+def draw(comparison, file, kind, title):
     """Draw the test rows' latents, and each row's held-out ELBO under both fits.
 
     Parameters
     ----------
     comparison : Comparison
-    path : str or Path
-        File to write; its ending says the format.
+    file : binary file
+    kind : str
+        One of matplotlib's formats.
     title : str
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(wspace=0.06))
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     factorized, amortized, *_ = (result.estimator for result in comparison.results)
     scores = factorized.score_samples(comparison.test)
     _draw_latents(left, factorized, comparison, scores)
     _draw_rows(right, scores, amortized.score_samples(comparison.test), comparison.gap_text)
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, format=kind, dpi=110)
 
 
 def _draw_latents(axes, estimator, comparison, scores):

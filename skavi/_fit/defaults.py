@@ -78,13 +78,18 @@ _FEWEST_UNITS = 16
 _DRAWS_PER_DIMENSION = 4
 
 
-def default_model(X, weights):
-    """Choose probabilistic PCA with as many components as have more than average variance."""
+def default_model(X, weights, noise="isotropic"):
+    """Choose factor analysis with as many components as have more than average variance.
+
+    With a noise variance for each column units do not matter, so these are standardised columns'.
+    """
     cells = Cells.of(X)
-    mean, _ = cells.mean_and_variance(weights)
-    variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, torch.ones_like(mean)))
+    mean, variance = cells.mean_and_variance(weights)
+    one = torch.ones_like(mean)
+    scale = one if noise == "isotropic" else torch.where(variance > 0, variance.sqrt(), one)
+    variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, scale))
     above = int((variances > _ABOVE_AVERAGE * variances.mean()).sum())
-    return FactorAnalysis(n_components=max(1, min(above, X.shape[1] - 1, _MOST_COMPONENTS)))
+    return FactorAnalysis(max(1, min(above, X.shape[1] - 1, _MOST_COMPONENTS)), noise)
 
 
 def default_function(n_outputs, model):
