@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from skavi._platform import fork_record as _fork_record  # noqa: F401  it begins with the import
+
 if TYPE_CHECKING:
     from skavi import distributed
     from skavi._estimators.amortized import AmortizedVI

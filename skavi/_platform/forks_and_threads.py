@@ -14,11 +14,13 @@ from contextlib import contextmanager
 
 import torch
 
+from skavi._platform import fork_record
+
 #: Numbers: torch shares work between threads from 32,768 numbers on (its GRAIN_SIZE).
 _PARALLEL_SIZE = 200_000
 #: Seconds: a forked child that can compute needs milliseconds (see `check_fork`).
 _LONGEST = 5.0
-_forked = False
+_forked = fork_record.forked
 _turn = threading.RLock()
 _tried = threading.local()
 
