@@ -4,7 +4,6 @@ import re
 import sys
 import warnings
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -324,20 +323,6 @@ def test_arviz_takes_the_trees(tree, table):
     # The naive LOO bound: each row's mean log likelihood is above its leave-one-out density.
     mean = float(tree["log_likelihood"]["x"].mean(("chain", "draw")).sum())
     assert loo.elpd < mean
-
-
-@pytest.mark.filterwarnings("ignore:The scale 'SquareRootScale':PendingDeprecationWarning")
-def test_arviz_draws_posterior_predictions(tree, monkeypatch):
-    import matplotlib.style
-
-    matplotlib.use("Agg")
-    # arviz-plots 0.8 asks for a module that matplotlib 3.11 no longer has, to register styles.
-    styles = SimpleNamespace(USER_LIBRARY_PATHS=[], reload_library=lambda: None)
-    monkeypatch.setattr(matplotlib.style, "core", styles, raising=False)
-    arviz_plots = pytest.importorskip("arviz_plots", reason="arviz-plots is not installed")
-    plots = arviz_plots.plot_ppc_dist(tree, backend="matplotlib", num_samples=20)
-    lines = plots.get_target("x", {}).get_lines()
-    assert len(lines) >= 21  # 20 predictions and the data
 
 
 def test_latents_alone_make_a_tree(fitted, table):
