@@ -424,8 +424,11 @@ def test_unusable_starts(vi):
     for init, message in [
         (FactorizedVI(), "init must be a fitted estimator"),
         (PCA().fit(X), "init must be a fitted estimator"),
-        (other, "init was fitted with a model of other latents or globals: 1 latents"),
-        (FactorizedVI(FactorAnalysis(2)).fit(X[:, :2]), "fitted on 2 features, but X has 3"),
+        (other, "init starts from a fit of a model of other latents or globals: 1 latents"),
+        (
+            FactorizedVI(FactorAnalysis(2)).fit(X[:, :2]),
+            "starts from a fit on 2 features, but X has 3",
+        ),
     ]:
         with pytest.raises((ValueError, NotFittedError), match=message):
             clone(vi).set_params(init=init).fit(X)

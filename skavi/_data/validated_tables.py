@@ -1,5 +1,6 @@
 """Checks and copies of a user's input: tables, sample weights, and the name of a device."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,40 @@ from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.aligned import aligned
 from skavi._platform.private_names import check_sample_weight
+from skavi._platform.user_warnings import warn
+
+
+class SampleWeightWarning(UserWarning):
+    """The weights of a fit's rows look like shares, but are counts: q(theta) is then far too wide.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skavi.diagnostics import SampleWeightWarning
+    >>> with warnings.catch_warnings():  # the rows count for as few as the weights say
+    ...     warnings.simplefilter("ignore", SampleWeightWarning)
+    """
+
+
+#: Mean weight below which rows are told to count for little. Not measured: order of magnitude.
+_SMALL_WEIGHT = 0.1
+
+
+def warn_of_shares(sample_weight) -> None:
+    """Warn if weights sum to 1, or are small on average; whole numbers are counts for certain."""
+    if sample_weight is None or np.isscalar(sample_weight):
+        return
+    weights = np.asarray(sample_weight, dtype=float)
+    n_rows, total = len(weights), float(weights.sum())
+    if (weights == np.round(weights)).all():
+        return
+    if math.isclose(total, 1.0, rel_tol=1e-6) or total < _SMALL_WEIGHT * n_rows:
+        warn(
+            f"sample_weight sums to {total:.3g} over {n_rows} rows. Weights are counts, so these "
+            f"rows are worth {total:.3g}, and the prior may outweigh them. If the weights are "
+            "shares, pass sample_weight * len(X) / sample_weight.sum().",
+            SampleWeightWarning,
+        )
 
 
 def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):

@@ -13,7 +13,14 @@ from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.process_ranks import shared_by_ranks
-from skavi._data.validated_tables import came_in_single, device_named, rows_of, validated_table
+from skavi._data.validated_tables import (
+    came_in_single,
+    device_named,
+    rows_of,
+    validated_table,
+    warn_of_shares,
+)
+from skavi._estimators.component_names import with_public_names
 from skavi._estimators.fit_identity import describe_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.generation import Generation
@@ -99,6 +106,13 @@ class VariationalInference(
         """
         return model
 
+    def _validate_params(self):
+        """Let scikit-learn check the types of all parameters; say what to write instead."""
+        try:
+            super()._validate_params()
+        except ValueError as error:
+            raise type(error)(with_public_names(self, str(error))) from None
+
     # --- fitting --------------------------------------------------------------------------------
 
     @with_callbacks
@@ -117,7 +131,9 @@ class VariationalInference(
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), default=None
-            How often each row's ELBO term counts; not negative, not all zero.
+            How often each row's ELBO term counts: 2 is the row twice. Not negative, not all zero.
+            Survey weights that sum to 1 are to be multiplied by n_samples
+            (`skavi.diagnostics.SampleWeightWarning`).
 
         Returns
         -------
@@ -144,7 +160,7 @@ class VariationalInference(
         """
         check_fork()
         require_memory_of_fit(self, X)
-        shared = shared_by_ranks(X)
+        shared, source = shared_by_ranks(X), self._source_fit()
         with unchanged_on_error(self), progress_bar(self):
             sparse, missing = self._accepts_sparse(), self._allows_missing()
             X = validated_table(self, X, sparse, missing, reset=True)
@@ -153,7 +169,7 @@ class VariationalInference(
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                plan, rows, start = self._prepare(X, sample_weight, reporter, shared)
+                plan, rows, start = self._prepare(X, sample_weight, reporter, shared, source)
                 with reporter.outlasting_interrupts():
                     plan = with_best_parametrisation(plan, rows)
                     fit = best_fit(plan, rows, start, reporter)
@@ -175,24 +191,23 @@ class VariationalInference(
             warn(self.bias_note_, CouplingBiasWarning)
         return self
 
-    def _prepare(self, X, sample_weight, reporter, shared):
+    def _prepare(self, X, sample_weight, reporter, shared, source):
         """Validate everything before work begins; return plan, rows, and start or None."""
         ranks = ranks_of(self, X, shared)
         rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
+        warn_of_shares(sample_weight)
         rows = replace(rows, ranks=ranks)
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = ranks.size > 1
         plan = self._plan(X, rows, reporter.journal)
-        source, start = self._source(), None
+        start, giver = None, "init" if self._source() is self.init else "warm_start"
         if source is not None and self.n_init is not None:
-            giver = "init" if source is self.init else "warm_start"
             raise ValueError(
                 f"n_init={self.n_init} asks for starts of theta, but {giver} gives the start: "
                 "leave n_init at None."
             )
         if source is not None:
-            check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
-            start = source._fitted_model.start_for(plan.objective, rows)
+            start = source.start_for(plan.objective, rows, giver)
         plan.journal.begin(plan.generator, lambda: density_at_start(plan.objective, rows))
         return plan, rows, start
 
@@ -245,6 +260,14 @@ class VariationalInference(
 
     def _source(self):
         return self if self.warm_start and hasattr(self, "elbo_") else self.init
+
+    def _source_fit(self):
+        """Return the fit to start from, as it is before this one overwrites the estimator's."""
+        source = self._source()
+        if source is None:
+            return None
+        check_is_fitted(source, "elbo_", msg="init must be a fitted estimator.")
+        return source._fitted_model
 
     def _journal(self, X, sample_weight):
         """Return the journal of this fit, stored in a file if a `Checkpoint` is set."""
@@ -319,6 +342,7 @@ class VariationalInference(
             With ``output="mean_sd"`` a model's own names come twice, the second time with "_sd".
         """
         check_is_fitted(self)
+        self._validate_params()
         names = self.model_.latent_names(self.n_features_in_)
         if names is None:
             return super().get_feature_names_out(input_features)  # type: ignore[call-arg]

@@ -1,5 +1,7 @@
 """Conversion of a fitted estimator to a `FittedModel`, and of users' tables to rows."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
@@ -28,6 +30,7 @@ class FittedEstimator:
     device: str | torch.device
     _raw_globals: np.ndarray
     _parameters: dict[str, np.ndarray]
+    _validate_params: Callable[[], None]
 
     @property
     def _fitted_model(self) -> FittedModel:
@@ -48,6 +51,7 @@ class FittedEstimator:
     def _validate(self, X):
         """Return X as a float array with the fitted number of columns."""
         check_is_fitted(self)
+        self._validate_params()  # set_params may have come after fit
         check_fork()
         require_memory_of_rows(self, X)
         sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing

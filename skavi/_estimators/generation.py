@@ -10,6 +10,7 @@ from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import check_fork, seeded
 from skavi._platform.memory import require_memory
+from skavi._platform.private_names import in_set_output
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.distributions import defaults_of
 from skavi.posterior import GlobalPosterior
@@ -72,9 +73,10 @@ class Generation(FittedEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Observed cells as they were, in the dtype of X.
+            Observed cells as they were, in the dtype of X. A frame after
+            ``set_output(transform="pandas")``, or "polars".
         sd : ndarray of shape (n_samples, n_features)
-            0 where a cell is observed. Only with ``return_sd=True``.
+            0 where a cell is observed. Only with ``return_sd=True``. A frame likewise.
 
         Notes
         -----
@@ -93,15 +95,16 @@ class Generation(FittedEstimator):
         >>> bool(abs(filled[4, 1] - 8.0) < 3 * sd[4, 1])
         True
         """
-        X = self._validate(X)
+        given, X = X, self._validate(X)
         missing, here = np.isnan(X), self._fitted_model.at(self._rows(X))
         with torch.no_grad():
             moments = cell_moments(here.objective, here.raw, here.raw_globals, here.rows.X)
         mean, variance = (moment.cpu().numpy() for moment in moments)
-        filled = np.where(missing, mean, X).astype(X.dtype)
+        filled = in_set_output(self, np.where(missing, mean, X).astype(X.dtype), given)
         if not return_sd:
             return filled
-        return filled, np.where(missing, np.sqrt(variance), 0).astype(X.dtype)
+        sd = np.where(missing, np.sqrt(variance), 0).astype(X.dtype)
+        return filled, in_set_output(self, sd, given)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw new rows from the fitted model: theta from q(theta), then z, then x.

@@ -10,7 +10,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from skavi._data.process_ranks import shared_by_ranks
-from skavi._data.validated_tables import came_in_single
+from skavi._data.validated_tables import came_in_single, warn_of_shares
+from skavi._estimators.component_names import require_fitted_components
 from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
@@ -74,8 +75,9 @@ class PartialFit(FittedEstimator):
         Raises
         ------
         ValueError
-            If the model couples rows, q(theta) is a point, or the solver is `CoordinateAscent`,
-            whose updates always use the model's own prior.
+            If the model couples rows, q(theta) is a point, the solver is `CoordinateAscent`,
+            whose updates always use the model's own prior, or a component is no longer that of the
+            fit.
 
         Notes
         -----
@@ -108,10 +110,13 @@ class PartialFit(FittedEstimator):
             first = not hasattr(self, "elbo_")
             if first:
                 self.fit(X, y, sample_weight=sample_weight)
+            else:
+                require_fitted_components(self)
             X = self._validate(X)
             rows = self._rows(X, sample_weight)
             objective = self._fitted_model.objective
             if not first:
+                warn_of_shares(sample_weight)
                 require_memory_of_fit(self, X)
                 with named_singularity("X"):
                     objective = self._go_on(rows, came_in_single(X, rows))

@@ -92,8 +92,10 @@ class FittedModel:
             return State(None, self.shared_like(rows.weights), raw_globals)
         return State(self.raw_locals(rows), {}, raw_globals)
 
-    def start_for(self, objective: Objective, rows: Rows) -> State:
+    def start_for(self, objective: Objective, rows: Rows, giver: str = "init") -> State:
         """Return this fit's factors of rows, as raw parameters of another objective's families.
+
+        `giver` is the argument that asks for it.
 
         Raises
         ------
@@ -102,12 +104,13 @@ class FittedModel:
         """
         if self.n_features != rows.X.shape[1]:
             raise ValueError(
-                f"init was fitted on {self.n_features} features, but X has {rows.X.shape[1]}."
+                f"{giver} starts from a fit on {self.n_features} features, but X has "
+                f"{rows.X.shape[1]}."
             )
         own = self.objective
         if own.n_latents != objective.n_latents or own.space.shapes != objective.space.shapes:
             raise ValueError(
-                "init was fitted with a model of other latents or globals: "
+                f"{giver} starts from a fit of a model of other latents or globals: "
                 f"{own.n_latents} latents, globals {dict(own.space.shapes)}; here "
                 f"{objective.n_latents} latents, globals {dict(objective.space.shapes)}."
             )

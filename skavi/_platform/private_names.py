@@ -5,6 +5,7 @@ from sklearn.base import _fit_context as fit_context
 from sklearn.callback._transport import can_reuse_listener, open_listener, send
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils._pprint import _EstimatorPrettyPrinter
+from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 from torch._C import _len_torch_function_stack as count_function_modes
@@ -20,11 +21,21 @@ __all__ = [
     "clone_parametrized",
     "count_function_modes",
     "fit_context",
+    "in_set_output",
     "keep_lines_wrapped",
     "open_listener",
     "pop_function_mode",
     "send",
 ]
+
+
+def in_set_output(estimator, values, X):
+    """Return a table with the columns of X in the container that `set_output` asks for."""
+    kind = _get_output_config("transform", estimator)["dense"]
+    if kind == "default":
+        return values
+    columns = getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(values.shape[1])])
+    return ADAPTERS_MANAGER.adapters[kind].create_container(values, X, columns=list(columns))
 
 
 def keep_lines_wrapped(cls):

@@ -1,5 +1,6 @@
 """Diagnostics of a fit: how far its results can be trusted."""
 
+from skavi._data.validated_tables import SampleWeightWarning
 from skavi._estimators.reporting import SeveralOptimaWarning
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
@@ -16,6 +17,7 @@ __all__ = [
     "GapVerdict",
     "LinearResponse",
     "PSISKHat",
+    "SampleWeightWarning",
     "SeveralOptimaWarning",
     "amortization_gap",
     "calibration",
