@@ -28,7 +28,7 @@ from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
-from skavi._fit.algorithm import Fit, Plan, best_fit
+from skavi._fit.algorithm import Plan, best_of, fit_every_start, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
 from skavi._fit.defaults import default_model
 from skavi._fit.final_elbo import final_elbo
@@ -170,17 +170,21 @@ class VariationalInference(
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
                 plan, rows, start = self._prepare(X, sample_weight, reporter, shared, source)
+                fits: list = []
                 with reporter.outlasting_interrupts():
                     plan = with_best_parametrisation(plan, rows)
-                    fit = best_fit(plan, rows, start, reporter)
+                    fit_every_start(plan, rows, start, reporter, fits)
+                    fit = with_suboptimality(best_of(plan, fits), plan.tol)
                     check_agreement(rows.ranks, fit.solution.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:
                     solution = reporter.latest.fitted()
-                    elbo, se = _quick_elbo(solution)
-                    fit = Fit(solution, elbo, se, [])
+                    fits.append((solution, *_quick_elbo(solution)))
+                    fit = best_of(plan, fits)
                 self.__dict__.update(self._results(fit, reporter))
+            self._kept_stage = fit.solution.stage
             with reporter.outlasting_interrupts():
                 context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            self.__dict__.pop("_kept_stage", None)
             if not reporter.interrupted:
                 reporter.journal.close()
             restored = self.__dict__.pop("_iterate", None)

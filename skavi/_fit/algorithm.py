@@ -115,18 +115,22 @@ class Fit:
     alone: bool = False
 
 
-def best_fit(
-    plan: Plan, rows: Rows, start: State | None, progress: Callable[[Iterate], bool]
-) -> Fit:
-    """Fit the model from every start, and return the fit with the highest ELBO.
+def fit_every_start(
+    plan: Plan,
+    rows: Rows,
+    start: State | None,
+    progress: Callable[[Iterate], bool],
+    fits: list[tuple[Solution, float, float]],
+) -> None:
+    """Fit the model from every start; append each fit, its ELBO and the standard error to `fits`.
 
-    Fits that converged come before others: where one stands short of the optimum of a coarse
-    rule, its ELBO may be too high. `start`: the only one; None: those of `starting_points`.
+    `start`: the only one; None: those of `starting_points`. Stages are counted over all of them.
     """
-    fits, errors = [], []
+    errors = []
     for point in starting_points(plan, rows, start):
+        stage = fits[-1][0].stage if fits else 0
         try:
-            solution = fit_model(plan, rows, point, progress)
+            solution = fit_model(plan, rows, point, progress, stage)
         except FloatingPointError as error:
             if rows.ranks.size > 1:  # other ranks may have succeeded
                 raise
@@ -137,25 +141,37 @@ def best_fit(
             break
     if not fits:
         raise errors[0]
-    fits.sort(key=lambda fit: (math.isfinite(fit[1]), fit[0].outcome.converged, fit[1]))
+
+
+def best_of(plan: Plan, fits: list[tuple[Solution, float, float]]) -> Fit:
+    """Return the fit with the highest ELBO.
+
+    Fits that converged come before others: where one stands short of the optimum of a coarse
+    rule, its ELBO may be too high.
+    """
+    fits = sorted(fits, key=lambda fit: (math.isfinite(fit[1]), fit[0].outcome.converged, fit[1]))
     best, elbo, se = fits[-1]
     reached = sorted((fit[1] for fit in fits if fit[0].outcome.converged), reverse=True)
     apart = max(_APART, _TIMES_TOL * plan.tol * best.problem.total_weight)
     # Topics end a little apart from every start; nobody is warned of that.
     few = not plan.objective.has_coordinate_updates
     alone = few and len(reached) > 1 and reached[0] - reached[1] > apart
-    return Fit(with_suboptimality(best, plan.tol), elbo, se, reached, alone)
+    return Fit(best, elbo, se, reached, alone)
 
 
 def fit_model(
-    plan: Plan, rows: Rows, start: StartingPoint, progress: Callable[[Iterate], bool]
+    plan: Plan,
+    rows: Rows,
+    start: StartingPoint,
+    progress: Callable[[Iterate], bool],
+    stage: int = 0,
 ) -> Solution:
     """Fit q(theta) and the map from rows to factors.
 
-    `progress` is called after each iteration; True stops the fit.
+    `progress` is called after each iteration; True stops the fit. Its stages follow `stage`.
     """
     problem, solver, state = _bind(plan, rows, start)
-    stages = Stages(solver, plan.max_iter, progress, plan.journal)
+    stages = Stages(solver, plan.max_iter, progress, plan.journal, stage)
     refined, began = plan.noise is None and bool(problem.noise.refined()), state
     state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
     if refined:
@@ -168,15 +184,17 @@ def fit_model(
     if refined and stages.worth_refining:
         stages.solve(problem, state, plan.tol)
     assert stages.outcome is not None
-    return Solution(problem, stages.solver, stages.outcome, stages.failure, stages.interrupted)
+    solver, stopped = stages.solver, stages.interrupted
+    return Solution(problem, solver, stages.outcome, stages.failure, stopped, stages.stage)
 
 
-def with_suboptimality(fitted: Solution, tol: float) -> Solution:
+def with_suboptimality(fit: Fit, tol: float) -> Fit:
     """Return the fit with the error of its noise rule counted in its suboptimality."""
-    if fitted.failure or fitted.outcome.stuck:
-        return fitted
-    outcome = with_noise_error(fitted.problem, fitted.solver, fitted.outcome, tol)
-    return replace(fitted, outcome=outcome)
+    kept = fit.solution
+    if kept.failure or kept.outcome.stuck:
+        return fit
+    outcome = with_noise_error(kept.problem, kept.solver, kept.outcome, tol)
+    return replace(fit, solution=replace(kept, outcome=outcome))
 
 
 # --- where it starts ------------------------------------------------------------------------------

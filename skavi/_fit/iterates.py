@@ -25,6 +25,8 @@ class Solution:
         What was not finite, if that ended the fit; else empty.
     stopped : bool
         Whether the caller stopped it.
+    stage : int
+        The last one's number.
     """
 
     problem: Problem
@@ -32,6 +34,7 @@ class Solution:
     outcome: Outcome
     failure: str = ""
     stopped: bool = False
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Iterate:
     before : list of float
         ELBOs of the runs before.
     stage : int
-        Starts at 1 and rises when the noise rule is refined.
+        Starts at 1 and rises when the noise rule is refined, and with each start.
     """
 
     problem: Problem
@@ -70,4 +73,4 @@ class Iterate:
         """Return a copy of everything, as if the fit had stopped here."""
         curve = self.before + self.run.curve[: self.run.memory.n_iter]
         outcome = Outcome(self.run.state().copied(), curve, False, math.nan, math.nan)
-        return Solution(self.problem, self.solver, outcome)
+        return Solution(self.problem, self.solver, outcome, stage=self.stage)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from skavi._data.rows import Rows
-from skavi._fit.algorithm import Plan, best_fit
+from skavi._fit.algorithm import Plan, best_of, fit_every_start
 from skavi._fit.checkpoint_journal import Journal
 from skavi.inference_functions import Table
 from skavi.solvers._base import unwatched
@@ -45,7 +45,9 @@ def _factorized_elbo(plan, rows):
         journal=Journal(),
     )
     try:
-        elbo = best_fit(plan, rows, None, unwatched).elbo
+        fits: list = []
+        fit_every_start(plan, rows, None, unwatched, fits)
+        elbo = best_of(plan, fits).elbo
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.ranks.size > 1:  # other ranks may have succeeded
             raise

@@ -23,11 +23,11 @@ _NEAR = 1.0
 class Stages:
     """Successive runs of one solver that share a limit of iterations and one ELBO curve."""
 
-    def __init__(self, solver, max_iter, progress, journal):
+    def __init__(self, solver, max_iter, progress, journal, stage=0):
         self.solver, self.left, self.progress = solver, max_iter, progress
         self.journal, self.total_weight = journal, 0.0
         self.outcome: Outcome | None = None
-        self.noise, self.stage = None, 0
+        self.noise, self.stage = None, stage
         self.stopped, self.interrupted, self.failure = False, False, ""
 
     @property

@@ -4,7 +4,8 @@
 follows `sklearn.callback.FitCallback`. After each iteration a hook may ask for
 
 * ``metadata``: a dict with "elbo" (nats, under the solver's noise), "iteration" (from 1) and
-  "stage" (which rises when the noise rule is refined; ELBOs of two stages are not comparable);
+  "stage" (which rises when the noise rule is refined, and with every start of theta; ELBOs of
+  two stages are not comparable);
 * ``fitted_estimator``: the estimator ready to `transform`, as if the fit had stopped there.
 
 A hook that returns True stops the fit, which then gives no ConvergenceWarning: ``stopped_early_``

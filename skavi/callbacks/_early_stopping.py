@@ -31,9 +31,10 @@ class EarlyStopping:
     convergence, since held-out scores peak before the ELBO does), the estimator is left as if the
     fit had stopped at the best iterate: fitted attributes, ``n_iter_`` and ``elbo_curve_``
     included, with ``stopped_early_ = True`` and ``converged_ = False``. Values under different
-    noise rules are not compared: the best is that under the last rule. In a grid search set this on
-    the inner estimator; each fit has its own count. Source: Prechelt (1998), "Early stopping - but
-    when?", criterion UP with the best weights kept.
+    noise rules are not compared: the best is that under the last rule. Every start of theta has its
+    own count; a stop ends the whole fit, which is then the best of the starts so far. In a grid
+    search set this on the inner estimator; each fit has its own count. Source: Prechelt (1998),
+    "Early stopping - but when?", criterion UP with the best weights kept.
 
     Examples
     --------
@@ -57,7 +58,7 @@ class EarlyStopping:
         if not isinstance(min_delta, Real) or not 0 <= float(min_delta) < math.inf:
             raise ValueError(f"EarlyStopping(min_delta={min_delta!r}): min_delta must be >= 0.")
         self.X, self.patience, self.min_delta, self.every = X, patience, min_delta, every
-        # One watch for each current fit, since clones share their callbacks.
+        # For each current fit, since clones share their callbacks: one watch a stage.
         self._watches = {}
 
     def __getstate__(self):
@@ -65,7 +66,7 @@ class EarlyStopping:
 
     def setup(self, estimator, context):
         """Begin a new watch."""
-        self._watches[estimator] = _Watch()
+        self._watches[estimator] = {}
 
     def teardown(self, estimator, context):
         """Forget the watch."""
@@ -76,12 +77,13 @@ class EarlyStopping:
 
     def on_fit_task_end(self, estimator, context, *, metadata=None, fitted_estimator=None):
         """Evaluate an iterate; at the end of the fit restore the best one."""
-        watch = self._watches[estimator]
+        watches = self._watches[estimator]
         if metadata is None:
-            self._put_best_back(watch, estimator)
+            # The best start's: a later one may be worse.
+            kept = vars(estimator).get("_kept_stage", max(watches, default=None))
+            self._put_best_back(watches.get(kept, _Watch()), estimator)
             return False
-        if metadata["stage"] != watch.stage:
-            watch.restart(metadata["stage"])
+        watch = watches.setdefault(metadata["stage"], _Watch())
         watch.last_elbo = metadata["elbo"]
         if metadata["iteration"] % self.every:
             return False
@@ -98,13 +100,10 @@ class EarlyStopping:
 
 
 class _Watch:
-    """The best value, and the count without a gain, of one fit."""
+    """The best value, and the count without a gain, of one stage of one fit."""
 
     def __init__(self):
-        self.restart(stage=0)
-
-    def restart(self, stage):
-        self.stage, self.misses, self.last_elbo = stage, 0, -math.inf
+        self.misses, self.last_elbo = 0, -math.inf
         self.best, self.best_value, self.last_gain = None, -math.inf, -math.inf
 
     def see(self, value, fitted_estimator, min_delta):

@@ -117,8 +117,8 @@ def test_a_fit_that_did_not_converge_is_kept_only_if_none_did(monkeypatch):
     """Its ELBO is that of a rule which it may have exploited."""
     own, fits = algorithm.fit_model, []
 
-    def first_unconverged(plan, rows, start, progress):
-        fit = own(plan, rows, start, progress)
+    def first_unconverged(plan, rows, start, progress, stage):
+        fit = own(plan, rows, start, progress, stage)
         fits.append(fit)
         if len(fits) > 1:
             return fit

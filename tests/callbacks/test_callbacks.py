@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from skavi import AmortizedVI, FactorizedVI
 from skavi.callbacks import EarlyStopping, ElboMonitor
 from skavi.inference_functions import MLP
-from skavi.models import FactorAnalysis, RandomEffects
+from skavi.models import FactorAnalysis, RandomEffects, TopicModel
 from skavi.noise import ClosedForm, MonteCarlo
 from skavi.solvers import LBFGS, Adam
 
@@ -101,6 +101,60 @@ def test_the_stage_rises_with_the_noise_rule_and_a_stop_ends_all_stages():
         .fit(data)
     )
     assert vi.n_iter_ == 1
+
+
+@pytest.fixture(scope="module")
+def starts():
+    """Return counts on which the best of three starts of the topics is not the last one."""
+    rng = np.random.default_rng(0)
+    topics, shares = rng.dirichlet(np.full(20, 0.2), 4), rng.dirichlet(np.full(4, 0.3), 40)
+    counts = rng.multinomial(30, shares @ topics)
+    for seed in range(20):
+        vi = FactorizedVI(TopicModel(6), n_init=3, random_state=seed)
+        recorder = Recorder()
+        clone(vi).set_callbacks(recorder).fit(counts)
+        metadata = [metadata for metadata, _ in recorder.seen]
+        ends = {each["stage"]: each["elbo"] for each in metadata}
+        if max(ends.values()) > ends[3] + 1:
+            return vi, counts, ends
+    raise AssertionError("the last start was always the best one")
+
+
+def test_stages_are_counted_over_starts(starts):
+    assert list(starts[2]) == [1, 2, 3]
+
+
+def test_early_stopping_judges_each_start_by_itself(starts):
+    """Patience that no start exhausts changes nothing: the best start is kept, not the last."""
+    vi, counts, _ = starts
+    plain = clone(vi).fit(counts)
+    watched = clone(vi).set_callbacks(EarlyStopping(patience=1000)).fit(counts)
+    assert not watched.stopped_early_ and watched.converged_
+    assert watched.elbo_ == plain.elbo_ and watched.n_iter_ == plain.n_iter_
+
+
+class Interrupt(Recorder):
+    """Raise what Ctrl-C raises in the iteration given, of the stage given."""
+
+    def __init__(self, stage, iteration):
+        super().__init__()
+        self.at = stage, iteration
+
+    def on_fit_task_end(self, estimator, context, *, metadata=None, fitted_estimator=None):
+        if metadata is not None and (metadata["stage"], metadata["iteration"]) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_a_later_start_keeps_the_finished_fits(starts):
+    """After two iterations the second start is nats below the first, which had converged.
+
+    What is kept is what one start reaches, to the last bit: the first one draws the same numbers.
+    """
+    vi, counts, _ = starts
+    first = clone(vi).set_params(n_init=1).fit(counts)
+    with pytest.warns(ConvergenceWarning):
+        kept = clone(vi).set_callbacks(Interrupt(2, 2)).fit(counts)
+    assert kept.elbo_ == first.elbo_ and kept.stopped_early_
 
 
 @pytest.fixture
