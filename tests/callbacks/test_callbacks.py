@@ -154,7 +154,7 @@ def test_an_interrupt_in_a_later_start_keeps_the_finished_fits(starts):
     first = clone(vi).set_params(n_init=1).fit(counts)
     with pytest.warns(ConvergenceWarning):
         kept = clone(vi).set_callbacks(Interrupt(2, 2)).fit(counts)
-    assert kept.elbo_ == first.elbo_ and kept.stopped_early_
+    assert kept.elbo_ == first.elbo_ and kept.converged_
 
 
 @pytest.fixture
