@@ -30,7 +30,7 @@ from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
 from skavi._estimators.row_inference import RowInference
 from skavi._fit.algorithm import Plan, best_of, fit_every_start, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
-from skavi._fit.defaults import default_model
+from skavi._fit.defaults import default_model, tolerance
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.linear_response import correction_of
 from skavi._fit.model_checks import validated_objective
@@ -254,7 +254,7 @@ class VariationalInference(
             None if no_factors else self._reference(),
             clone(self.noise) if self.noise is not None else None,
             clone(self.solver) if self.solver is not None else None,
-            max(self.tol, model.coarsest_tol),
+            tolerance(self.tol, model),
             self.max_iter,
             generator,
             self.n_init,

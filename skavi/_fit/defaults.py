@@ -22,7 +22,7 @@ import torch
 from skavi._data.missing_cells import Cells
 from skavi._fit.spherical_noise import RotatedSpheres
 from skavi.inference_functions import MLP
-from skavi.models import FactorAnalysis
+from skavi.models import FactorAnalysis, LatentVariableModel
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, Noise, QuasiMonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting, Solver
@@ -100,6 +100,14 @@ def default_function(n_outputs, model):
     """
     sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
     return MLP(hidden_layer_sizes=tuple(max(_FEWEST_UNITS, size) for size in sizes))
+
+
+def tolerance(tol: float, model: LatentVariableModel) -> float:
+    """Return the nats a row to solve to: the estimator's own, or the model's where it is coarser.
+
+    Every call that fits takes it, `partial_fit` too.
+    """
+    return max(tol, model.coarsest_tol)
 
 
 def budget(setting: Setting) -> int:

@@ -16,7 +16,7 @@ from skavi._estimators import row_inference
 from skavi._fit.streaming import Remembered
 from skavi.families import DiagonalNormal, FullNormal, Point
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis, LinearModel, LocalLevel
+from skavi.models import FactorAnalysis, LinearModel, LocalLevel, TopicModel
 from skavi.models._global_space import GlobalSpace
 from skavi.noise import MonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
@@ -159,6 +159,20 @@ def test_a_stream_in_minibatches_with_fresh_draws(dtype):
     difference = stream.global_posterior_.mean["theta"] - truth.mean["theta"]
     assert abs(difference) < truth.sd["theta"]
     assert stream.elbo_se_ > 0
+
+
+@pytest.mark.slow
+def test_a_stream_stops_by_the_tolerance_of_its_model():
+    """Topics ask for 1e-3 nats a word; to tol, 1e-6 nats a row, Adam would take 10,000 steps."""
+    rng = np.random.default_rng(0)
+    topics, shares = rng.dirichlet(np.full(30, 0.1), 2), rng.dirichlet([0.2] * 2, 60)
+    X = np.array([rng.multinomial(40, p @ topics) for p in shares]).astype(float)
+    vi = AmortizedVI(TopicModel(2), max_iter=2000, random_state=0)
+    stream, full = streamed(clone(vi), X, 2), vi.fit(X)
+    assert stream.converged_
+    assert stream.n_iter_ <= 1600  # two windows of 200 without a gain, wherever they come
+    # Theta of the first 30 documents is remembered as a normal: half a nat a row is lost at most.
+    assert stream.score(X) == pytest.approx(full.score(X), abs=0.5)
 
 
 def test_the_curve_of_a_call_goes_on_from_the_elbo_of_those_before():
