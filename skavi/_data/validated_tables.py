@@ -1,9 +1,11 @@
 """Checks and copies of a user's input: tables, sample weights, and the name of a device."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from sklearn.utils.validation import validate_data
 
@@ -47,13 +49,18 @@ def warn_of_shares(sample_weight) -> None:
         )
 
 
+#: Sizes between which a table's largest entry must lie: the prior spreads that fits start from are
+#: in single precision (1e-45 to 3e38), and beyond it factor analysis ended at loadings of zero.
+_SMALLEST, _LARGEST = 1e-30, 1e30
+
+
 def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
     """Return X as a float array, or CSR if `sparse`; NaN is allowed if `missing`.
 
     `reset` sets the estimator's number and names of features; else they must agree with X.
     """
     with np.errstate(invalid="ignore"):  # scikit-learn sums infinite values to find them
-        return validate_data(
+        X = validate_data(
             estimator,
             X,
             dtype=[np.float64, np.float32],
@@ -61,6 +68,25 @@ def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
             ensure_all_finite="allow-nan" if missing else True,
             reset=reset,
         )
+    if reset:
+        _require_ordinary_sizes(X)
+    return X
+
+
+def _require_ordinary_sizes(X) -> None:
+    """Refuse to fit a table so large or so small that fits start from numbers like inf and 0."""
+    values = X.data if scipy.sparse.issparse(X) else X
+    if not values.size:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: said elsewhere
+        largest = max(np.nanmax(values), -np.nanmin(values))
+    if largest == 0 or np.isnan(largest) or _SMALLEST <= largest <= _LARGEST:
+        return
+    raise ValueError(
+        f"X's largest entry is {largest:.2g} in size, but fits need it between {_SMALLEST:g} and "
+        f"{_LARGEST:g}: give X in other units, or standardise its columns."
+    )
 
 
 def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
