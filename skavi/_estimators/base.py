@@ -53,7 +53,7 @@ from skavi._platform.version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.inference_functions import Table
-from skavi.models import CouplingBiasWarning, LatentVariableModel
+from skavi.models import CouplingBiasWarning, LatentVariableModel, PriorConflictWarning
 from skavi.noise import Noise
 from skavi.solvers import Solver
 
@@ -244,6 +244,8 @@ class VariationalInference(
         if rows.ranks.size > 1:
             check_joint(self, model, function)
         model.check_data(rows.X)
+        if conflict := _ask(rows, model.prior_conflict):
+            warn(conflict, PriorConflictWarning)
         model = _ask(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
         model = self._with_context(objective.model, function, rows.X)

@@ -1,6 +1,6 @@
 """Models to subclass and models to use: one latent vector a row."""
 
-from skavi.models._base import HierarchicalModel, LatentVariableModel
+from skavi.models._base import HierarchicalModel, LatentVariableModel, PriorConflictWarning
 from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
@@ -26,6 +26,7 @@ __all__ = [
     "LocalLevel",
     "MarkovModel",
     "NonlinearModel",
+    "PriorConflictWarning",
     "RandomEffects",
     "SawTimeSeries",
     "TimeSeriesModel",

@@ -29,6 +29,10 @@ LIKELIHOOD_NEEDED = (
 )
 
 
+#: Prior sds from its centre (a chance of 1e-23) at which a prior and the data contradict.
+FAR = 10.0
+
+
 class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, Component, ABC):
     """A model with one latent vector a row, given by its log joint.
 
@@ -104,6 +108,10 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     def check_data(self, X: Tensor) -> None:
         """Raise a ValueError that says which rows of X the model cannot take."""
 
+    def prior_conflict(self, X: Tensor, weights: Tensor) -> str:
+        """Return a sentence that says which prior the data contradict outright, or nothing."""
+        return ""
+
     def declared(
         self, theta: Theta, z: Tensor, X: Tensor
     ) -> dict[str, tuple[Distribution, Tensor]]:
@@ -174,6 +182,22 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         `rest` is the factor of all globals given those that were drawn: theta holds its mean.
         """
         return self.log_terms(theta, z, X)
+
+
+class PriorConflictWarning(UserWarning):
+    """Data lie where a fixed prior all but excludes them, so the prior decides, not the data.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import PriorConflictWarning, RandomEffects
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", PriorConflictWarning)
+    ...     _ = FactorizedVI(RandomEffects()).fit([[501.0, 1.0], [505.0, 1.0], [498.0, 2.0]])
+    >>> [w.category.__name__ for w in caught]
+    ['PriorConflictWarning']
+    """
 
 
 def overrides(model: LatentVariableModel, base: type, name: str) -> bool:

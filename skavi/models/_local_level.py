@@ -6,6 +6,7 @@ from torch.distributions import InverseGamma, Normal
 
 from skavi._numerics.aligned import aligned
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
+from skavi.models._base import FAR
 from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._time_series import MarkovModel
 
@@ -69,6 +70,17 @@ class LocalLevel(MarkovModel):
         scale = float((steps**2).mean()) if len(steps) else float((X**2).mean())
         model.variance_scale_ = scale if scale > 0 else 1.0
         return model
+
+    def prior_conflict(self, X, weights):
+        away = abs(float(X[0, 0]) - self.initial_mean) / self.initial_sd
+        if away <= FAR:
+            return ""
+        return (
+            f"LocalLevel(initial_mean={self.initial_mean:g}, initial_sd={self.initial_sd:g}): the "
+            f"series begins at {float(X[0, 0]):.3g}, {away:.3g} prior sds of the first level away "
+            "from its prior mean, which so decides the fit: set initial_mean and initial_sd in "
+            "units of X, or subtract the series' mean."
+        )
 
     def n_latents(self, n_features):
         return 1

@@ -8,7 +8,7 @@ from torch.distributions import HalfCauchy, HalfNormal, Normal
 
 from skavi._data.process_ranks import over_ranks, stacked
 from skavi.families import LOG_2PI
-from skavi.models._base import HierarchicalModel
+from skavi.models._base import FAR, HierarchicalModel
 
 #: Of the median standard error: where effects do not seem to vary, tau starts there. Not measured.
 _LEAST_TAU = 0.3
@@ -106,6 +106,17 @@ class RandomEffects(HierarchicalModel):
         tau2 = torch.nan_to_num(tau2, nan=0.0, posinf=0.0).clamp_min(least)
         random = counts / (se**2 + tau2)
         return {"mu": (random * estimate).sum() / random.sum(), "tau": tau2.sqrt()}
+
+    def prior_conflict(self, X, weights):
+        centre = float(self.initial_globals(X, weights)["mu"])
+        if abs(centre) <= FAR * self.mu_scale:
+            return ""
+        return (
+            f"RandomEffects(mu_scale={self.mu_scale:g}): the estimates' mean, {centre:.3g}, is "
+            f"{abs(centre) / self.mu_scale:.3g} prior sds of mu away from 0, so the prior decides "
+            "where mu is: set mu_scale and tau_scale in units of the estimates, or give estimates "
+            "and standard errors in other units."
+        )
 
     def alternatives(self):
         if self.centred is not None:

@@ -12,7 +12,7 @@ import skavi
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi.families import FullNormal
 from skavi.inference_functions import Polynomial
-from skavi.models import RandomEffects
+from skavi.models import PriorConflictWarning, RandomEffects
 
 SCHOOLS = np.array(
     [[28, 15], [8, 10], [-3, 16], [7, 11], [-1, 9], [1, 11], [18, 10], [12, 18]], float
@@ -231,3 +231,32 @@ def test_samples_are_effects(centred):
     vi = FactorizedVI(RandomEffects(centred=centred)).fit(SCHOOLS)
     X, effects = vi.sample(10_000, random_state=0)
     assert np.std((X[:, 0] - effects[:, 0]) / X[:, 1]) == pytest.approx(1.0, abs=0.03)
+
+
+def test_estimates_that_the_prior_of_mu_excludes_are_told():
+    """All estimates + 1e9: mu stays within its prior, at 0 +- 5, which is right, and of no use."""
+    with pytest.warns(PriorConflictWarning, match=r"mu_scale=5\): the estimates' mean, 1e\+09"):
+        vi = FactorizedVI(RandomEffects()).fit(np.add(SCHOOLS, [1e9, 0.0]))
+    assert abs(vi.global_posterior_.mean["mu"]) < 1.0
+    FactorizedVI(RandomEffects(mu_scale=1e9)).fit(np.add(SCHOOLS, [1e9, 0.0]))  # without a word
+
+
+def test_one_vast_study_is_fitted_as_quadrature_has_it():
+    """One study of 1e8 among 40: tau from the exact marginal on a grid, mu integrated out."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(1.0, 0.7, 40), rng.uniform(0.3, 1.0, 40)])
+    X[3, 0] = 1e8
+    with pytest.warns(PriorConflictWarning, match="prior decides"):
+        vi = FactorizedVI(RandomEffects()).fit(X)
+    log_tau = np.linspace(10.0, 25.0, 3001)
+    variance = np.exp(2 * log_tau)[:, None] + X[:, 1] ** 2
+    precision = 1 / 25 + (1 / variance).sum(1)
+    log_p = -0.5 * (np.log(variance) + X[:, 0] ** 2 / variance).sum(1) - 0.5 * np.log(precision)
+    log_p += 0.5 * (X[:, 0] / variance).sum(1) ** 2 / precision
+    log_p += log_tau - np.log1p(np.exp(2 * log_tau) / 25)
+    p = np.exp(log_p - log_p.max())
+    tau = (p * np.exp(log_tau)).sum() / p.sum()
+    # q(tau) is log-normal, of sd 0.11: 1.6e7 is met to 3e-4, a mean-field error.
+    assert vi.converged_
+    assert vi.global_posterior_.mean["tau"] == pytest.approx(tau, rel=1e-3)
+    assert vi.transform(X)[:, 0] == pytest.approx(X[:, 0], abs=1e-3)

@@ -24,6 +24,7 @@ from skavi.models import (
     GaussianProcess,
     LocalLevel,
     MarkovModel,
+    PriorConflictWarning,
     SawTimeSeries,
 )
 from skavi.solvers import LBFGS, CoordinateAscent, Newton
@@ -398,3 +399,10 @@ def test_series_of_one_column(model, message):
 def test_arguments_that_cannot_be_used_are_named(model, message):
     with pytest.raises(ValueError, match=message):
         FactorizedVI(model).fit(np.ones((5, 2)))
+
+
+def test_a_series_that_begins_far_from_its_prior_is_told():
+    X = np.random.default_rng(0).normal(size=(20, 1)) + 1e9
+    with pytest.warns(PriorConflictWarning, match=r"initial_sd=10\): the series begins at 1e\+09"):
+        FactorizedVI(LocalLevel(1.0, 1.0)).fit(X)
+    FactorizedVI(LocalLevel(1.0, 1.0, initial_mean=1e9)).fit(X)  # without a word
