@@ -65,6 +65,8 @@ class CellwiseModel(HierarchicalModel):
                 f"X has {len(empty)} columns without a single observed cell (first column "
                 f"{int(empty[0, 0])}): leave them out."
             )
+        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
+        self.cell.require_reach(cells, weights, asked_by)
 
     def n_latents(self, n_features):
         return self.n_components

@@ -5,6 +5,7 @@ is a kernel, which depends on eta, plus a constant, which does not: an expectati
 then costs one kernel a quadrature node, or nothing where it is known in closed form.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -29,6 +30,7 @@ from skavi.families import LOG_2PI
 #: Nodes of the rule for a normal eta: 1e-6 nats a cell for logistic kernels up to an sd of 1.
 _N_NODES = 9
 Globals = Mapping[str, Tensor]
+_LEAST_COUNT = 0.5  # of a column in all: less than one count
 _SMALLEST_VARIANCE = 1e-300  # keeps the root's derivative finite where eta is known
 
 
@@ -41,6 +43,11 @@ class Likelihood(ABC):
     refusal: str = "Values outside the likelihood's support"
     #: Whether eta is the log of a rate, so that a row's exposure is an offset.
     counts: bool = False
+    #: Largest cell that a fit takes, and what to do with larger ones.
+    largest_cell: float = math.inf
+    beyond: str = ""
+    #: Whether a column of zeros tells nothing of the likelihood's own globals.
+    needs_counts: bool = False
     #: Whether normal factors of a linear eta have closed-form expectations and optima.
     conjugate: bool = False
     #: Whether theta holds "noise_variance", in squared units of X.
@@ -106,6 +113,26 @@ class Likelihood(ABC):
                     f"{self.refusal}: X has {len(where)} {what} (first at row {row}, column "
                     f"{first_column + column}), but {asked_by} needs {self.needs}."
                 )
+
+    def require_reach(self, cells: Cells, weights: Tensor, asked_by: str) -> None:
+        """Refuse to fit columns that the likelihood cannot explain, or that tell it nothing."""
+        totals = cells.over_rows(weights, cells.values).sum(0)  # of all ranks: first
+        large = (cells.values >= self.largest_cell).nonzero()
+        if len(large):
+            row, column = large[0].tolist()
+            raise ValueError(
+                f"X has {len(large)} counts of {self.largest_cell:g} or more (first at row {row}, "
+                f"column {column}), but {asked_by} {self.beyond}."
+            )
+        if not self.needs_counts:
+            return
+        empty = (totals < _LEAST_COUNT).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"X has {len(empty)} columns of zeros (first column {int(empty[0, 0])}), which "
+                f"tell {asked_by} nothing of their dispersion: leave them out, or use "
+                "likelihood='poisson'."
+            )
 
     def log_rows(self, cells: Cells, eta: Tensor, theta: Globals) -> Tensor:
         """Return the log density of every row's observed cells, shape (n_rows,)."""
@@ -226,6 +253,11 @@ class PoissonCells(Likelihood):
     """x ~ Poisson(exp(eta)); cells need not be whole numbers."""
 
     needs, counts = "counts >= 0", True
+    largest_cell = 1e6  # Newton crawls along the walls of exp: minutes for 40 x 5, or one cell
+    beyond = (
+        "takes each as exact to 0.1 %, as hardly any counts are: use "
+        "likelihood='negative_binomial', or log(X + 1) with likelihood='normal'"
+    )
     refusal = "Negative values in data"
 
     def global_prior(self, shape, variance):
@@ -259,7 +291,12 @@ class PoissonCells(Likelihood):
 class NegativeBinomialCells(PoissonCells):
     """Counts of mean exp(eta) and variance mean + dispersion * mean^2; dispersion ~ Exp(1)."""
 
-    has_noise = True
+    has_noise = needs_counts = True
+    largest_cell = 1e7  # rounding of lgamma, 3e-8 nats a cell, then exceeds the usual tol of 1e-8
+    beyond = (
+        "computes with differences of log gamma functions, whose digits are lost there: use "
+        "log(X + 1) with likelihood='normal'"
+    )
 
     def global_prior(self, shape, variance):
         return {"dispersion": Exponential(torch.ones(shape))}
