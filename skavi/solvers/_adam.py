@@ -21,7 +21,12 @@ _WINDOW = 200
 _DECAY = 0.3
 #: Of the first learning rate: below it a fit has converged. Not measured.
 _SMALLEST = 0.003
-#: Retreats from numbers that are not finite: the rate is then 0.3 ** 10 = 6e-6 of the first.
+#: Sds of one ELBO by which a window's mean must be below the first ELBO to be worse for sure.
+_SURE = 4.0
+#: Times the first ELBO's size and the rows' weight: by so much no draw of an ordinary fit falls.
+_RUIN = 1e6
+#: Retreats from numbers that are not finite, and from losses: the rate is then 0.3 ** 10 = 6e-6
+#: of the first.
 _MAX_RETREATS = 10
 
 
@@ -186,7 +191,7 @@ class _Ascent(Run):
         units = [read(unit, i) for i, unit in enumerate(self.units)]
         slopes = [gradient * unit for gradient, unit in zip(gradients, units, strict=True)]
         norm = self._norm(slopes)
-        if not math.isfinite(norm + elbo):
+        if not math.isfinite(norm + elbo) or self._is_ruin(memory, elbo):
             return self._retreat(memory)
         rate = memory.rate * multiplier
         if self.lazy:
@@ -204,6 +209,13 @@ class _Ascent(Run):
             gradient_norm=norm / self.problem.total_weight,
         )
         return self._judge(self._average(memory))
+
+    def _is_ruin(self, memory, elbo):
+        """Say whether steps lost so much that no later ones would bring it back."""
+        if not memory.n_iter:
+            return False
+        first = self.curve[0]
+        return elbo < first - _RUIN * (abs(first) + self.problem.total_weight)
 
     def _is_in_place(self, i):
         return self.lazy and i == 0
@@ -268,8 +280,9 @@ class _Ascent(Run):
         """Return to the last kept values, with a smaller learning rate and moments of zero."""
         if memory.retreats == _MAX_RETREATS:
             raise FloatingPointError(
-                f"Adam met a non-finite ELBO or gradient at iteration {memory.n_iter} and could "
-                f"not get round it in {_MAX_RETREATS} retreats: lower solver__learning_rate, or "
+                "Adam met a non-finite ELBO or gradient, or an ELBO far below that of its start, "
+                f"at iteration {memory.n_iter} and could not get round it in {_MAX_RETREATS} "
+                "retreats: lower solver__learning_rate, or "
                 "check the model's densities for overflow."
             )
         return replace(
@@ -312,6 +325,9 @@ class _Ascent(Run):
         memory = replace(memory, noise=noise)
         if now[0] - before[0] > max(noise, self.least):
             return memory
+        if now[0] < self.curve[0] - max(self.least, _SURE * float(values.std())):
+            memory = replace(self._retreat(memory), window_began=memory.n_iter)
+            return replace(memory, window_before=None)  # no end is below the start
         rate = memory.rate * _DECAY
         converged = self.schedule is not None or rate < _SMALLEST * self.rate
         return replace(

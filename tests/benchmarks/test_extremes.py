@@ -33,7 +33,7 @@ def test_columns_of_zeros_are_refused_by_name_where_they_tell_nothing(model, tab
     assert "columns of zeros (first column 0)" in check(model, table).said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("table", list(extremes.TABLES))
 @pytest.mark.parametrize("model", QUICK)
 def test_fits_to_extreme_numbers_are_right_or_say_why_not(model, table):
