@@ -1,4 +1,4 @@
-"""Weights are counts: shares are told, counts are not. What a fit refuses of a table by its sizes."""
+"""Weights are counts: shares are told, counts are not; and what a fit refuses by its sizes."""
 
 import warnings
 
