@@ -120,8 +120,9 @@ class VariationalInference(
     def fit(self, X, y=None, sample_weight=None):
         """Fit q(theta) and the map from rows to factors.
 
-        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``, and a warning);
-        before the first iteration, and inside a grid search, it raises KeyboardInterrupt.
+        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``), or with the best
+        start that had converged by then, and a warning; before the first iteration, and inside a
+        grid search, it raises KeyboardInterrupt.
 
         Parameters
         ----------
@@ -181,10 +182,12 @@ class VariationalInference(
                     fits.append((solution, *_quick_elbo(solution)))
                     fit = best_of(plan, fits)
                 self.__dict__.update(self._results(fit, reporter))
-            self._kept_stage = fit.solution.stage
-            with reporter.outlasting_interrupts():
-                context.call_on_fit_task_end(estimator=self, X=X, y=y)
-            self.__dict__.pop("_kept_stage", None)
+            self._kept_stage = fit.solution.stage  # for EarlyStopping
+            try:
+                with reporter.outlasting_interrupts():
+                    context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            finally:
+                del self._kept_stage
             if not reporter.interrupted:
                 reporter.journal.close()
             restored = self.__dict__.pop("_iterate", None)

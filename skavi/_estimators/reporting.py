@@ -124,8 +124,9 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
     """Warn if a fit was interrupted, met numbers that are not finite, or did not converge."""
     name, n_iter = type(estimator).__name__, estimator.n_iter_
     if reporter.interrupted:
+        kept = "the best finished start" if estimator.converged_ else "its last complete iterate"
         message = (
-            f"{name} was interrupted and keeps its last complete iterate: n_iter_={n_iter}, "
+            f"{name} was interrupted and keeps {kept}: n_iter_={n_iter}, "
             f"converged_={estimator.converged_}. With warm_start=True, fit goes on from there."
         )
     elif reporter.failure:

@@ -12,6 +12,8 @@ from skavi._data.process_ranks import total
 _LEAST_CURVATURE = 1e-6
 #: Largest entry of a step's change of the latents: the second-order model holds for small ones.
 _LARGEST_STEP = 0.5
+#: Curvature of components that are zero altogether; their gradient is, too.
+_TINY = 1e-300
 #: A step is halved this often before none is taken; the sweep's own result then stands.
 _HALVINGS = 10
 
@@ -103,7 +105,7 @@ class LatentFrame:
         step = _by_pairs(gradient, own, size.unsqueeze(-1) + size)
         scale = noise.diagonal() ** 2 / total(self.weights.sum())
         scale = own.diagonal() + 2 * (size - scale)  # curvature along T_aa
-        floor = _LEAST_CURVATURE * own.diagonal()
+        floor = (_LEAST_CURVATURE * own.diagonal()).clamp_min(_TINY)
         return step + torch.diag(gradient.diagonal() / torch.maximum(scale, floor))
 
     def _row_weights(self):
@@ -143,5 +145,6 @@ def _by_pairs(gradient, own, shared):
     trace = own + own.mT
     least = trace / 2 - ((own - own.mT) ** 2 / 4 + shared**2).sqrt()
     own = own + (_LEAST_CURVATURE * trace - least).clamp_min(0)
-    step = (own.mT * gradient - shared * gradient.mT) / (own * own.mT - shared**2)
+    determinant = (own * own.mT - shared**2).clamp_min(_TINY)
+    step = (own.mT * gradient - shared * gradient.mT) / determinant
     return step - torch.diag(step.diagonal())

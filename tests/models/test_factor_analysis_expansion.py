@@ -118,6 +118,15 @@ def test_the_step_follows_the_gradient(table):
     assert (torch.sign(step.diagonal()) == torch.sign(gradient.diagonal())).all()
 
 
+def test_components_that_are_zero_stay_where_they_are(table):
+    frame = frame_of(table, DiagonalNormal())
+    zero = torch.tensor([1.0, 0.0], dtype=table.dtype)
+    frame = replace(frame, z=frame.z * zero, loadings=frame.loadings * zero)
+    turned = frame.turned()
+    assert bool(torch.isfinite(turned.z).all()) and turned._value() > frame._value()
+    assert float(turned.loadings[:, 1].abs().max()) == float(turned.z[:, 1].abs().max()) == 0
+
+
 def standardised(X):
     """Return the table in standard deviations of its columns."""
     return (X - X.mean(0)) / X.std(0)
