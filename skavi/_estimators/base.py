@@ -120,8 +120,8 @@ class VariationalInference(
     def fit(self, X, y=None, sample_weight=None):
         """Fit q(theta) and the map from rows to factors.
 
-        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``), or the best start
-        that had converged by then, and a warning; before the first iteration, and inside a grid
+        Ctrl-C ends the fit with its last complete iterate (``converged_ = False``), or the best
+        start that has converged, and a warning; before the first iteration, and inside a grid
         search, it raises KeyboardInterrupt.
 
         Parameters
