@@ -80,6 +80,10 @@ class Noise(Component):
         None stands for no nodes: the model's closed form is used.
         """
 
+    def count_nodes(self, n_globals: int, n_latents: int) -> int:
+        """Return how many nodes there are, without making them."""
+        return 1 if self.n_draws is None else self.n_draws
+
     def in_single(self) -> "Noise":
         """Return the rule for steps in single precision: the same, or a faster one."""
         return self
@@ -285,7 +289,7 @@ class GaussHermite(Noise):
 
     def nodes(self, n_globals, n_latents, n_rows, generator):
         n_local, n_global = self._counts()
-        size = n_local**n_latents * n_global**n_globals
+        size = self.count_nodes(n_globals, n_latents)
         if size > MAX_NODES:
             raise ValueError(
                 f"GaussHermite(n_nodes={self.n_nodes!r}) over {n_latents} latents and {n_globals} "
@@ -295,6 +299,10 @@ class GaussHermite(Noise):
         nodes, weights = product_rule((n_local,) * n_latents + (n_global,) * n_globals)
         noise = aligned(nodes)
         return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], aligned(weights))
+
+    def count_nodes(self, n_globals, n_latents):
+        n_local, n_global = self._counts()
+        return n_local**n_latents * n_global**n_globals
 
     def refined(self):
         n_local, n_global = self._counts()

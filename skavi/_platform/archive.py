@@ -6,12 +6,14 @@ types and names of arrays are checked against the file before memory is allocate
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import math
 import os
 import re
+import stat
 import time
 import zipfile
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ _OLD = 3600.0
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 #: Flags of os.open: create a file, fail if it exists, and translate no line ends on Windows.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+_NOT_REGULAR = "Not a regular file: a device, pipe or socket is neither read nor replaced"
 
 # Temporary files that this process is writing, and a counter for their names.
 _under_way: set[str] = set()
@@ -63,7 +67,7 @@ def write_archive(path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -
     Raises
     ------
     OSError
-        If the file cannot be written: no space, no permission, no folder.
+        If the file cannot be written: no space, no permission, no folder, not a regular file.
     TypeError
         If the header or an array is of a kind that the format does not hold.
     """
@@ -105,33 +109,53 @@ def replacing(path) -> Iterator[IO[bytes]]:
 
     It is written beside the target, flushed to the disk and renamed to the target, and the rename
     is flushed, too. If the body or the disk fails, the temporary file is removed and the target is
-    unchanged. Temporary files of killed processes are removed.
+    unchanged. Temporary files of killed processes are removed. Every OSError names `path`.
     """
+    with _naming(path):
+        target = _replaceable(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.tmp")
+        _under_way.add(str(temporary))
+        try:
+            _clear_stale(target)
+            descriptor = os.open(temporary, _NEW, 0o600)
+            with os.fdopen(descriptor, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _flush_folder(target.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            _under_way.discard(str(temporary))
+
+
+def _replaceable(path) -> Path:
+    """Return what a path leads to, if that is a regular file, or nothing yet."""
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.tmp")
-    _under_way.add(str(temporary))
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(target).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
+    return target
+
+
+@contextlib.contextmanager
+def _naming(path) -> Iterator[None]:
+    """Let every OSError of the body name the user's path, not that of a temporary file."""
     try:
-        _clear_stale(target)
-        descriptor = os.open(temporary, _NEW, 0o600)
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _flush_folder(target.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        _under_way.discard(str(temporary))
 
 
 def check_writable(path) -> None:
     """Raise an OSError if `path` cannot be replaced, without changing the file there."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(21, "Is a directory", str(path))
     with contextlib.suppress(_Enough), replacing(path) as file:
         file.write(b"0")
         file.flush()
@@ -207,8 +231,11 @@ def read_archive(path, max_bytes: int = _LARGEST) -> tuple[dict[str, Any], dict[
     OSError
         If it cannot be read.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
+        size = status.st_size
         if size > max_bytes:
             raise DamagedFileError(f"{path} has {size} bytes, more than the {max_bytes} allowed.")
         try:
@@ -224,6 +251,11 @@ def read_archive(path, max_bytes: int = _LARGEST) -> tuple[dict[str, Any], dict[
             raise DamagedFileError(
                 f"{path} is damaged, or not a file of skavi's: {kind}."
             ) from error
+
+
+def _open_at_once(path, flags):
+    """Open a file without waiting, as a fifo makes a reader wait for somebody who writes."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(file, size):

@@ -36,6 +36,7 @@ class InferenceFunction(Component):
     #: Default learning rate of Adam, in natural units.
     learning_rate: float = 0.003
     context: tuple[int, int] | None
+    learned = ("input_mean_", "input_scale_")
     #: Moments of the training inputs, once fitted.
     input_mean_: np.ndarray | None = None
     input_scale_: np.ndarray | None = None
@@ -56,6 +57,18 @@ class InferenceFunction(Component):
         pair = isinstance(context, tuple | list) and len(context) == 2
         whole = pair and all(is_whole(c, 0) for c in context)
         self._require("context", whole, "None or two integers >= 0, (rows before, rows after)")
+
+    def check_learned(self, n_features):
+        if self.input_mean_ is not None:
+            self._require_learned("input_mean_", (None,))
+            self._require_learned("input_scale_", self.input_mean_.shape, positive=True)
+
+    def parameter_shapes(self, n_inputs: int, n_outputs: int) -> dict[str, tuple[int, ...]] | None:
+        """Return the shapes of the parameters by name, if they follow from these numbers.
+
+        `n_inputs` counts what `features` reads. Nothing is made of these sizes.
+        """
+        return None
 
     def fit_inputs(self, inputs: Tensor, weights: Tensor) -> "InferenceFunction":
         """Return a copy that standardises its inputs by the weighted moments of these."""

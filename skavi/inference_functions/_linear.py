@@ -13,8 +13,15 @@ from skavi.inference_functions._regression import least_squares
 class LinearFunction(InferenceFunction):
     """Outputs ``features @ coefficients``."""
 
+    def count_features(self, n_inputs: int) -> int:
+        """Return how many numbers `features` makes of n_inputs."""
+        return n_inputs
+
     def n_parameters(self, n_features, n_outputs):
         return n_features * n_outputs
+
+    def parameter_shapes(self, n_inputs, n_outputs):
+        return {"coefficients": (self.count_features(n_inputs), n_outputs)}
 
     @over_ranks
     def start(self, features, targets, weights, generator):
@@ -45,6 +52,9 @@ class Constant(LinearFunction):
 
     def __init__(self, context=None):
         self.context = context
+
+    def count_features(self, n_inputs):
+        return 1
 
     def features(self, inputs):
         return inputs.new_ones(len(inputs), 1)
@@ -78,8 +88,11 @@ class Polynomial(LinearFunction):
         super().check()
         self._require_integer("degree", 0)
 
+    def count_features(self, n_inputs):
+        return math.comb(n_inputs + self.degree, min(n_inputs, self.degree))
+
     def n_numbers(self, n_rows, n_inputs, n_outputs):
-        return math.comb(n_inputs + self.degree, self.degree) * (n_rows + n_outputs)
+        return self.count_features(n_inputs) * (n_rows + n_outputs)
 
     def features(self, inputs):
         x = self.standardised(inputs)

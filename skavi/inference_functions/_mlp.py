@@ -89,6 +89,12 @@ class MLP(InferenceFunction):
         sizes = (n_features, *self._sizes(), n_outputs)
         return sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
 
+    def parameter_shapes(self, n_inputs, n_outputs):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, pair in enumerate(pairwise((n_inputs, *self._sizes(), n_outputs))):
+            shapes |= {f"weight_{layer}": pair, f"bias_{layer}": pair[1:]}
+        return shapes
+
     def evaluate(self, parameters, features):
         hidden = self._hidden(parameters, features)
         last = len(self._sizes())

@@ -28,6 +28,9 @@ class Table(InferenceFunction):
     def n_parameters(self, n_features, n_outputs):
         return 0  # the factors belong to the rows
 
+    def parameter_shapes(self, n_inputs, n_outputs):
+        return {}
+
     @over_ranks
     def start(self, features, targets, weights, generator):
         return targets.clone(), {}

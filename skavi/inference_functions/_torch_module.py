@@ -47,6 +47,9 @@ class TorchFunction(InferenceFunction):
     def n_parameters(self, n_features, n_outputs):
         return sum(value.numel() for value in self.module.parameters())
 
+    def parameter_shapes(self, n_inputs, n_outputs):
+        return {name: tuple(value.shape) for name, value in self.module.named_parameters()}
+
     @over_ranks
     def start(self, features, targets, weights, generator):
         parameters = {

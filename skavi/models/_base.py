@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Normal
 
 from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
+from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._closed_forms import ClosedForms
@@ -79,6 +80,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     #: The least number of latents a row.
     fewest_latents: int = 0
 
+    learned: tuple[str, ...] = ("context",)
     #: How independent factors bias globals that are free, a sentence; empty: no bias is known.
     bias_of_globals: str = ""
 
@@ -96,6 +98,19 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         """Return log p(z, X | theta) of all rows, a scalar, in nats."""
 
     # --- what a model may add -------------------------------------------------------------------
+
+    def least_globals(self, n_features: int) -> int:
+        """Return a lower bound of how many numbers theta has, without making their prior."""
+        return 0
+
+    def check_learned(self, n_features):
+        context = self.context
+        pair = (
+            isinstance(context, tuple)
+            and len(context) == 2
+            and all(is_whole(n, 0) for n in context)
+        )
+        self._require("context", pair, "two integers >= 0, (rows before, rows after)")
 
     def adapted(self, X: Tensor, weights: Tensor) -> "LatentVariableModel":
         """Return the model with every argument left open (None) set from the training data."""

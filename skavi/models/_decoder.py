@@ -104,6 +104,10 @@ default="normal"
         valid = all(is_whole(size, 1) for size in sizes)
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
+    def check_data(self, X):
+        super().check_data(X)
+        self._require_size("output_loc", X.shape[1])
+
     def _sizes(self):
         sizes = self.hidden_layer_sizes
         return tuple(sizes) if isinstance(sizes, tuple | list) else (sizes,)
@@ -117,6 +121,10 @@ default="normal"
                 'global_family at None, or set weights="posterior".'
             )
         return Point()
+
+    def least_globals(self, n_features):
+        widths = (self.n_components, *self._sizes(), n_features)
+        return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
 
     def global_prior(self, n_features):
         sizes = (self.n_components, *self._sizes(), n_features)

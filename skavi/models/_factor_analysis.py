@@ -116,12 +116,7 @@ default="normal"
         super().check_data(X)
         n_features = X.shape[1]
         for name in ("loading_scale", "mean_loc", "mean_scale", "noise_scale"):
-            size = np.size(getattr(self, name))
-            if size not in (1, n_features):
-                raise ValueError(
-                    f"{type(self).__name__}({name}=...): {name} has {size} numbers, but X has "
-                    f"{n_features} features: give one number, or one a feature."
-                )
+            self._require_size(name, n_features)
         if self.noise == "isotropic" and np.size(self.noise_scale) != 1:
             raise ValueError(
                 f"{type(self).__name__}(noise='isotropic') has one noise variance, but noise_scale "
@@ -131,6 +126,9 @@ default="normal"
     # --- the model ------------------------------------------------------------------------------
 
     integrated_globals = ("loadings", "mean")
+
+    def least_globals(self, n_features):
+        return n_features * (self.n_components + 1)
 
     def global_prior(self, n_features):
         self._require_adapted()

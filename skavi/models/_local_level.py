@@ -1,5 +1,7 @@
 """The local level model: a Gaussian random walk observed in noise."""
 
+import math
+
 import torch
 from scipy.linalg import solveh_banded
 from torch.distributions import InverseGamma, Normal
@@ -45,6 +47,7 @@ class LocalLevel(MarkovModel):
            [1.561]])
     """
 
+    learned = (*MarkovModel.learned, "variance_scale_")
     #: Mean square of the training series' steps.
     variance_scale_: float = 1.0
 
@@ -54,7 +57,13 @@ class LocalLevel(MarkovModel):
         self.initial_mean = initial_mean
         self.initial_sd = initial_sd
 
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        self._require_number("variance_scale_")
+        self._require("variance_scale_", 0 < self.variance_scale_ < math.inf, "positive and finite")
+
     def check(self):
+        self._require_finite("initial_mean")
         self._require_positive("initial_sd")
         for name in ("level_sd", "noise_sd"):
             if getattr(self, name) is not None:

@@ -58,6 +58,7 @@ class RandomEffects(HierarchicalModel):
     """
 
     own_scale_reads_theta = True
+    learned = (*HierarchicalModel.learned, "standard_errors_")
 
     #: Those of the training rows.
     standard_errors_: np.ndarray | None = None
@@ -74,6 +75,10 @@ class RandomEffects(HierarchicalModel):
         known = self.centred is None or isinstance(self.centred, bool | np.bool_)
         self._require("centred", known, "True, False or None")
         self._require("tau_prior", self.tau_prior in _TAU_PRIORS, f"one of {list(_TAU_PRIORS)}")
+
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        self._require_learned("standard_errors_", (None,), positive=True)
 
     def check_data(self, X):
         if X.shape[1] != 2:

@@ -26,6 +26,8 @@ _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its
 #: once, which bounds memory.
 _SMALLEST, _CHUNK = 1e-12, 8_192
 _ROUNDED = 1e-4  # how far from one proportions may sum, as float32 and printed ones do
+#: Nats: the exponential of twice that is near the largest number, and no share is so small.
+_WIDEST = 300.0
 #: Keeps the log of a proportion of zero finite.
 _SMALLEST_SHARE = 1e-300
 
@@ -90,6 +92,7 @@ class TopicModel(LogisticNormal):
     accepts_sparse = True
     positive_only = True
     has_own_scale = True
+    learned = (*LogisticNormal.learned, "lengths_", "words_a_row_", "words_read_")
 
     def __init__(
         self,
@@ -110,10 +113,29 @@ class TopicModel(LogisticNormal):
         self._require_integer("n_components", 1)
         self._require_positive("proportion_scale")
         self._require_positive("topic_scale")
+        for name in ("proportion_scale", "topic_scale"):
+            self._require(name, getattr(self, name) <= _WIDEST, f"at most {_WIDEST} nats")
+        self._require_vector("topic_loc")
+        self._require_number("resolution")
         self._require("resolution", 0 <= self.resolution < float("inf"), ">= 0 and finite")
+
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        self._require_learned("lengths_", (None,))
+        self._require("lengths_", (self.lengths_ >= 0).all(), ">= 0")
+        self._require_finite("words_a_row_")
+        self._require("words_a_row_", self.words_a_row_ >= 0, ">= 0")
+        if hasattr(self, "words_read_"):
+            self._require_learned("words_read_", (n_features, self.n_components), positive=True)
 
     def check_data(self, X):
         X = SparseRows.of(X)
+        shape = np.shape(self.topic_loc)
+        if self.topic_loc is not None and shape != (X.shape[1],):
+            raise ValueError(
+                f"TopicModel(topic_loc=...): topic_loc has shape {shape}, but X has {X.shape[1]} "
+                "features: give one number a feature."
+            )
         bad = (X.values < 0).nonzero()[:, 0]
         if len(bad):
             where = f"row {int(X.row[bad[0]])}, column {int(X.columns[bad[0]])}"
@@ -127,6 +149,9 @@ class TopicModel(LogisticNormal):
 
     def n_latents(self, n_features):
         return self.n_components
+
+    def least_globals(self, n_features):
+        return self.n_components * n_features
 
     def global_prior(self, n_features):
         loc = torch.zeros(n_features) if self.topic_loc is None else self._loc()

@@ -3,7 +3,7 @@
 Nothing is imported by a name in a tree, and no attribute can hide a method of a class.
 """
 
-import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,24 @@ import torch
 from sklearn.base import BaseEstimator, clone
 
 from skavi._component import Component
+from skavi._numerics.whole_numbers import is_whole
 from skavi.inference_functions import TorchFunction
+from skavi.persistence._contents import check_contents, check_name
 from skavi.persistence._write import (
     COMPONENTS,
     ESTIMATORS,
     HANDED_IN,
-    ROLES,
+    SCHEDULES,
     Node,
     Writer,
     class_name,
+    is_own,
 )
 from skavi.posterior import GlobalPosterior
 from skavi.posterior._correction import Correction
 
+#: Words of a Mersenne twister; integers of a file fit into 64 bits, as numpy's and torch's do.
+_WORDS, _INTEGERS = 624, 1 << 63
 _OLD_FILE = "The fit is of an earlier version of skavi, which kept no linear response."
 
 
@@ -51,9 +56,16 @@ class _Reader:
     def value(self, node: Node):
         """Return the value of a node."""
         if isinstance(node, dict):
-            return _look_up(_READERS, node["kind"])(self, node)
+            keys, read = _look_up(_READERS, node.get("kind"))
+            if set(node) != {"kind", *keys}:
+                raise ValueError(f"a {node['kind']} with {sorted(node)}")
+            return read(self, node)
         if isinstance(node, list):
             raise ValueError("a bare list")
+        if isinstance(node, str):
+            node.encode()  # half a character could not be printed
+        if isinstance(node, int) and not -_INTEGERS <= node < _INTEGERS:
+            raise ValueError("an integer of more than 64 bits")
         return node
 
     def number(self, node):
@@ -72,7 +84,7 @@ class _Reader:
     def strings(self, node):
         if not all(type(value) is str for value in node["values"]):
             raise ValueError("strings that are none")
-        return np.array(node["values"], dtype=object)
+        return np.array([self.value(value) for value in node["values"]], dtype=object)
 
     def list_(self, node):
         return [self.value(item) for item in node["items"]]
@@ -81,14 +93,22 @@ class _Reader:
         return tuple(self.list_(node))
 
     def dict_(self, node):
-        return {self.value(key): self.value(item) for key, item in node["items"]}
+        items = {self.value(key): self.value(item) for key, item in node["items"]}
+        if len(items) < len(node["items"]):
+            raise ValueError("one key twice")
+        return items
+
+    def schedule(self, node):
+        return _look_up(SCHEDULES, node["name"])
 
     def device(self, node):
         return torch.device(node["value"])
 
     def random_state(self, node):
+        stored = self.value(node["state"])
+        _check_state(**stored)
         state = np.random.RandomState(0)
-        state.set_state(self.value(node["state"]))
+        state.set_state(stored)
         return state
 
     def estimator(self, node):
@@ -106,7 +126,7 @@ class _Reader:
                 parts[where][name] = self.value(value)
         self.depth -= 1
         self.role, self.strict = outer
-        return _make_fitted(cls, **parts)
+        return _make_fitted(cls, **parts, handed=set(self.given))
 
     def component(self, node):
         cls = _look_up(COMPONENTS, node["class"])
@@ -114,7 +134,7 @@ class _Reader:
         given = self.given.get(self.role)
         if self.strict and given is not None and cls is not TorchFunction:
             self._check_handed(self._require_handed(self.role, node["class"], given), params)
-        return _set_attributes(cls(**params), self._attributes(node))
+        return _set_attributes(_called(cls, params), self._attributes(node))
 
     def given_component(self, node):
         """Return a copy of the object that was handed in, with the file's arguments and numbers."""
@@ -171,21 +191,23 @@ class _Reader:
         return module
 
 
+#: The keys of each kind of node beside its kind, and what reads it.
 _READERS = {
-    "float": _Reader.number,
-    "array": _Reader.array,
-    "scalar": _Reader.scalar,
-    "tensor": _Reader.tensor,
-    "strings": _Reader.strings,
-    "list": _Reader.list_,
-    "tuple": _Reader.tuple_,
-    "dict": _Reader.dict_,
-    "device": _Reader.device,
-    "random_state": _Reader.random_state,
-    "estimator": _Reader.estimator,
-    "component": _Reader.component,
-    "given": _Reader.given_component,
-    "module": _Reader.module,
+    "float": (("value",), _Reader.number),
+    "array": (("name",), _Reader.array),
+    "scalar": (("name",), _Reader.scalar),
+    "tensor": (("name",), _Reader.tensor),
+    "strings": (("values",), _Reader.strings),
+    "list": (("items",), _Reader.list_),
+    "tuple": (("items",), _Reader.tuple_),
+    "dict": (("items",), _Reader.dict_),
+    "device": (("value",), _Reader.device),
+    "schedule": (("name",), _Reader.schedule),
+    "random_state": (("state",), _Reader.random_state),
+    "estimator": (("class", "params", "attributes"), _Reader.estimator),
+    "component": (("class", "params", "attributes"), _Reader.component),
+    "given": (("class", "params", "attributes", "role"), _Reader.given_component),
+    "module": (("class", "parts", "state"), _Reader.module),
 }
 
 
@@ -209,41 +231,62 @@ def _are_same(one, other):
     )
 
 
+def _called(cls, params):
+    """Return an object of a class; refuse what are none of its arguments."""
+    unknown = params.keys() - cls._get_param_names()
+    if unknown:
+        raise ValueError(f"a {cls.__name__} has no {min(unknown)!r}")
+    return cls(**params)
+
+
 def _set_attributes(owner, attributes):
-    """Set plain attributes on an object; refuse names that would hide a method of its class."""
+    """Set what a fit leaves on an object, and nothing else."""
+    own = not isinstance(owner, Component) or is_own(owner)
     for name in attributes:
-        defined = inspect.getattr_static(type(owner), name, None)
-        is_code = callable(defined) or hasattr(defined, "__get__")
-        if not name.isidentifier() or name.startswith("__") or is_code:
-            raise ValueError(f"{name!r} is no attribute of a {type(owner).__name__}")
+        check_name(owner, name, own)
     vars(owner).update(attributes)
     return owner
 
 
-def _make_fitted(cls, params, attributes):
-    """Return an estimator with its fitted attributes, whose types are checked."""
-    estimator = _set_attributes(cls(**params), attributes)
+def _check_state(bit_generator, state, has_gauss, gauss):
+    """Refuse a state that no Mersenne twister is ever in: numpy would read beyond its words."""
+    key, pos = state["key"], state["pos"]
+    fine = (
+        bit_generator == "MT19937"
+        and state.keys() == {"key", "pos"}
+        and isinstance(key, np.ndarray)
+        and (key.dtype, key.shape) == (np.uint32, (_WORDS,))
+        # Of the first word only the highest bit counts; zeros would follow zeros for ever.
+        and bool(key[1:].any() or key[0] >> 31)
+        and is_whole(pos, 0)
+        and pos <= _WORDS
+        and is_whole(has_gauss, 0)
+        and has_gauss <= 1
+        and isinstance(gauss, float)
+        and math.isfinite(gauss)
+    )
+    if not fine:
+        raise ValueError("the state of a generator that numpy never is in")
+
+
+def _make_fitted(cls, params, attributes, handed):
+    """Return an estimator with its fitted attributes, after all of them were checked."""
+    estimator = _set_attributes(_called(cls, params), attributes)
     fitted = vars(estimator)
-    for role in ROLES:
-        if not isinstance(fitted[f"{role}_"], Component):
-            raise ValueError(f"{role}_ is no component")
-        fitted[f"{role}_"].check()
-    n_features, raw = fitted["n_features_in_"], fitted["_raw_globals"]
-    if type(n_features) is not int or not isinstance(raw, np.ndarray):
-        raise ValueError("n_features_in_ or the globals are of another kind")
+    fitted.setdefault("starts_", np.empty(0))
+    with np.errstate(all="ignore"):
+        check_contents(estimator, is_own, handed)
+    raw, n_features = estimator._raw_globals, estimator.n_features_in_
     estimator.global_posterior_ = GlobalPosterior(
-        estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted, raw)
+        estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted)
     )
     return estimator
 
 
-def _correction(fitted, raw):
+def _correction(fitted):
     """Return what linear response gave, which files of older versions do not hold."""
     covariance = fitted.setdefault("_global_covariance", None)
     reason = fitted.setdefault("_corrected_reason", _OLD_FILE if covariance is None else None)
-    if covariance is None and isinstance(reason, str):
-        return Correction.without(reason)
-    fine = isinstance(covariance, np.ndarray) and covariance.shape == (raw.size, raw.size)
-    if not fine or reason is not None or not np.isfinite(covariance).all():
-        raise ValueError("the covariance of the globals is of another kind")
-    return Correction(covariance)
+    if covariance is None and reason is None:
+        raise ValueError("neither a covariance of the globals nor why there is none")
+    return Correction(covariance, reason)

@@ -7,7 +7,7 @@ are named, too, so that a reader can ask for an object; their code is never writ
 import inspect
 import math
 from functools import singledispatchmethod
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from skavi import families, inference_functions, models, noise, solvers
 from skavi._component import Component
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
+from skavi._fit.defaults import falling
 from skavi.inference_functions import TorchFunction
+from skavi.persistence._contents import ROLES, check_contents, check_name
 
 Node = Any
 """A JSON value: None, a bool, a number or a string, or a dict with a "kind" for other values."""
 
-ROLES = ("model", "inference_function", "family", "global_family", "noise", "solver")
 ESTIMATORS = {cls.__name__: cls for cls in (FactorizedVI, AmortizedVI)}
 # Callbacks belong to the session; the posterior of the globals is rebuilt from raw parameters.
 _NOT_SAVED = {"_skl_callbacks", "_parent_callback_ctx", "global_posterior_"}
@@ -57,13 +58,25 @@ COMPONENTS = {
 }
 """The only component classes that `load` creates, by public name."""
 
+SCHEDULES = {"falling": falling}
+"""Functions of skavi's that its own solvers carry, by name."""
+
 _NAMES = {cls: name for name, cls in COMPONENTS.items()}
 
 
 def describe(estimator: BaseEstimator) -> tuple[Node, dict[str, np.ndarray], dict[str, str]]:
     """Return an estimator as a tree, its arrays, and the classes to hand in, by role."""
+    each = estimator
+    while each is not None:
+        check_contents(each, is_own, set(ROLES))  # what the user has chosen, the user vouches for
+        each = each.init
     writer = Writer()
     return writer.node(estimator, type(estimator).__name__), writer.arrays, writer.needs
+
+
+def is_own(component: Component) -> bool:
+    """Say whether a component is of one of skavi's classes, which `load` creates."""
+    return type(component) in _NAMES
 
 
 def class_name(cls: type) -> str:
@@ -130,6 +143,11 @@ class Writer:
         return {"kind": "dict", "items": items}
 
     @node.register
+    def _(self, value: FunctionType, where):
+        name = next((name for name, known in SCHEDULES.items() if known is value), None)
+        return {"kind": "schedule", "name": name} if name else _refuse(value, where)
+
+    @node.register
     def _(self, value: torch.device, where):
         return {"kind": "device", "value": str(value)}
 
@@ -148,6 +166,8 @@ class Writer:
             _refuse(value, where)
         params = value.get_params(deep=False)
         kept = {k: v for k, v in vars(value).items() if k not in params and k not in _NOT_SAVED}
+        for name in kept:
+            check_name(value, name, own=True)
         return {
             "kind": "estimator",
             "class": type(value).__name__,
@@ -172,6 +192,8 @@ class Writer:
         arguments = value.get_params(deep=False)
         params = {n: self._argument(v, f"{where}.{n}") for n, v in arguments.items()}
         kept = {n: v for n, v in vars(value).items() if n not in arguments}
+        for name in kept:
+            check_name(value, name, own)
         attributes = {n: self.node(v, f"{where}.{n}") for n, v in kept.items()}
         self.role = role
         if own and HANDED_IN in params.values():

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import zipfile
@@ -288,3 +289,41 @@ def test_a_path_that_cannot_be_written_is_said_to_be(path, tmp_path):
         check_writable(tmp_path / "missing" / "file")
     with pytest.raises(NotADirectoryError):
         check_writable(path / "file")
+
+
+# --- what is not a regular file -----------------------------------------------------------------
+
+
+@pytest.fixture(params=["fifo", "socket", "folder", "device"])
+def irregular(request, tmp_path):
+    """Return a path that leads to something else than a file."""
+    path = tmp_path / "thing"
+    if request.param == "fifo":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    elif request.param == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    return path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the platform has no such files")
+def test_what_is_not_a_regular_file_is_neither_replaced_nor_read(irregular):
+    mode = os.stat(irregular).st_mode
+    for call in (check_writable, read_archive, lambda path: write_archive(path, {}, {})):
+        with pytest.raises(OSError) as caught:
+            call(irregular)
+        assert caught.value.filename == str(irregular)
+    assert os.stat(irregular).st_mode == mode
+    assert list(irregular.parent.iterdir()) == [irregular]
+
+
+def test_errors_name_the_users_path(tmp_path):
+    path = tmp_path / "missing" / "fit.skavi"
+    for call in (check_writable, lambda path: write_archive(path, {}, {})):
+        with pytest.raises(FileNotFoundError) as caught:
+            call(path)
+        assert caught.value.filename == str(path)

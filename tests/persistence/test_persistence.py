@@ -315,9 +315,9 @@ def test_init_is_kept_with_its_own_arguments(tmp_path):
 
 def test_a_changed_parameter_and_callbacks(tmp_path):
     vi = FactorizedVI(LinearModel(), tol=np.float64(1e-6)).set_callbacks(ElboMonitor()).fit(COLUMN)
-    vi.set_params(max_iter=1, tol=float("inf"), device=torch.device("cpu"))
+    vi.set_params(max_iter=1, tol=0.5, device=torch.device("cpu"))
     loaded = skavi.load(saved(vi, tmp_path))
-    assert loaded.get_params()["tol"] == np.inf
+    assert loaded.get_params()["tol"] == 0.5
     assert loaded.device == torch.device("cpu")
     assert not hasattr(loaded, "_skl_callbacks")
 
@@ -339,18 +339,18 @@ def test_only_fitted_estimators_are_saved(tmp_path):
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        (print, "FactorizedVI.extra_ is a builtins.builtin_function_or_method"),
+        (print, "FactorizedVI.model_.extra_ is a builtins.builtin_function_or_method"),
         (np.array([None]), "dtype object"),
         (np.zeros(2, complex), "dtype complex128"),
         (torch.zeros(2, dtype=torch.bfloat16), "bfloat16 tensor"),
         (torch.eye(2).to_sparse(), "sparse_coo"),
-        ({"a": [1, {2}]}, r"FactorizedVI.extra_\['a'\]\[1\] is a builtins.set"),
-        (network(), "FactorizedVI.extra_ is a torch module"),
+        ({"a": [1, {2}]}, r"FactorizedVI.model_.extra_\['a'\]\[1\] is a builtins.set"),
+        (network(), "FactorizedVI.model_.extra_ is a torch module"),
     ],
 )
 def test_what_is_no_data_is_refused_by_name(attribute, message, tmp_path):
-    vi = FactorizedVI(LinearModel()).fit(COLUMN)
-    vi.extra_ = attribute
+    vi = clone(CASES["own model"][0]).set_params(max_iter=2).fit(COLUMN)
+    vi.model_.extra_ = attribute
     path = tmp_path / "fit.skavi"
     with pytest.raises(TypeError, match=message):
         skavi.save(vi, path)
