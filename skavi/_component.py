@@ -8,6 +8,9 @@ from sklearn.base import BaseEstimator
 
 from skavi._platform.html import DOC_LINK_TEMPLATE
 
+#: Scales are squared, and divided by: beyond these a square is 0 or infinite in float64.
+_LEAST_SCALE = 1e-150
+
 
 class Component(BaseEstimator):
     """Store the arguments of ``__init__`` and nothing else; `check` validates them at fit.
@@ -18,8 +21,14 @@ class Component(BaseEstimator):
     _doc_link_module = "skavi"
     _doc_link_template = DOC_LINK_TEMPLATE
 
+    #: What a fit may leave on the object beside its arguments; a saved file may hold no more.
+    learned: tuple[str, ...] = ()
+
     def check(self):
         """Raise a ValueError or TypeError that names the first argument that is not usable."""
+
+    def check_learned(self, n_features: int):
+        """Raise an error that names the first of `learned` that no fit to n_features leaves."""
 
     def _require(self, name, condition, need):
         if not condition:
@@ -46,10 +55,15 @@ class Component(BaseEstimator):
     def _require_finite(self, name):
         self._require_number(name)
         self._require(name, math.isfinite(getattr(self, name)), "finite")
+        within = abs(float(getattr(self, name))) <= 1 / _LEAST_SCALE
+        self._require(name, within, "a number whose square is finite")
 
     def _require_positive(self, name):
         self._require_number(name)
-        self._require(name, 0 < float(getattr(self, name)) < math.inf, "positive and finite")
+        value = float(getattr(self, name))
+        self._require(name, 0 < value < math.inf, "positive and finite")
+        within = _LEAST_SCALE <= value <= 1 / _LEAST_SCALE
+        self._require(name, within, "a number whose square is neither 0 nor infinite")
 
     def _require_vector(self, name, positive=False):
         """Require None, a number or a one-dimensional array of numbers, finite (and positive)."""
@@ -65,4 +79,25 @@ class Component(BaseEstimator):
             ) from None
         self._require(name, numbers.ndim <= 1, "a number, or an array of one dimension")
         fine = np.isfinite(numbers).all() and (not positive or (numbers > 0).all())
+        self._require(name, fine, "positive and finite" if positive else "finite")
+
+    def _require_size(self, name, n_features):
+        """Require None, one number, or one a feature."""
+        size = np.size(getattr(self, name))
+        if size not in (1, n_features):
+            raise ValueError(
+                f"{type(self).__name__}({name}=...): {name} has {size} numbers, but X has "
+                f"{n_features} features: give one number, or one a feature."
+            )
+
+    def _require_learned(self, name, shape, positive=False):
+        """Require finite (and positive) floats; None in `shape` stands for any size but zero."""
+        value = getattr(self, name)
+        is_array = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        self._require(name, is_array and value.ndim == len(shape), f"floats of shape {shape}")
+        fits = all(
+            n and n == (n if m is None else m) for n, m in zip(value.shape, shape, strict=True)
+        )
+        self._require(name, fits, f"floats of shape {shape}")
+        fine = np.isfinite(value).all() and (not positive or (value > 0).all())
         self._require(name, fine, "positive and finite" if positive else "finite")

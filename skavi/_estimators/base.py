@@ -37,7 +37,7 @@ from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.parametrisation import with_best_parametrisation
 from skavi._fit.start import density_at_start
-from skavi._platform.forks_and_threads import check_fork
+from skavi._platform.forks_and_threads import LostThreadsError, guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import (
@@ -59,6 +59,7 @@ from skavi.solvers import Solver
 
 
 @keep_lines_wrapped
+@guarded
 class VariationalInference(
     RowInference,
     Generation,
@@ -159,7 +160,6 @@ class VariationalInference(
         1 GB, and holds 70 (`LinearModel`) to 1,200 (`NonlinearModel`, in search of other optima)
         numbers a row. Adam holds those of a batch, and three copies of all rows' parameters.
         """
-        check_fork()
         require_memory_of_fit(self, X)
         shared, source = shared_by_ranks(X), self._source_fit()
         with unchanged_on_error(self), progress_bar(self):
@@ -307,7 +307,10 @@ class VariationalInference(
         """Return what a reader of the results must know, a line each."""
         if not hasattr(self, "global_posterior_"):
             return []
-        return [note for note in (self.bias_note_, self.global_posterior_.note) if note]
+        try:
+            return [note for note in (self.bias_note_, self.global_posterior_.note) if note]
+        except LostThreadsError:  # a repr raises nothing
+            return []
 
     # --- copies ---------------------------------------------------------------------------------
 

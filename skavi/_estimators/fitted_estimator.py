@@ -9,7 +9,6 @@ from sklearn.utils.validation import check_is_fitted
 from skavi._data.rows import Rows
 from skavi._data.validated_tables import device_named, rows_of, validated_table
 from skavi._fit.fitted_model import FittedModel, Position
-from skavi._platform.forks_and_threads import check_fork
 from skavi._platform.memory import require_memory_of_rows
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction
@@ -52,7 +51,6 @@ class FittedEstimator:
         """Return X as a float array with the fitted number of columns."""
         check_is_fitted(self)
         self._validate_params()  # set_params may have come after fit
-        check_fork()
         require_memory_of_rows(self, X)
         sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing
         return validated_table(self, X, sparse, missing, reset=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
-from skavi._platform.forks_and_threads import check_fork, seeded
+from skavi._platform.forks_and_threads import guarded, seeded
 from skavi._platform.memory import require_memory
 from skavi._platform.private_names import in_set_output
 from skavi._platform.random_state import drawn_seed, private_state
@@ -17,6 +17,7 @@ from skavi.posterior import GlobalPosterior
 from skavi.posterior._predictive import cell_moments
 
 
+@guarded
 class Generation(FittedEstimator):
     """`inverse_transform`, `impute` and `sample`: predictions of x under q(theta)."""
 
@@ -124,7 +125,6 @@ class Generation(FittedEstimator):
         check_is_fitted(self)
         if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
-        check_fork()
         width = self.n_features_in_ + self.model_.count_latents(self.n_features_in_)
         request = f"{type(self).__name__}.sample(n_samples={n_samples})"
         require_memory(int(n_samples) * width, request, "draw fewer samples at a time")

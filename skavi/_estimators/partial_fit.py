@@ -17,6 +17,7 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.nonfinite import named_singularity
 from skavi._fit.streaming import check_streamed, go_on, stiffness_after
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import fit_context
 from skavi._platform.random_state import drawn_seed, private_state
@@ -31,6 +32,7 @@ _STREAMED = Correction.without(
 )
 
 
+@guarded
 class PartialFit(FittedEstimator):
     """`partial_fit`, of an estimator that has `fit`."""
 

@@ -10,6 +10,7 @@ from skavi._data.blockwise import COPIED_ROWS
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
 from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
@@ -17,6 +18,7 @@ from skavi.posterior._predictive import importance_bound
 
 
 # scikit-learn's set_output wraps `transform` only in subclasses of TransformerMixin.
+@guarded
 class RowInference(FittedEstimator, TransformerMixin):
     """`transform`, `posterior` and `score`, of training rows or of new ones."""
 

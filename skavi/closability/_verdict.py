@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skavi import models
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.closability._probe import TOLERANCE, Probe, probe
@@ -122,6 +123,7 @@ class GapVerdict:
         return html_table(f"The amortization gap {verdict}", (), rows, self.reason)
 
 
+@guarded
 def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
     """Decide from a model's log joint whether amortized VI can match factorized VI.
 

@@ -13,6 +13,7 @@ from skavi._estimators.factorized import FactorizedVI
 from skavi._estimators.fitted_estimator import position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi.inference_functions import Table
 from skavi.solvers import LBFGS, State
@@ -92,6 +93,7 @@ class AmortizationGap:
         return html_table("AmortizationGap", (), rows)
 
 
+@guarded
 def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     """Measure the amortization gap on the training data.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from skavi._estimators.fitted_estimator import position_on
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
@@ -90,6 +91,7 @@ class PSISKHat:
         return html_table("PSIS k-hat", (), rows, self.advice)
 
 
+@guarded
 def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
     """Measure how far a fit's q is from the posterior, through its importance weights.
 

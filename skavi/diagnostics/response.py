@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._fit.linear_response import FAR, require_feasible, respond
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.user_warnings import warn
@@ -88,6 +89,7 @@ class LinearResponse:
         return html_table("LinearResponse", _COLUMNS, list(self._rows())[:_SHOWN], note)
 
 
+@guarded
 def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     """Correct the posterior covariances of a fit: mean-field's standard deviations are too small.
 

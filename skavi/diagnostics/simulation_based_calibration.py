@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import drawn_seed, private_state
@@ -138,6 +139,7 @@ class Calibration:
         return html_table("Calibration", header, list(self._rows())[:10], self.advice)
 
 
+@guarded
 def calibration(
     estimator, n_simulations=200, *, n_samples=20, n_features=1, refit=True, random_state=None
 ) -> Calibration:

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.stats import binom
 
+from skavi._platform.forks_and_threads import guarded
 from skavi.diagnostics.simulation_based_calibration import calibration
 from skavi.displays._axes import Display, colour
 
@@ -10,6 +11,7 @@ from skavi.displays._axes import Display, colour
 _MOST = 5
 
 
+@guarded
 class CalibrationDisplay(Display):
     """Histograms of the truth's ranks under q, with the band where 99 % of level bins would lie.
 

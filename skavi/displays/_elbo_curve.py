@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import DASHES, Display, colour, pair_with_names, tick_whole_numbers
 
 #: Relative: a fall by less is rounding, and the line does not break there.
@@ -44,6 +45,7 @@ class Curve:
         return np.insert(self.x.astype(float), falls, np.nan), np.insert(gap, falls, np.nan)
 
 
+@guarded
 class ElboCurveDisplay(Display):
     """Nats below the best ELBO, on a log axis, against iterations or seconds.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from skavi._platform.forks_and_threads import guarded
 from skavi.diagnostics.gap import amortization_gap
 from skavi.displays._axes import Display, colour, column_of, pair_with_names, tick_whole_numbers
 
@@ -11,6 +12,7 @@ from skavi.displays._axes import Display, colour, column_of, pair_with_names, ti
 _NOTHING = 1e-6
 
 
+@guarded
 class AmortizationGapDisplay(Display):
     """Amortization gaps: sorted over rows, as a histogram, against a feature, or against a setting.
 

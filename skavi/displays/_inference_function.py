@@ -4,12 +4,14 @@ import numpy as np
 from sklearn.base import clone
 
 from skavi._estimators.factorized import FactorizedVI
+from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import Display, check_latent, colour, column_of
 
 #: Points of the line: about one for each pixel across the axes.
 _N_GRID = 400
 
 
+@guarded
 class InferenceFunctionDisplay(Display):
     """Mean and sd of q(z_n) against x: A-VI's function as a line with a band, F-VI's table as dots.
 

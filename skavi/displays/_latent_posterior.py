@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, check_latent, colour, legend
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
@@ -14,6 +15,7 @@ _MOST_LABELS = 40
 _MOST_ROWS = 40
 
 
+@guarded
 class LatentPosteriorDisplay(Display):
     """Posteriors of rows' latents.
 

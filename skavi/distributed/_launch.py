@@ -13,6 +13,7 @@ from sklearn.utils.validation import _check_feature_names, check_array
 
 from skavi._estimators.base import VariationalInference
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.user_warnings import warn
 from skavi.distributed._shard import even, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
@@ -40,6 +41,7 @@ class Task:
     n_threads: int
 
 
+@guarded
 def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=None):
     """Fit an estimator in several processes on this machine, each with a part of the rows.
 

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from skavi._data.process_ranks import Shard
+from skavi._platform.forks_and_threads import guarded
 
 
+@guarded
 def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
     """Return this rank's rows of a table, a contiguous part of it, to pass to `fit`.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.forks_and_threads import LostThreadsError, guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
@@ -25,6 +26,7 @@ _COLUMNS = ("name", "index", "mean", "sd", "corrected_sd", *map(percent, SHOWN_Q
 _UNKNOWN = Correction.without("Linear response was not computed.")
 
 
+@guarded
 class GlobalPosterior:
     """The factor q(theta), read on the model's own (constrained) scale.
 
@@ -274,5 +276,8 @@ class GlobalPosterior:
         return html_table(f"GlobalPosterior: {size} numbers", _COLUMNS, rows, note)
 
     def __repr__(self):
-        shapes = ", ".join(f"{name}: {value.shape}" for name, value in self.mean.items())
+        try:
+            shapes = ", ".join(f"{name}: {value.shape}" for name, value in self.mean.items())
+        except LostThreadsError:  # a repr raises nothing
+            return "GlobalPosterior(...)"
         return "\n".join([f"GlobalPosterior({shapes})", *filter(None, [self.note])])

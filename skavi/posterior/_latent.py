@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
@@ -18,6 +19,7 @@ _SHOWN_ROWS = 10
 _SHOWN_LATENTS = 6
 
 
+@guarded
 @dataclass(frozen=True)
 class LatentPosterior:
     """Factors q(z_n) of some rows.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.random_state import private_state
 from skavi.models._own_scale import fixed_noise
 from skavi.posterior._global import GlobalPosterior
@@ -19,6 +20,7 @@ _FIXED_DRAWS = 1024
 _FIXED_NUMBERS = 1_000_000
 
 
+@guarded
 @dataclass(frozen=True)
 class OwnScalePosterior(LatentPosterior):
     """Posteriors of some rows on the scale that their model speaks: topics' proportions, say.
