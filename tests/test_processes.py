@@ -129,6 +129,7 @@ def _probing():
     )
 
 
+@pytest.mark.slow
 def test_a_failed_probe_is_remembered():
     process = _probing()
     assert process.stdout is not None
@@ -137,6 +138,7 @@ def test_a_failed_probe_is_remembered():
     assert first >= 4 and max(later) < 1  # seconds: the probe waits for five
 
 
+@pytest.mark.slow
 def test_a_killed_child_leaves_no_probe_behind():
     process = _probing()
     assert process.stdout is not None
@@ -153,6 +155,7 @@ def test_a_killed_child_leaves_no_probe_behind():
     process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TERM", "KILL"])
 def test_timeout_ends_all_of_it(name):
     command = ["timeout", "-s", name, "4", sys.executable, "-c", _PROBE]
