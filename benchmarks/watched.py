@@ -6,6 +6,7 @@ can be seen from inside only. A benchmark that judged the solver by `posterior` 
 
 from contextlib import contextmanager
 
+from skavi._estimators import base
 from skavi._fit import algorithm
 from skavi.solvers._base import unwatched
 
@@ -17,23 +18,24 @@ def watched(observe=None):
     `observe` is called with every iterate of them, but not of the smaller fits that they start by.
     """
     fit_model, fits = algorithm.fit_model, []
-    with_suboptimality = algorithm.with_suboptimality
+    with_suboptimality = base.with_suboptimality
 
-    def observed(plan, rows, start, progress):
+    def observed(plan, rows, start, progress, stage=0):
         if progress is unwatched:
-            return fit_model(plan, rows, start, progress)
+            return fit_model(plan, rows, start, progress, stage)
         progress = progress if observe is None else _both(observe, progress)
-        return fit_model(plan, rows, start, progress)
+        return fit_model(plan, rows, start, progress, stage)
 
-    def noted(fitted, tol):
-        fits.append(with_suboptimality(fitted, tol))
-        return fits[-1]
+    def noted(fit, tol):
+        ended = with_suboptimality(fit, tol)
+        fits.append(ended.solution)
+        return ended
 
-    algorithm.fit_model, algorithm.with_suboptimality = observed, noted
+    algorithm.fit_model, base.with_suboptimality = observed, noted
     try:
         yield fits
     finally:
-        algorithm.fit_model, algorithm.with_suboptimality = fit_model, with_suboptimality
+        algorithm.fit_model, base.with_suboptimality = fit_model, with_suboptimality
 
 
 def _both(observe, progress):

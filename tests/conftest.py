@@ -27,6 +27,10 @@ PROCESS_STATE = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's thread count": (torch.get_num_threads, torch.set_num_threads),
+    "torch's function overrides": (
+        torch._C._get_torch_function_state,
+        torch._C._set_torch_function_state,
+    ),
 }
 
 

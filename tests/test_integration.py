@@ -244,7 +244,7 @@ def test_warm_start_goes_on_where_the_last_fit_ended(estimator):
     ("source", "message"),
     [
         (FactorizedVI(), "init must be a fitted estimator"),
-        (FactorizedVI().fit(IRIS[:, :2]), "fitted on 2 features, but X has 4"),
+        (FactorizedVI().fit(IRIS[:, :2]), "a fit on 2 features, but X has 4"),
         (FactorizedVI(FactorAnalysis(1)).fit(IRIS), "other latents or globals"),
     ],
 )

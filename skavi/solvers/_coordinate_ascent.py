@@ -14,7 +14,7 @@ from skavi.solvers._state import State
 
 #: Of the root of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no
 #: longer changes (to rounding) long before q(theta) is at rest. The ELBO is quadratic in the move.
-_STILL = 1e-3
+_STILL = 1e-5
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
 _STALLED = 50
