@@ -244,6 +244,8 @@ def test_skavi_is_used_without_the_optional_libraries():
     )
 
 
+# Run by itself, it is the first import of libraries, one of which draws from python's generator.
+@pytest.mark.changes_globals
 def test_public_names_and_rooms_are_found_when_asked_for():
     import skavi
 

@@ -65,7 +65,7 @@ def check_fork() -> None:
 def guarded(public):
     """Let a function, or all public methods and properties of a class, call `check_fork` first.
 
-    Every public way into torch has this decorator (test_forks_and_threads lists them).
+    Every public way into torch has this decorator (tests/test_processes.py lists them).
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """Parameter expansion of factor analysis: the best affine change of its latents, between sweeps."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class LatentFrame:
 
     def shifted(self, mean: Tensor, mean_precision: Tensor) -> tuple["LatentFrame", Tensor]:
         """Return the frame after the best b, and the mean's, given its deviation from its prior."""
-        rows = self._row_weights().expand_as(self.z)
+        rows = self._row_weights.expand_as(self.z)
         pulled = self.loadings.mT * mean_precision
         curvature = torch.diag(total(rows.sum(0))) + pulled @ self.loadings
         b = torch.linalg.solve(curvature, total((rows * self.z).sum(0)) - pulled @ mean)
@@ -94,7 +95,7 @@ class LatentFrame:
         covariance = self._covariance()
         over_rows = self.cells.over_rows(self.weights, covariance)
         moved = (over_rows @ self.loadings.unsqueeze(-1)).squeeze(-1)
-        rows = self._row_weights().expand_as(self.z)
+        rows = self._row_weights.expand_as(self.z)
         weighted, pulled = self.precision * self.loadings, self.prior_precision * self.loadings
         second = total((rows * self.z).mT @ self.z)
         gradient = second - weighted.mT @ moved - pulled.mT @ self.loadings
@@ -108,11 +109,13 @@ class LatentFrame:
         floor = (_LEAST_CURVATURE * own.diagonal()).clamp_min(_TINY)
         return step + torch.diag(gradient.diagonal() / torch.maximum(scale, floor))
 
+    @cached_property
     def _row_weights(self):
         """Return r, of shape (n_rows, k)."""
         spread = self.cells.over_columns(self.precision * self.spread)
         return self.weights.unsqueeze(-1) * (1 + spread)
 
+    @cached_property
     def _precisions(self):
         """Return P, of shape (1 or n_rows, k, k)."""
         loadings = self.loadings
@@ -124,12 +127,12 @@ class LatentFrame:
 
     def _covariance(self):
         """Return the covariances of z that are optimal, of shape (n_rows, k, k)."""
-        inverse = torch.linalg.inv(self._precisions())
+        inverse = torch.linalg.inv(self._precisions)
         return inverse.expand(len(self.z), *inverse.shape[1:])
 
     def _value(self):
-        log_det = torch.linalg.slogdet(self._precisions()).logabsdet
-        of_rows = self.weights * log_det + (self._row_weights() * self.z**2).sum(-1)
+        log_det = torch.linalg.slogdet(self._precisions).logabsdet
+        of_rows = self.weights * log_det + (self._row_weights * self.z**2).sum(-1)
         prior = (self.prior_precision * self.loadings**2).sum()
         return -0.5 * (total(of_rows.sum()) + prior)
 

@@ -14,6 +14,7 @@ from skavi.solvers._state import State
 
 #: Of the root of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no
 #: longer changes (to rounding) long before q(theta) is at rest. The ELBO is quadratic in the move.
+#: At 1e-3 two fits of equal data still differed by 1e-7.
 _STILL = 1e-5
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
@@ -127,9 +128,7 @@ class _Ascent(Run):
         remaining = max(gain, 0.5 * residual**2)
         rising = gain > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
-        still = (
-            residual <= _STILL * math.sqrt(self.tol) or stalled >= _STALLED or self.tol > _COARSE
-        )
+        still = residual <= self.still or stalled >= _STALLED or self.tol > _COARSE
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
             memory,
