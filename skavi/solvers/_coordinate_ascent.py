@@ -14,8 +14,8 @@ from skavi.solvers._state import State
 
 #: Of the root of tol, in sds: a fit ends when a sweep moves q(theta) by less, since the ELBO no
 #: longer changes (to rounding) long before q(theta) is at rest. The ELBO is quadratic in the move.
-#: At 1e-3 two fits of equal data still differed by 1e-7.
-_STILL = 1e-5
+#: At 1e-5 two fits of equal data could still differ by 2e-8, since slow directions add up.
+_STILL = 1e-6
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
 _STALLED = 50
