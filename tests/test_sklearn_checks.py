@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
+from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi.models import FactorAnalysis
 
@@ -121,7 +122,7 @@ class _Reseeded:
 
 @pytest.mark.slow
 @pytest.mark.changes_globals
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", seeds(2, 1, 3))
 @pytest.mark.parametrize("check", INVARIANCES, ids=_name)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=_name)
 def test_invariance_at_other_seeds(estimator, check, seed, monkeypatch):

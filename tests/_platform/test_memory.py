@@ -180,7 +180,7 @@ print((middle[0] - start[0]) // {n} * 2, (end[0] - middle[0]) // {n} * 2, end[1]
 
 @pytest.mark.parametrize(
     ("n", "bytes_a_fit"),
-    [(60, 100_000), pytest.param(2_000, 2_000, marks=pytest.mark.nightly)],
+    [(30, 100_000), pytest.param(2_000, 2_000, marks=pytest.mark.nightly)],
 )
 def test_fits_give_their_memory_and_files_back(n, bytes_a_fit):
     """The second half is judged: the first one still fills caches and the allocator's pools.

@@ -10,6 +10,7 @@ from scipy.stats import binom, chi2, kstest
 from sklearn.exceptions import NotFittedError
 from torch.distributions import Dirichlet, Normal
 
+from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi.diagnostics import Calibration, calibration
 from skavi.families import FullNormal, Point
@@ -72,7 +73,7 @@ def test_known_globals_are_calibrated_over_twenty_seeds(fitted):
     assert kstest(pooled, "uniform").pvalue > 0.01
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(0, 1, 2))
 @pytest.mark.parametrize(
     ("wrong", "word"), [(Narrow, "here too narrow"), (Shifted, "here high")], ids=["sd", "mean"]
 )

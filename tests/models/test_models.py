@@ -119,7 +119,7 @@ def test_the_score_has_mean_zero_under_the_joint(name):
     scores = []
     with torch.random.fork_rng(devices=[]), defaults_of(torch.zeros(1).double()):
         torch.manual_seed(1)
-        for _ in range(800):
+        for _ in range(400):
             u = space.unconstrain(prior_draw(space))
             X, z = model.simulate(space.constrain(u), 2)
             by_u, by_z = torch.func.grad(log_joint, (0, 1))(u, z, X)

@@ -220,7 +220,7 @@ def draws(model, n_features, n_sets, n_rows=4):
 def test_density_agrees_with_simulation(name):
     """E s = 0 and E (s^2 + s') = 0 for the score s of log p(theta, z, x) in theta and z."""
     model, n_features = PROPER[name]
-    space, us, zs, Xs = draws(model, n_features, 4000)
+    space, us, zs, Xs = draws(model, n_features, 1500)
     n_globals = space.size
 
     def log_joint(v, X):
