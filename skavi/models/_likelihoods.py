@@ -5,10 +5,13 @@ is a kernel, which depends on eta, plus a constant, which does not: an expectati
 then costs one kernel a quadrature node, or nothing where it is known in closed form.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -30,6 +33,7 @@ from skavi.families import LOG_2PI
 #: Nodes of the rule for a normal eta: 1e-6 nats a cell for logistic kernels up to an sd of 1.
 _N_NODES = 9
 Globals = Mapping[str, Tensor]
+Rule = tuple[np.ndarray, np.ndarray]
 _LEAST_COUNT = 0.5  # of a column in all: less than one count
 _SMALLEST_VARIANCE = 1e-300  # keeps the root's derivative finite where eta is known
 
@@ -54,6 +58,8 @@ class Likelihood(ABC):
     has_variance: bool = False
     #: Whether theta holds a parameter that there may be one of for each column.
     has_noise: bool = False
+    #: Nodes and weights against N(0, 1).
+    rule: Rule = hermite_rule(_N_NODES)
 
     @abstractmethod
     def global_prior(self, shape: tuple, variance: Distribution | None) -> dict[str, Distribution]:
@@ -145,11 +151,17 @@ class Likelihood(ABC):
         expected = self.expected_kernel(x, mean, variance, theta)
         return cells.masked(expected + self.constant(x, theta)).sum(-1)
 
+    def with_rule(self, rule: Rule) -> Self:
+        """Return the likelihood with another rule of quadrature, where it needs one."""
+        other = copy.copy(self)
+        other.rule = rule
+        return other
+
     def expected_kernel(self, x, mean, variance, theta):
-        """E kernel for a normal eta: Gauss-Hermite quadrature where it is not known."""
+        """E kernel for a normal eta: by quadrature where it is not known."""
         sd = variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
         total = torch.zeros_like(mean)
-        for node, weight in zip(*(rule.tolist() for rule in hermite_rule(_N_NODES)), strict=True):
+        for node, weight in zip(*(part.tolist() for part in self.rule), strict=True):
             total = total + weight * self.kernel(x, mean + node * sd, theta)
         return total
 
