@@ -3,16 +3,25 @@
 import inspect
 import math
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from traceback import walk_stack, walk_tb
 
 import torch
 from torch import Tensor
 from torch.distributions import (
+    Chi2,
     Distribution,
+    Exponential,
+    Gamma,
+    HalfNormal,
     Independent,
+    InverseGamma,
+    LogNormal,
     Normal,
     TransformedDistribution,
+    Weibull,
     constraints,
 )
 from torch.overrides import TorchFunctionMode
@@ -250,9 +259,75 @@ def expected_log_prob(distribution: Distribution, mean: Tensor, sd: Tensor) -> T
         return torch.zeros_like(mean)
     if not isinstance(base, Normal):
         return None
-    spread = torch.addcmul((mean - base.loc).square(), sd, sd)
-    at_loc = -(base.scale.log() + 0.5 * math.log(2 * math.pi))
-    return torch.addcmul(at_loc, spread, -0.5 / base.scale**2)
+    return _expected_quadratic(*_quadratic(base.loc, base.scale), mean, sd)
+
+
+def known_expectation(
+    distribution: Distribution, like: Tensor
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return E log density of u as a function of the mean and sd of a normal u, elementwise.
+
+    A number on the whole real line is u itself, a positive one e^u; the Jacobian is included. None
+    without closed form. All that depends on the distribution alone is computed here, once.
+    """
+    base = innermost(distribution)
+    if isinstance(base, Flat) and is_real(base.support):
+        return _expected_flat
+    if isinstance(base, Normal) or type(base) is LogNormal:  # log p(e^u) + u = log N(u)
+        centre, factor, constant = _quadratic(base.loc.to(like), base.scale.to(like))
+        return partial(_expected_quadratic, centre, factor, constant)
+    if type(base) in _OF_LOG:
+        constant, slope, rate, power = _OF_LOG[type(base)](base)
+        terms = constant.to(like), slope.to(like), -rate.to(like), power.to(like)
+        return partial(_expected_exponential, *terms)
+    return None
+
+
+def _quadratic(loc, scale):
+    """Write a normal log density as c + b (u - a)^2; return a, b, c."""
+    return loc, -0.5 / scale**2, -(scale.log() + 0.5 * math.log(2 * math.pi))
+
+
+def _expected_flat(mean, sd):
+    return torch.zeros_like(mean)
+
+
+def _expected_quadratic(centre, factor, constant, mean, sd):
+    spread = torch.addcmul((mean - centre).square(), sd, sd)
+    return torch.addcmul(constant, spread, factor)
+
+
+def _expected_exponential(constant, slope, factor, power, mean, sd):
+    """E (constant + slope u + factor e^(power u)) for u ~ N(mean, sd^2)."""
+    mean_power = torch.exp(torch.addcmul(power * mean, power * sd, power * sd, value=0.5))
+    return torch.addcmul(torch.addcmul(constant, slope, mean), factor, mean_power)
+
+
+def _gamma(shape, rate, sign):
+    """Return c, s, r, p of log p(e^u) + u = c + s u - r e^(p u) if e^(sign u) is gamma."""
+    constant = shape * rate.log() - torch.lgamma(shape)
+    return constant, sign * shape, rate, torch.full_like(rate, sign)
+
+
+def _half_normal(scale):
+    constant, one = 0.5 * math.log(2 / math.pi) - scale.log(), torch.ones_like(scale)
+    return constant, one, 0.5 / scale**2, 2 * one
+
+
+def _weibull(scale, power):
+    log_scale = scale.log()
+    return power.log() - power * log_scale, power, torch.exp(-power * log_scale), power
+
+
+#: c, s, r and p by distribution; of exactly these types, as a subclass may have another density.
+_OF_LOG: dict[type, Callable] = {
+    Gamma: lambda base: _gamma(base.concentration, base.rate, 1),
+    Chi2: lambda base: _gamma(base.concentration, base.rate, 1),
+    Exponential: lambda base: _gamma(torch.ones_like(base.rate), base.rate, 1),
+    InverseGamma: lambda base: _gamma(base.concentration, base.rate, -1),
+    HalfNormal: lambda base: _half_normal(base.scale),
+    Weibull: lambda base: _weibull(base.scale, base.concentration),
+}
 
 
 def compact(distribution: Distribution, like: Tensor) -> Distribution:

@@ -9,9 +9,12 @@ from scipy import stats
 from scipy.integrate import quad
 from torch.distributions import (
     Beta,
+    Chi2,
     Dirichlet,
     Exponential,
+    Gamma,
     HalfCauchy,
+    HalfNormal,
     Independent,
     InverseGamma,
     LKJCholesky,
@@ -20,11 +23,20 @@ from torch.distributions import (
     Normal,
     StudentT,
     Uniform,
+    Weibull,
+    constraints,
 )
 
 from skavi import FactorizedVI
 from skavi._numerics.quadrature import product_rule
-from skavi.distributions import Flat, defaults_of, expected_log_prob, innermost, log_prob
+from skavi.distributions import (
+    Flat,
+    defaults_of,
+    expected_log_prob,
+    innermost,
+    known_expectation,
+    log_prob,
+)
 from skavi.families import DiagonalFactors, FullFactors
 from skavi.models import HierarchicalModel, LatentVariableModel
 from skavi.models._global_space import GlobalSpace
@@ -83,6 +95,43 @@ def test_expected_log_prob_of_a_normal_is_its_quadrature():
     torch.testing.assert_close(expected_log_prob(prior, mean, sd)[0], sampled)
     assert torch.equal(expected_log_prob(Flat((1,)), mean, sd), double(0.0))
     assert expected_log_prob(HalfCauchy(double(1.0)), mean, sd) is None
+
+
+OF_LOG = [
+    Gamma(double(2.5), double(0.7)),
+    Chi2(double(3.0)),
+    Exponential(double(1.7)),
+    InverseGamma(double(1.5), double(0.4)),
+    HalfNormal(double(1.3)),
+    Weibull(double(1.2), double(0.8)),
+    LogNormal(double(-0.4), double(0.6)),
+]
+
+
+@pytest.mark.parametrize("prior", OF_LOG, ids=lambda prior: type(prior).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_expectations_of_positive_numbers_are_their_quadrature(prior, dtype):
+    mean, sd = double(0.3, -1.1), double(0.4, 0.05)
+    nodes, weights = (torch.as_tensor(a) for a in product_rule((100,)))
+    u = mean + sd * nodes
+    quadrature = weights @ (prior.log_prob(u.exp()) + u)
+    known = known_expectation(Independent(prior.expand((2,)), 1), mean.to(dtype))
+    value = known(mean.to(dtype), sd.to(dtype))
+    assert value.dtype is dtype
+    rounding = 1e-12 if dtype is torch.float64 else 1e-5
+    torch.testing.assert_close(value.double(), quadrature, rtol=rounding, atol=rounding)
+
+
+def test_no_expectation_is_known_of_a_density_that_a_subclass_changed():
+    class Tilted(Gamma):
+        def log_prob(self, value):
+            return super().log_prob(value) + value
+
+    mean, sd = double(0.3), double(0.4)
+    assert known_expectation(Tilted(double(2.0), double(3.0)), mean) is None
+    assert known_expectation(HalfCauchy(double(1.0)), mean) is None
+    assert known_expectation(Flat(support=constraints.positive), mean) is None
+    assert torch.equal(known_expectation(Flat((1,)), mean)(mean, sd), double(0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

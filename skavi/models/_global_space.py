@@ -5,6 +5,8 @@ is normal (by torch's bijections, with their Jacobian in the density).
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,9 +30,9 @@ from skavi.distributions import (
     Flat,
     compact,
     defaults_of,
-    expected_log_prob,
     innermost,
     is_real,
+    known_expectation,
     unvalidated,
 )
 from skavi.families import NormalFactors
@@ -64,6 +66,27 @@ def _are_same_scalar_normal(one, other) -> bool:
     return bool((one.loc == other.loc) & (one.scale == other.scale))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A global, or several in a row with one scalar normal prior.
+
+    Attributes
+    ----------
+    name : str
+        The last one's.
+    prior : Distribution
+    size : int
+        Count of numbers.
+    expectation : callable or None
+        E log prior given means and sds, where it has a closed form.
+    """
+
+    name: str
+    prior: Distribution
+    size: int
+    expectation: Callable[[Tensor, Tensor], Tensor] | None
+
+
 class Theta(dict):
     """The globals of one draw by name; an unknown name raises a ValueError that lists the names."""
 
@@ -94,7 +117,7 @@ class GlobalSpace:
                     f"{name!r} is a {type(distribution).__name__}."
                 )
         self.prior = prior
-        self._known_runs: dict[tuple, list[tuple[str, Distribution, int]]] = {}
+        self._known_runs: dict[tuple, list[_Run]] = {}
         self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
@@ -151,38 +174,37 @@ class GlobalSpace:
         return density.sum() + jacobian.sum()
 
     def _runs(self, like):
-        """Return (name, prior, count of numbers); globals in a row with one scalar normal prior
-        are merged under the last name.
-        """
+        """Return the globals as `_Run`s, in their order."""
         key = like.dtype, like.device
         if key in self._known_runs:
             return self._known_runs[key]
-        runs: list[tuple[str, Distribution, int]] = []
+        runs: list[_Run] = []
         for name, where in self.slices.items():
             prior, size = compact(self.prior[name], like), where.stop - where.start
-            if runs and _are_same_scalar_normal(prior, runs[-1][1]):
-                _, _, before = runs.pop()
-                size += before
-            runs.append((name, prior, size))
+            if runs and _are_same_scalar_normal(prior, runs[-1].prior):
+                size += runs.pop().size
+            runs.append(_Run(name, prior, size, known_expectation(prior, like)))
         self._known_runs[key] = runs
         return runs
 
     def expected_log_prior(self, factor: NormalFactors) -> Tensor:
         """E_q log prior on the unconstrained scale, Jacobians included, in nats.
 
-        In closed form for normal and flat priors, by Gauss-Hermite quadrature for other univariate
-        priors, by a fixed quasi-Monte Carlo rule for multivariate ones (simplex, Cholesky).
+        In closed form for flat and normal priors, and for the usual ones of a positive number
+        (`known_expectation`); by Gauss-Hermite quadrature for other univariate priors, by a fixed
+        quasi-Monte Carlo rule for other multivariate ones (simplex, Cholesky).
         """
         total, runs = factor.mean.new_zeros(()), self._runs(factor.mean)
-        means, sds = (values.split([n for *_, n in runs]) for values in (factor.mean, factor.sd))
-        for (name, prior, _), mean, sd in zip(runs, means, sds, strict=True):
-            if not _is_scalar(prior):
+        sizes = [run.size for run in runs]
+        for run, mean, sd in zip(
+            runs, factor.mean.split(sizes), factor.sd.split(sizes), strict=True
+        ):
+            name = run.name
+            if not _is_scalar(run.prior):
                 shape = self.raw_shapes[name]
                 mean, sd = mean.reshape(shape), sd.reshape(shape)
-            no_jacobian = is_real(prior.support)
-            closed = expected_log_prob(prior, mean, sd) if no_jacobian else None
-            if closed is not None:
-                total = total + add_up(closed.reshape(-1))
+            if run.expectation is not None:
+                total = total + add_up(run.expectation(mean, sd).reshape(-1))
             elif not self.prior[name].event_shape:
                 nodes, weights = _nodes(mean)
                 values = mean + sd * nodes.reshape(-1, *[1] * mean.dim())
