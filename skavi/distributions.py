@@ -283,7 +283,7 @@ def known_expectation(
     return None
 
 
-def _quadratic(loc, scale):
+def _quadratic(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Write a normal log density as c + b (u - a)^2; return a, b, c."""
     return loc, -0.5 / scale**2, -(scale.log() + 0.5 * math.log(2 * math.pi))
 
