@@ -1,12 +1,15 @@
 """Closed forms of factor analysis with normal noise: expectations and coordinate updates."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
+from scipy.linalg import helmert
 from torch import Tensor
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
+from skavi._numerics.aligned import aligned
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, FullFactors
 from skavi.models._cellwise import CellwiseModel
 from skavi.models._closed_forms import log_inverse_gamma
@@ -108,13 +111,13 @@ class LinearNormal(CellwiseModel):
 
     @over_ranks
     def compressed(self, X: Tensor, weights: Tensor):
-        """Return 2 n_features rows with the same weighted first and second moments.
+        """Return n_features + 1 rows with the same weighted first and second moments.
 
         The optimal factors are linear in x_n and every expectation is quadratic in x_n, so F-VI's
         problem in theta depends on the data through these moments only.
         """
-        n_features, n_rows = X.shape[1], int(total(torch.tensor(len(X))))
-        if n_rows <= 2 * n_features or Cells.of(X).observed is not None:
+        n_rows, fewer = int(total(torch.tensor(len(X)))), X.shape[1] + 1
+        if n_rows <= fewer or Cells.of(X).observed is not None:
             return X, weights
         weight = total(weights.sum())
         mean = total(weights @ X) / weight
@@ -122,10 +125,9 @@ class LinearNormal(CellwiseModel):
         sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # in sds no column loses digits
         rows = (X - mean) / sd * (weights / weight).sqrt().unsqueeze(-1)
         values, vectors = torch.linalg.eigh(total(rows.mT @ rows))
-        steps = sd * vectors.mT * (values.clamp_min(0) * n_features).sqrt().unsqueeze(-1)
-        return torch.cat([mean + steps, mean - steps]), (weight / (2 * n_features)).expand(
-            2 * n_features
-        )
+        axes = vectors.mT * (values.clamp_min(0) * fewer).sqrt().unsqueeze(-1)
+        corners = aligned(helmert(fewer)).to(X)  # orthonormal rows, each with a sum of zero
+        return mean + sd * (corners.mT @ axes), (weight / fewer).expand(fewer)
 
     def _second_moment(self, factors):
         """E[(z, 1)(z, 1)'], shape (n_rows, k + 1, k + 1)."""
@@ -141,9 +143,8 @@ class _Moments:
     """Moments of q(log v, W, m), tilted by 1/v: see `LinearNormal.expected_log_local`."""
 
     def __init__(self, globals_, n_features, k, noise):
-        linear = linear_index(globals_.mean, n_features, k)
-        d = torch.arange(n_features, device=linear.device).unsqueeze(-1)
-        index = torch.cat([linear, d if noise == "diagonal" else torch.zeros_like(d)], -1)
+        size, device = globals_.mean.shape[-1], globals_.mean.device
+        index = _index(size, n_features, k, noise, device)
         block = globals_.block_covariance(index)
         centre = globals_.mean[index]
         tilted = centre[:, :-1] - block[:, :-1, -1]
@@ -160,7 +161,20 @@ class _Moments:
 
 def linear_index(u: Tensor, n_features: int, k: int) -> Tensor:
     """Return the places of (W_d, m_d), the last globals, in u, shape (n_features, k + 1)."""
-    d = torch.arange(n_features, device=u.device).unsqueeze(-1)
-    first = u.shape[-1] - n_features * (k + 1)
-    loadings = first + d * k + torch.arange(k, device=u.device)
-    return torch.cat([loadings, u.shape[-1] - n_features + d], -1)
+    return _linear_index(u.shape[-1], n_features, k, u.device)
+
+
+@lru_cache(maxsize=16)
+def _linear_index(size, n_features, k, device):
+    d = torch.arange(n_features, device=device).unsqueeze(-1)
+    first = size - n_features * (k + 1)
+    loadings = first + d * k + torch.arange(k, device=device)
+    return torch.cat([loadings, size - n_features + d], -1)
+
+
+@lru_cache(maxsize=16)
+def _index(size, n_features, k, noise, device):
+    """Return the places of (W_d, m_d, log v_d)."""
+    d = torch.arange(n_features, device=device).unsqueeze(-1)
+    variance = d if noise == "diagonal" else torch.zeros_like(d)
+    return torch.cat([_linear_index(size, n_features, k, device), variance], -1)
