@@ -52,7 +52,7 @@ def run_decoder(task):
 def decoder(task):
     """Return the estimator whose steps are timed."""
     arguments = {"noise": MonteCarlo(1), "solver": Adam(batch_size=task.n_batch), "random_state": 0}
-    model = BayesianDecoder(task.n_latents, task.hidden)
+    model = BayesianDecoder(task.n_latents, task.hidden, noise_sd=1.0)
     if task.amortized:
         return AmortizedVI(model, MLP(task.hidden), **arguments)
     return FactorizedVI(model, **arguments)

@@ -26,7 +26,7 @@ from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_
 from skavi._estimators.generation import Generation
 from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
-from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end
+from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end, warn_of_model
 from skavi._estimators.row_inference import RowInference
 from skavi._fit.algorithm import Plan, best_of, fit_every_start, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
@@ -53,7 +53,7 @@ from skavi._platform.version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
 from skavi.families import DiagonalNormal, Family
 from skavi.inference_functions import Table
-from skavi.models import CouplingBiasWarning, LatentVariableModel, PriorConflictWarning
+from skavi.models import LatentVariableModel, PriorConflictWarning
 from skavi.noise import Noise
 from skavi.solvers import Solver
 
@@ -194,8 +194,7 @@ class VariationalInference(
             if restored is not None:
                 self.elbo_, self.elbo_se_ = final_elbo(restored.problem, restored.outcome.state)
         warn_of_end(self, reporter)
-        if self.bias_note_:
-            warn(self.bias_note_, CouplingBiasWarning)
+        warn_of_model(self)
         return self
 
     def _prepare(self, X, sample_weight, reporter, shared, source):
@@ -230,6 +229,7 @@ class VariationalInference(
         reporter.failure, reporter.alone = fitted.failure, fit.alone
         stopped = reporter.stopped or reporter.interrupted
         n_features, correction = self.n_features_in_, correction_of(fitted)
+        _learn_use(fitted)
         named = fitted_attributes(fitted, elbo, fit.elbo_se, n_features, stopped, correction)
         return named | {"starts_": np.array(fit.reached)}
 
@@ -308,7 +308,8 @@ class VariationalInference(
         if not hasattr(self, "global_posterior_"):
             return []
         try:
-            return [note for note in (self.bias_note_, self.global_posterior_.note) if note]
+            notes = self.bias_note_, self.global_posterior_.note, self.model_.note
+            return [note for note in notes if note]
         except LostThreadsError:  # a repr raises nothing
             return []
 
@@ -382,6 +383,14 @@ def _quick_elbo(fitted):
         return final_elbo(fitted.problem, fitted.outcome.state)
     except KeyboardInterrupt:
         return fitted.outcome.curve[-1], math.nan
+
+
+def _learn_use(fitted):
+    """Tell the model the means of all rows' factors."""
+    problem, state = fitted.problem, fitted.outcome.state
+    with torch.no_grad():
+        means = problem.objective.local_factors(problem.raw(state)).mean
+    problem.rows.ask(problem.objective.model.learn_use, means)
 
 
 def _ask(rows, method):

@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
 from skavi._platform.user_warnings import warn
+from skavi.models import CouplingBiasWarning, UnusedLatentsWarning
 
 
 class SeveralOptimaWarning(UserWarning):
@@ -152,6 +153,18 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
     else:
         return
     warn(message, ConvergenceWarning)
+
+
+def warn_of_model(estimator) -> None:
+    """Warn where the fitted model's numbers should not be used as they are."""
+    if estimator.bias_note_:
+        warn(estimator.bias_note_, CouplingBiasWarning)
+    if getattr(estimator.model_, "n_used_components", None) == 0:
+        warn(
+            f"{estimator.model_.note} Every row has the same factor: choose another likelihood, or "
+            "a smaller noise_sd.",
+            UnusedLatentsWarning,
+        )
 
 
 def _distance(left):

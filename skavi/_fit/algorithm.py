@@ -279,10 +279,10 @@ def _bind(plan, rows, start):
     n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
     setting = Setting(objective, function, noise, rows.n_total, n_parameters)
     solver = plan.solver or default_solver(setting)
-    problem = Problem(
-        objective, function, rows, features, noise, plan.generator, single=plan.single
-    )
     stochastic = not solver.needs_deterministic_noise
+    # Such a fit's own noise is far above the rounding of single precision.
+    single = plan.single or (plan.solver is None and stochastic and objective.model.stochastic)
+    problem = Problem(objective, function, rows, features, noise, plan.generator, single=single)
     if plan.solver is None and stochastic and start.fitted and objective.has_coordinate_updates:
         # q(theta) stays at the factorized optimum, and only the function is fitted.
         problem = replace(problem, frozen_globals=True)

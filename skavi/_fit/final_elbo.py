@@ -10,7 +10,8 @@ from skavi._fit.defaults import evaluation_noise
 from skavi._fit.problem import Problem
 from skavi.solvers import State
 
-#: Standard error, relative to the ELBO: a hundredth of the 1 % that the paper calls close.
+#: Standard error, relative to the ELBO, or to a nat a cell where that is more (densities may add up
+#: to anything, zero too): a hundredth of the 1 % that the paper calls close.
 _SE_TARGET = 1e-4
 #: Evaluations at least: their spread gives the standard error, with 7 degrees of freedom
 #: (test_problem).
@@ -48,13 +49,13 @@ def final_elbo(problem: Problem, state: State) -> tuple[float, float]:
         last = n_draws >= most
         affordable_ones = max(_FEWEST_EVALUATIONS, _WORK_BUDGET // (n_draws * n_cells))
         limit = min(_MAX_EVALUATIONS, affordable_ones) if last else _FEWEST_EVALUATIONS
-        mean, se = _evaluate(problem, state, n_draws, limit)
-        if last or _is_precise(mean, se):
+        mean, se = _evaluate(problem, state, n_draws, limit, n_cells)
+        if last or _is_precise(mean, se, n_cells):
             return mean, se
         n_draws = min(4 * n_draws, most)
 
 
-def _evaluate(problem, state, n_draws, limit):
+def _evaluate(problem, state, n_draws, limit, n_cells):
     """Return the mean of at most `limit` evaluations of the ELBO, and its standard error."""
     objective, X, values = problem.objective, problem.rows.X, []
     size = max(1, FINAL_CELLS // (n_draws * cells_a_row(X)))
@@ -68,10 +69,10 @@ def _evaluate(problem, state, n_draws, limit):
         mean = sum(values) / len(values)
         spread = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
         se = math.sqrt(spread / len(values))
-        if _is_precise(mean, se):
+        if _is_precise(mean, se, n_cells):
             break
     return mean, se
 
 
-def _is_precise(mean, se):
-    return se < _SE_TARGET * max(abs(mean), 1.0)
+def _is_precise(mean, se, n_cells):
+    return se < _SE_TARGET * max(abs(mean), n_cells)

@@ -8,9 +8,6 @@ from skavi.families import DiagonalFactors, NormalFactors
 from skavi.objective import Objective
 from skavi.solvers import State
 
-#: Of the prior's spread: q(theta) starts narrower than the prior, as data will make it. Not
-#: measured: order of magnitude.
-_SD = 0.1
 #: Shares of a move away from the prior's centre, which are tried in turn. Not measured: order of
 #: magnitude.
 _SHARES = (1.0, 0.1, 0.01)
@@ -39,7 +36,9 @@ def start_globals(objective: Objective, rows: Rows, generator, rough: bool = Fal
                 noise = torch.randn(size, generator=generator, dtype=torch.float64)
                 away[where] = 0.1 * spread[where] * noise.to(centre)
         centre = centre + _backed_off(objective, rows, centre, away) * away
-    return objective.global_family.raw(DiagonalFactors(centre, _SD * spread))
+    return objective.global_family.raw(
+        DiagonalFactors(centre, objective.model.start_share * spread)
+    )
 
 
 def _backed_off(objective, rows, centre, away):

@@ -1,6 +1,6 @@
 """Models to subclass and models to use: one latent vector a row."""
 
-from skavi.models._base import HierarchicalModel, LatentVariableModel, PriorConflictWarning
+from skavi.models._base import HierarchicalModel, LatentVariableModel
 from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
@@ -14,6 +14,7 @@ from skavi.models._time_series import (
     TimeSeriesModel,
 )
 from skavi.models._topic import TopicModel
+from skavi.models._warnings import PriorConflictWarning, UnusedLatentsWarning
 
 __all__ = [
     "BayesianDecoder",
@@ -31,4 +32,5 @@ __all__ = [
     "SawTimeSeries",
     "TimeSeriesModel",
     "TopicModel",
+    "UnusedLatentsWarning",
 ]

@@ -79,6 +79,11 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     positive_only: bool = False
     #: The least number of latents a row.
     fewest_latents: int = 0
+    #: Whether a fit takes rows and draws afresh at every step by default: for thousands of globals
+    #: that no deterministic rule integrates.
+    stochastic: bool = False
+    #: Of the priors' sds: how wide q(theta) starts. Not measured: order of magnitude.
+    start_share: float = 0.1
 
     learned: tuple[str, ...] = ("context",)
     #: How independent factors bias globals that are free, a sentence; empty: no bias is known.
@@ -135,6 +140,14 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         By the name of the method that returns it. A fit checks that they belong together.
         """
         return {}
+
+    def learn_use(self, means: Tensor) -> None:
+        """Keep, on the fitted model, what the means of all rows' factors say of its latents."""
+
+    @property
+    def note(self) -> str:
+        """What a reader of a fit must know of the model, a sentence; empty: nothing."""
+        return ""
 
     def initial_globals(self, X: Tensor, weights: Tensor) -> dict[str, Tensor] | None:
         """Return globals to start from, on the model's scale; None starts at the prior's centre."""
@@ -197,22 +210,6 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         `rest` is the factor of all globals given those that were drawn: theta holds its mean.
         """
         return self.log_terms(theta, z, X)
-
-
-class PriorConflictWarning(UserWarning):
-    """Data lie where a fixed prior all but excludes them, so the prior decides, not the data.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from skavi import FactorizedVI
-    >>> from skavi.models import PriorConflictWarning, RandomEffects
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always", PriorConflictWarning)
-    ...     _ = FactorizedVI(RandomEffects()).fit([[501.0, 1.0], [505.0, 1.0], [498.0, 2.0]])
-    >>> [w.category.__name__ for w in caught]
-    ['PriorConflictWarning']
-    """
 
 
 def overrides(model: LatentVariableModel, base: type, name: str) -> bool:

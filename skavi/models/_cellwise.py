@@ -117,3 +117,22 @@ class CellwiseModel(HierarchicalModel):
     def replicate(self, theta, z, X):
         eta = self.predictor(theta, z) + self.log_exposure(X)
         return self.cell.distribution(eta, self.cell_globals(theta)).sample()
+
+    def _pseudo_cells(self, X):
+        """Return the cells on the scale of eta, less the log exposure."""
+        cells = Cells.of(X)
+        return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
+
+
+def linear_start(
+    cells: Cells, loadings: Tensor, centre: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return means and sds of z_n for normal cells of mean loadings @ z_n + centre.
+
+    Every row's precision is that of a complete row.
+    """
+    weighted = loadings / noise.unsqueeze(-1)
+    precision = torch.eye(loadings.shape[1]).to(loadings) + weighted.mT @ loadings
+    projected = cells.masked(cells.values - centre) @ weighted
+    mean = torch.linalg.solve(precision, projected.mT).mT
+    return mean, precision.diagonal().rsqrt().expand_as(mean)

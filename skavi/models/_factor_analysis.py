@@ -6,6 +6,7 @@ from torch.distributions import InverseGamma, Normal
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks
+from skavi.models._cellwise import linear_start
 from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
 
 #: Of a column's variance: noise that every column has at the start, at least.
@@ -206,11 +207,6 @@ default="normal"
             "noise_scale": 0.01 * variance,
         }
 
-    def _pseudo_cells(self, X):
-        """Return the cells on the scale of eta, less the log exposure."""
-        cells = Cells.of(X)
-        return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
-
     @over_ranks
     def initial_globals(self, X, weights):
         """Probabilistic PCA of columns in units of their noise (Tipping & Bishop 1999, eq. 7-8)."""
@@ -250,10 +246,5 @@ default="normal"
 
     def initial_locals(self, theta, X):
         """Return the factors that normal cells of the same predictor would have."""
-        loadings, cells = theta["loadings"], self._pseudo_cells(X)
         noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
-        weighted = loadings / noise.unsqueeze(-1)
-        precision = torch.eye(self.n_components).to(X) + weighted.mT @ loadings
-        projected = cells.masked(cells.values - theta["mean"]) @ weighted
-        mean = torch.linalg.solve(precision, projected.mT).mT
-        return mean, precision.diagonal().rsqrt().expand_as(mean)
+        return linear_start(self._pseudo_cells(X), theta["loadings"], theta["mean"], noise)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from skavi.inference_functions import Parameters
 
+#: Of the priors' sds: how wide q(theta) usually starts (`LatentVariableModel.start_share`).
+_START = 0.1
+
 
 @dataclass(frozen=True)
 class State:
@@ -72,10 +75,12 @@ def natural_steps(problem, state) -> State:
     """Return the length of a natural step in each number of the state.
 
     For the parameters of factors it is the family's (`Family.steps`), for the parameters of a
-    function it is one.
+    function it is one. Where q(theta) starts narrow, steps are as long as from the usual start.
     """
     objective = problem.objective
-    raw_globals = objective.global_family.steps(objective.global_factor(state.raw_globals))
+    factor = objective.global_factor(state.raw_globals)
+    wide = replace(factor, scale=_START / objective.model.start_share * factor.scale)
+    raw_globals = objective.global_family.steps(wide)
     shared = {name: torch.ones_like(value) for name, value in state.shared.items()}
     raw_locals = state.raw_locals
     if raw_locals is not None:

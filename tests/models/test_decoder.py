@@ -1,0 +1,118 @@
+"""The decoder's units, its linear start, and the latents that it uses."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from skavi import AmortizedVI, FactorizedVI
+from skavi._fit.defaults import falling
+from skavi.models import BayesianDecoder, FactorAnalysis, UnusedLatentsWarning
+from skavi.noise import MonteCarlo
+from skavi.solvers import Adam
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 2)) @ RNG.normal(size=(2, 5)) + 0.3 * RNG.normal(size=(60, 5)) + 4.0
+COUNTS = RNG.poisson(np.exp(0.5 * RNG.normal(size=(60, 1)) + RNG.normal(size=5))).astype(float)
+ONES = torch.ones(60).double()
+
+
+def adapted(model, table):
+    X = torch.as_tensor(table)
+    return model.adapted(X, ONES), X
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "table"), [("normal", X), ("poisson", COUNTS), ("bernoulli", COUNTS > 1)]
+)
+@pytest.mark.parametrize("sizes", [(), (4,), (9, 6, 5)])
+def test_a_fit_starts_as_the_linear_model(likelihood, table, sizes):
+    """The predictor at its first weights is that of `FactorAnalysis`, and so are first factors."""
+    model, data = adapted(BayesianDecoder(2, sizes, likelihood), np.asarray(table, dtype=float))
+    linear, _ = adapted(FactorAnalysis(2, likelihood=likelihood), data)
+    theta, plain = model.initial_globals(data, ONES), linear.initial_globals(data, ONES)
+    z = torch.randn(7, 2, generator=torch.Generator().manual_seed(0)).double()
+    assert_allclose(model.predictor(theta, z), linear.predictor(plain, z), atol=1e-10)
+    first, other = model.initial_locals(theta, data), linear.initial_locals(plain, data)
+    for own, its in zip(first, other, strict=True):
+        assert_allclose(own, its, atol=1e-10)
+
+
+def test_too_narrow_a_decoder_carries_the_first_latents():
+    model, data = adapted(BayesianDecoder(2, (3,)), X)
+    theta = model.initial_globals(data, ONES)
+    linear, _ = adapted(FactorAnalysis(2), data)
+    plain = linear.initial_globals(data, ONES)
+    z = torch.tensor([[1.5, 0.0]]).double()
+    assert_allclose(model.predictor(theta, z), linear.predictor(plain, z), atol=1e-10)
+
+
+def test_spare_units_are_random_and_silent():
+    """They differ by seed, and their outputs start at zero, so that a step can use them."""
+    model, data = adapted(BayesianDecoder(2, (8,)), X)
+    one, other = (
+        model.drawn_globals(data, ONES, torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
+    assert (one["weight_0"][:, 4:] != other["weight_0"][:, 4:]).all()
+    assert not one["weight_1"][4:].any()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_units_do_not_matter(scale):
+    """Densities of s X are those of X over s^(n p): the steps are the same, but for rounding."""
+    table = scale * X
+    fits = [AmortizedVI(BayesianDecoder(2, (8,)), random_state=0, max_iter=50) for _ in range(2)]
+    with pytest.warns(UserWarning, match="did not converge"):
+        plain, scaled = fits[0].fit(X), fits[1].fit(table)
+    shift = X.size * np.log(scale)
+    assert scaled.elbo_ + shift == pytest.approx(plain.elbo_, abs=0.05 * len(X))
+    assert_allclose(scaled.transform(table), plain.transform(X), atol=0.05)
+
+
+def test_a_given_noise_is_in_units_of_x():
+    """The paper's decoder: normal cells of unit variance around the output itself."""
+    model, data = adapted(BayesianDecoder(2, (3,), noise_sd=1.0), X)
+    assert not np.any(model.output_loc) and model.output_scale == 1.0
+    theta = {name: prior.mean.double() for name, prior in model.global_prior(5).items()}
+    assert "noise_variance" not in theta
+    expected = -0.5 * (X**2 + np.log(2 * np.pi)).sum(1)
+    density = model.log_likelihood(theta, torch.zeros(60, 2).double(), data)
+    assert_allclose(density, expected)
+
+
+@pytest.mark.slow
+def test_a_default_fit_uses_minibatches_and_its_latents():
+    vi = AmortizedVI(BayesianDecoder(2, (8,)), random_state=0).fit(X)
+    assert isinstance(vi.noise_, MonteCarlo) and isinstance(vi.solver_, Adam)
+    assert vi.converged_
+    assert vi.model_.n_used_components == 2
+    assert "uses" not in repr(vi)
+    linear = FactorizedVI(FactorAnalysis(2)).fit(X)  # the data's own model
+    assert vi.score(X) > linear.score(X) - 0.3
+
+
+def test_unused_latents_are_told():
+    """Under a noise of 100 no latent says anything."""
+    solver = Adam(0.05, schedule=falling)
+    vi = AmortizedVI(BayesianDecoder(2, (8,), noise_sd=100.0), solver=solver, random_state=0)
+    with pytest.warns(UnusedLatentsWarning, match="uses 0 of its 2 latents. Every row has"):
+        vi.fit(X)
+    assert vi.model_.n_used_components == 0
+    assert "BayesianDecoder uses 0 of its 2 latents." in repr(vi)
+    assert "0 of its 2 latents" in vi._repr_html_()
+
+
+def test_latents_in_use_vary_between_rows():
+    model = BayesianDecoder(3)
+    means = torch.stack([torch.linspace(-1, 1, 50), torch.full((50,), 2.0), torch.zeros(50)], 1)
+    model.learn_use(means)
+    assert model.n_used_components == 1
+    assert model.note == "BayesianDecoder uses 1 of its 3 latents."
+
+
+@pytest.mark.parametrize("used", [-1, 4, 1.0, None])
+def test_a_file_may_hold_no_other_number(used):
+    model = BayesianDecoder(3)
+    model.n_used_components = used
+    with pytest.raises(ValueError, match="n_used_components must be from 0 to 3"):
+        model.check_learned(5)
