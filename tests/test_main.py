@@ -9,10 +9,12 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from skavi import AmortizedVI
 from skavi import __main__ as command
 from skavi.__main__ import main
 from skavi._command_line import comparison
 from skavi._command_line.csv_table import read_table
+from skavi.models import FactorAnalysis
 
 
 @pytest.fixture(autouse=True)
@@ -359,3 +361,19 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait()
+
+
+@pytest.mark.parametrize("limit", [20_000, 0], ids=["from F-VI", "on its own"])
+def test_amortized_vi_starts_from_the_factorized_fit_and_ends_where_it_would_alone(
+    monkeypatch, limit
+):
+    monkeypatch.setattr(comparison, "MAX_FULL_GLOBALS", limit)
+    X = np.random.default_rng(0).normal(size=(40, 2)) @ [[1.0, 2, 0], [0, 1, 3]] + [1, 2, 3]
+    X += 0.3 * np.random.default_rng(1).normal(size=X.shape)
+    factorized, amortized, *_ = comparison.compare(X, None, FactorAnalysis(1), 0, 0).results
+    assert (amortized.estimator.init is factorized.estimator) == bool(limit)
+    train, _ = train_test_split(X, test_size=comparison.TEST_FRACTION, random_state=0)
+    alone = AmortizedVI(FactorAnalysis(1), random_state=0).fit(train)
+    assert amortized.elbo == pytest.approx(alone.elbo_ / len(train), abs=1e-9)
+    if limit:  # which took its seconds, too
+        assert amortized.fit_seconds > factorized.fit_seconds

@@ -52,7 +52,7 @@ _MAX_ROTATED_DIMENSION = 1000
 _MAX_MIXED_GLOBALS = 50_000
 #: Globals, beyond which functions take Adam on minibatches, since a step on all rows is slow.
 #: Not measured: order of magnitude.
-_MAX_FULL_GLOBALS = 20_000
+MAX_FULL_GLOBALS = 20_000
 #: Steps after which a falling learning rate is half of the first one. Not measured alone; such
 #: fits of topics end after 400 steps (topics.json).
 _FALLING = 100
@@ -156,7 +156,7 @@ def default_solver(setting: Setting) -> Solver:
         return Adam(batch_size=setting.coupling.batch_size(n_rows, _BATCH))
     near = setting.function.regressed
     coarse = near and objective.model.coarsest_tol > 0  # the start is nearly good enough
-    long = objective.space.size > _MAX_FULL_GLOBALS  # a pass over all rows takes long
+    long = objective.space.size > MAX_FULL_GLOBALS  # a pass over all rows takes long
     if setting.n_parameters > 0 and (coarse or long):
         schedule = falling if near else None
         return Adam(batch_size=min(n_rows, _BATCH // 4), schedule=schedule)
