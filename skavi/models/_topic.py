@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from skavi._data.sparse_rows import SparseRows
 from skavi.models._topic_closed_forms import LogisticNormal, log_mixture, tilted
-from skavi.models._topic_start import raced
+from skavi.models._topic_start import best_topics
 
 #: Words added to each frequency: a word that is never seen keeps a finite log frequency.
 _PSEUDOCOUNT = 0.5
@@ -18,8 +18,6 @@ _PSEUDOCOUNT = 0.5
 _LONGEST = 2.0**53
 #: Words a document when sampling before a fit. Not measured: a short text.
 _UNKNOWN_LENGTH = 100.0
-#: Non-zeros times topics up to which a fit takes a few seconds, and is made from several starts.
-_CHEAP, _SEVERAL = 1_000_000, 3
 _POWERS = (1.5, 3.0)  # of a first and a second look
 _UNSEEN = 0.1  # words that a topic is taken to have in every document, when its log is read
 #: Least probability of a word read in float32, so that counts over it stay finite; documents at
@@ -209,16 +207,7 @@ class TopicModel(LogisticNormal):
 
     def drawn_globals(self, X, weights, generator):
         with torch.no_grad():
-            return {"topics": raced(self, SparseRows.of(X), weights, generator)}
-
-    def n_starts(self, X):
-        """Return three where a fit takes a few seconds, else one.
-
-        Of ten fits of 300 documents from one start, the worst ended 2.7 % below the best; from
-        three, 0.01 %.
-        """
-        cheap = len(SparseRows.of(X).values) * self.n_components <= _CHEAP
-        return _SEVERAL if cheap else 1
+            return {"topics": best_topics(self, SparseRows.of(X), weights, generator)}
 
     @property
     def coarsest_tol(self):  # type: ignore[override]
