@@ -19,7 +19,7 @@ from skavi._data.missing_cells import Cells
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal, FullFactors, FullNormal
 from skavi.inference_functions import MLP
-from skavi.models import BayesianDecoder, FactorAnalysis, LocalLevel
+from skavi.models import BayesianDecoder, FactorAnalysis, LocalLevel, UnusedLatentsWarning
 from skavi.models._likelihoods import LIKELIHOODS
 from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import Objective
@@ -276,6 +276,7 @@ def test_decoders_fit_sample_and_predict(name, weights):
     vi = AmortizedVI(model, MLP((4,)), max_iter=300, random_state=0, **rules)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UnusedLatentsWarning)  # columns have nothing in common
         vi.fit(X)
     sds = np.concatenate([sd.ravel() for sd in vi.global_posterior_.sd.values()])
     # Of a constrained global the sd is that of nodes which all are the same number, to rounding.

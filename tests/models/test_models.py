@@ -243,13 +243,13 @@ STATED = {
             "mean": stats.norm(np.log([1 / 3, 1]), 3),
         },
     ),
-    "decoder": (decoder(), LAYERS),
+    "decoder": (decoder(noise_sd=1.0), LAYERS),
     "decoder, noise": (
-        decoder(noise_sd=None),
+        decoder(),
         {"noise_variance": stats.invgamma(1, scale=0.01), **LAYERS},
     ),
     "decoder, student_t": (
-        decoder("student_t"),
+        decoder("student_t", noise_sd=1.0),
         {"degrees_of_freedom": DEGREES, **LAYERS},
     ),
     "decoder, counts": (decoder("negative_binomial"), {"dispersion": DISPERSION, **LAYERS}),
