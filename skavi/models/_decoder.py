@@ -82,7 +82,7 @@ default="normal"
     """
 
     stochastic = True
-    coarsest_tol = 1e-4  # units have kinks, near which rows' Newton steps gain little at a time
+    coarsest_tol = 1e-3  # units have kinks, near which rows' Newton steps gain little at a time
     start_share = 0.01  # at 0.1 noise drowns the data: 7 nats a row below after 3,000 steps
 
     def __init__(
