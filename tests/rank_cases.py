@@ -51,6 +51,11 @@ def _quick(Estimator, *args, **kwargs):
 #: Name: (rows, estimator, whether rows have weights).
 CASES = {
     "table, Newton": (_wave(230), _quick(FactorizedVI, NonlinearModel()), True),
+    "table, equal rows": (
+        np.concatenate([_wave(90), _wave(230).round()]),  # none repeat on rank 0
+        _quick(FactorizedVI, LinearModel(), noise=GaussHermite(3)),
+        True,
+    ),
     "table, two globals": (
         _studies(120),
         _quick(FactorizedVI, RandomEffects(centred=False)),

@@ -41,6 +41,10 @@ class Coupling:
         """Return rows and the index that restores X; equal rows are kept once where possible."""
         return X, torch.arange(len(X), device=X.device)
 
+    def merged(self, rows: Rows) -> Rows:
+        """Return rows in which equal ones are one of their summed weight, where possible."""
+        return rows
+
     def needed_for(self, index: Tensor) -> Tensor | None:
         """Return the rows that must be evaluated with those at `index`; None: all."""
         return None
@@ -126,6 +130,9 @@ class Independent(Coupling):
 
     def distinct(self, X):
         return distinct(X)
+
+    def merged(self, rows):
+        return rows.merged()
 
     def needed_for(self, index):
         return index

@@ -52,6 +52,10 @@ class RankGroup:
         """Return how many rows all ranks hold, `n_rows` of them here."""
         return n_rows
 
+    def of_rows(self, n_rows: int, n_features: int) -> "RankGroup":
+        """Return the same ranks where each holds other rows, `n_rows` of them here."""
+        return self
+
     def sum(self, value: Tensor) -> Tensor:
         """Add up every rank's tensor."""
         return value
@@ -111,6 +115,9 @@ class Ranks(RankGroup):
 
     def count(self, n_rows):
         return sum(self.counts)
+
+    def of_rows(self, n_rows, n_features):
+        return type(self)(n_rows, n_features)
 
     def sum(self, value):
         return self._reduce(value, torch.distributed.ReduceOp.SUM)

@@ -16,6 +16,11 @@ _CHUNK = 8_192
 #: Rows that represent all: q(theta) from them is a start, which the fit improves. Not measured:
 #: order of magnitude.
 _REPRESENTATIVES = 2000
+#: Rows drawn to see whether any repeat: where every row of a million is there twice, 10,000 hold 50
+#: equal pairs on average.
+_LOOKED_AT = 10_000
+#: Share of distinct rows above which equal rows are not merged: it would spare too little.
+_MOSTLY_DISTINCT = 0.9
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,35 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at an ascending index into the rows of all ranks, on every rank."""
         return Rows(self.ranks.take(self.X, index), self.ranks.take(self.weights, index))
+
+    def merged(self) -> "Rows":
+        """Return each distinct row once, with the summed weights of its equals, in their order.
+
+        The same rows where few of them repeat. Every rank merges its own.
+        """
+        found = self._distinct() if self._repeats() else None
+        if not self.ranks.any(found is not None):
+            return self
+        X, weights = (self.X, self.weights) if found is None else found
+        return Rows(X, weights, self.ranks.of_rows(len(X), X.shape[1]))
+
+    def _repeats(self):
+        """Say, at little cost, whether rows seem to repeat."""
+        n, some = len(self), self.X
+        if n > _LOOKED_AT:
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randperm(n, generator=generator)[:_LOOKED_AT]
+            some = take_rows(some, drawn.to(self.weights.device))
+        return len(torch.unique(_hash_rows(some))) < len(some)
+
+    def _distinct(self):
+        """Return distinct rows in order of first appearance and their weights; None if too many."""
+        X, index = distinct(self.X)
+        if len(X) > _MOSTLY_DISTINCT * len(self):
+            return None
+        weights = self.weights.new_zeros(len(X)).index_add_(0, index, self.weights)
+        order = first_places(index, len(X)).argsort()
+        return take_rows(X, order), weights[order]
 
     def first(self) -> "Rows":
         """Return the first 2,000 rows, with their own weights."""
@@ -124,19 +158,28 @@ def distinct(X) -> tuple[Any, Tensor]:
     vectorised code rounding depends on a row's place. Rows are compared by an integer hash of their
     bits, which is far faster than sorting.
     """
-    generator = torch.Generator().manual_seed(0)
-    odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
-    if isinstance(X, SparseRows):
-        hashes = X.over_rows(_mix_bits(X.values) * odd[X.columns])
-    else:
-        hashes = torch.cat([(_mix_bits(part) * odd).sum(1) for part in X.split(_CHUNK)])
-    hashes, index = torch.unique(hashes, return_inverse=True)
-    first = torch.empty_like(hashes)
-    first[index.flip(0)] = torch.arange(len(X) - 1, -1, -1, device=X.device)
+    hashes, index = torch.unique(_hash_rows(X), return_inverse=True)
+    first = first_places(index, len(hashes))
     rows = X[first]
     if len(first) == len(X) or _puts_back(rows, index, X):  # different hashes: different rows
         return rows, index
     return X, torch.arange(len(X), device=X.device)  # different rows collide: once in 2 ** 64
+
+
+def first_places(index: Tensor, n: int) -> Tensor:
+    """Return where each of 0, ..., n - 1 appears first in an index that holds all of them."""
+    first = index.new_empty(n)
+    first[index.flip(0)] = torch.arange(len(index) - 1, -1, -1, device=index.device)
+    return first
+
+
+def _hash_rows(X):
+    """Return a hash of each row's bits."""
+    generator = torch.Generator().manual_seed(0)
+    odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
+    if isinstance(X, SparseRows):
+        return X.over_rows(_mix_bits(X.values) * odd[X.columns])
+    return torch.cat([(_mix_bits(part) * odd).sum(1) for part in X.split(_CHUNK)])
 
 
 def _mix_bits(values):

@@ -197,6 +197,25 @@ def with_suboptimality(fit: Fit, tol: float) -> Fit:
     return replace(fit, solution=replace(kept, outcome=outcome))
 
 
+# --- what it fits ---------------------------------------------------------------------------------
+
+
+def with_equal_rows_merged(plan: Plan, rows: Rows) -> Rows:
+    """Return rows in which equal ones are one row of their summed weight, where that is the same.
+
+    Not where each row draws noise of its own or is read beside its neighbours, nor for a given
+    solver of random batches, in which a heavy row would come seldom and with a jolt.
+    """
+    objective, solver = plan.objective, plan.solver
+    context = None if plan.function is None else plan.function.context
+    stochastic = solver is not None and not solver.needs_deterministic_noise
+    if stochastic or tuple(context or objective.model.context or (0, 0)) != (0, 0):
+        return rows
+    merged = objective.model.coupling.merged(rows)
+    setting = Setting(objective, plan.function, plan.noise, merged.n_total)
+    return merged if (plan.noise or default_noise(setting)).deterministic else rows
+
+
 # --- where it starts ------------------------------------------------------------------------------
 
 

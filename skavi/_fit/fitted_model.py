@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.missing_cells import Cells
-from skavi._data.rows import Rows, cells_a_row
+from skavi._data.rows import Rows, cells_a_row, first_places
 from skavi._fit.defaults import evaluation_noise, tolerance
 from skavi._fit.local_problems import chunk_size, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
@@ -234,8 +234,20 @@ class Position:
     def terms(self) -> Tensor:
         """Return the rows' ELBO terms, shape (n_rows,), or a scalar for one joint term."""
         fit, parts = self.fit, []
+        rows, raw, index = self._distinct()
         with torch.no_grad():
-            for piece in fit.pieces(self.rows):
-                problem = fit.frozen_problem(self.rows[piece])
-                parts.append(problem.row_terms(self.raw[piece], self.raw_globals))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            for piece in fit.pieces(rows):
+                problem = fit.frozen_problem(rows[piece])
+                parts.append(problem.row_terms(raw[piece], self.raw_globals))
+        terms = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return terms if index is None else terms[index]
+
+    def _distinct(self):
+        """Return one of each kind of row, their factors, and the index that puts them back."""
+        X, index = self.fit.model.coupling.distinct(self.rows.X)
+        if len(X) == len(index):
+            return self.rows, self.raw, None
+        first = first_places(index, len(X))
+        if not torch.equal(self.raw[first][index], self.raw):  # a function may read neighbours
+            return self.rows, self.raw, None
+        return self.rows[first], self.raw[first], index

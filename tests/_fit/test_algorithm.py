@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis
-from skavi.noise import MonteCarlo
+from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, SawTimeSeries
+from skavi.noise import GaussHermite, MonteCarlo
+from skavi.objective import Objective
+from skavi.solvers import Adam
 
 RNG = np.random.default_rng(5)
 TABLE = RNG.normal(size=(60, 1)) @ RNG.normal(size=(1, 3)) + 0.5 * RNG.normal(size=(60, 3)) + 2
@@ -30,3 +33,63 @@ def test_fresh_draws_reach_what_closed_forms_do(fresh):
     fresh.fit(TABLE)
     assert exact.elbo_ - fresh.elbo_ < 0.1 * len(TABLE)
     assert exact.elbo_ > fresh.elbo_ - 3 * fresh.elbo_se_
+
+
+# --- equal rows are one row of their summed weight ------------------------------------------------
+
+WHOLE = np.repeat(np.arange(-6.0, 7.0), 3)[:, None]
+
+
+def _rows_seen(vi, X, sample_weight=None):
+    """Fit; return the size of every table whose terms were evaluated, largest first."""
+    seen, terms = set(), Objective.row_terms
+
+    def counted(self, raw, raw_globals, X, nodes):
+        seen.add(len(X))
+        return terms(self, raw, raw_globals, X, nodes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "row_terms", counted)
+        vi.fit(X, sample_weight=sample_weight)
+    return sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "vi",
+    [
+        FactorizedVI(NonlinearModel(), random_state=0),
+        AmortizedVI(LinearModel(), Polynomial(1), noise=GaussHermite(3), random_state=0),
+    ],
+    ids=lambda vi: type(vi).__name__,
+)
+def test_equal_rows_are_solved_once(vi):
+    """To the last bit as weighted rows; and nothing that is said of rows changes."""
+    assert _rows_seen(vi, WHOLE)[0] == 13
+    weighted = clone(vi).fit(WHOLE[::3], sample_weight=np.full(13, 3.0))
+    assert vi.elbo_ == weighted.elbo_
+    assert np.array_equal(vi.elbo_curve_, weighted.elbo_curve_)
+    assert vi.transform(WHOLE).shape == (39, 1)
+    np.testing.assert_array_equal(vi.transform(WHOLE)[::3], weighted.transform(WHOLE[::3]))
+
+
+@pytest.mark.parametrize(
+    "vi",
+    [
+        FactorizedVI(LinearModel(), noise=MonteCarlo(), random_state=0, max_iter=20),
+        FactorizedVI(LinearModel(), solver=Adam(batch_size=5), random_state=0, max_iter=20),
+        AmortizedVI(LinearModel(), Polynomial(1, context=(1, 0)), noise=GaussHermite(3)),
+        FactorizedVI(SawTimeSeries(), noise=GaussHermite(3)),
+    ],
+    ids=["fresh noise", "random batches", "neighbours read", "series"],
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_equal_rows_that_differ_otherwise_stay(vi):
+    assert _rows_seen(vi, WHOLE)[0] == 39
+
+
+def test_a_start_is_that_of_the_rows_left():
+    """`init` has a factor for every row, and its optimum is where the fit stays."""
+    first = FactorizedVI(LinearModel(), noise=GaussHermite(3), random_state=0).fit(WHOLE)
+    again = clone(first).set_params(init=first).fit(WHOLE)
+    assert again.n_iter_ <= 2
+    np.testing.assert_allclose(again.elbo_, first.elbo_, rtol=1e-12)
