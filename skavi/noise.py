@@ -16,6 +16,7 @@ from torch import Tensor
 from skavi._component import Component
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
+from skavi._numerics.whole_numbers import is_whole
 
 #: Nodes of a product rule: each is one evaluation of all rows. Not measured: order of
 #: magnitude.
@@ -267,6 +268,12 @@ class GaussHermite(Noise):
     ----------
     n_nodes : int or (int, int), default=5
         Nodes a dimension, or (nodes a latent, nodes a global).
+    shared : tuple of int, default=None
+        For each number of the unconstrained globals, the number of its dimension of noise; None:
+        one for each. Globals of the same one share their nodes, so that fewer are needed. Under
+        independent factors that changes no expectation if no term of the log joint holds two of
+        them together, as with the difficulties of different questions. Where ``noise`` is left at
+        None, the fit finds such globals.
 
     Examples
     --------
@@ -278,14 +285,19 @@ class GaussHermite(Noise):
     GaussHermite(n_nodes=3)
     """
 
-    def __init__(self, n_nodes=5):
+    def __init__(self, n_nodes=5, shared=None):
         self.n_nodes = n_nodes
+        self.shared = shared
 
     def check(self):
         pair = self._counts()
         if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
             raise TypeError(f"GaussHermite(n_nodes={self.n_nodes!r}): need an int, or two of them.")
         self._require("n_nodes", len(pair) == 2 and min(pair) >= 1, ">= 1, an int or two of them")
+        found = () if self.shared is None else self.shared
+        numbered = isinstance(found, tuple | list) and all(is_whole(i, 0) for i in found)
+        numbered = numbered and set(found) == set(range(len(set(found))))
+        self._require("shared", numbered, "None, or integers 0, 1, ... without a gap")
 
     def nodes(self, n_globals, n_latents, n_rows, generator):
         n_local, n_global = self._counts()
@@ -296,18 +308,33 @@ class GaussHermite(Noise):
                 f"globals needs {float(size):.1e} nodes, more than {MAX_NODES}: use fewer nodes, "
                 "or noise=QuasiMonteCarlo()."
             )
-        nodes, weights = product_rule((n_local,) * n_latents + (n_global,) * n_globals)
+        which = self._dimensions(n_globals)
+        counts = (n_local,) * n_latents + (n_global,) * len(set(which))
+        nodes, weights = product_rule(counts)
         noise = aligned(nodes)
-        return Nodes(noise[:, n_latents:], noise[:, None, :n_latents], aligned(weights))
+        globals_ = noise[:, n_latents:][:, which]
+        return Nodes(globals_, noise[:, None, :n_latents], aligned(weights))
 
     def count_nodes(self, n_globals, n_latents):
         n_local, n_global = self._counts()
-        return n_local**n_latents * n_global**n_globals
+        return n_local**n_latents * n_global ** len(set(self._dimensions(n_globals)))
+
+    def _dimensions(self, n_globals):
+        """Return the dimension of noise of each global; a q(theta) that is a point has none."""
+        if self.shared is None or not n_globals:
+            return list(range(n_globals))
+        if len(self.shared) != n_globals:
+            raise ValueError(
+                f"noise={self!r} shares nodes between {len(self.shared)} globals, but this model "
+                f"has {n_globals}: leave shared at None, or noise."
+            )
+        return list(self.shared)
 
     def refined(self):
         n_local, n_global = self._counts()
         more = max(2, 2 * n_global - 1)  # less than twice as many, since there may be four globals
-        return [GaussHermite((2 * n_local, n_global)), GaussHermite((n_local, more))]
+        counts = (2 * n_local, n_global), (n_local, more)
+        return [GaussHermite(count, self.shared) for count in counts]
 
     def _counts(self):
         return (

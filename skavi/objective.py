@@ -35,6 +35,8 @@ class Objective:
         Whether the log joint works under `torch.func.vmap`; else the draws are evaluated in a loop.
     known_term : Tensor or None
         The value of `global_term` for a given q(theta), if it is fixed.
+    shared : tuple of int or None
+        A dimension of noise for each global, if some of them can share one; None: not known.
     """
 
     model: LatentVariableModel
@@ -44,6 +46,7 @@ class Objective:
     n_latents: int
     batched: bool = True
     known_term: Tensor | None = None
+    shared: tuple[int, ...] | None = None
 
     def given(self, raw_globals: Tensor) -> "Objective":
         """Return the objective for a fixed q(theta), with all that depends on it precomputed."""

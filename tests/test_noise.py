@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+from skavi import FactorizedVI
 from skavi._fit.spherical_noise import RotatedSpheres
+from skavi.models import LinearModel
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 
 DETERMINISTIC = [
@@ -15,6 +17,7 @@ DETERMINISTIC = [
     QuasiMonteCarlo(16),
     GaussHermite(3),
     GaussHermite((2, 3)),
+    GaussHermite((2, 3), shared=(0, 0)),
     RotatedSpheres(24, 0),
 ]
 SAMPLED = [MonteCarlo(8), FixedDraws(8), RotatedSpheres(12, 0), RotatedSpheres(48, 0)]
@@ -168,4 +171,26 @@ def test_single_precision_draws_are_standard_normal_too():
     for power, moment, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (4, 3.0, 96.0)):
         error = abs(float((draws**power).mean()) - moment)
         assert error < 5 * (variance / len(draws)) ** 0.5
-    assert GaussHermite(3).in_single().get_params() == {"n_nodes": 3}
+    assert GaussHermite(3).in_single().get_params() == GaussHermite(3).get_params()
+
+
+def test_shared_nodes_are_equal_and_few():
+    rule = GaussHermite((2, 3), shared=(0, 1, 0))
+    nodes = rule.nodes(3, 1, 5, None)
+    assert len(nodes.weights) == rule.count_nodes(3, 1) == 2 * 3 * 3
+    assert torch.equal(nodes.globals_[:, 0], nodes.globals_[:, 2])
+    products = nodes.weights @ (nodes.globals_[:, 0] * nodes.globals_[:, 1])
+    assert float(products) == pytest.approx(0.0, abs=1e-15)
+    assert all(finer.shared == (0, 1, 0) for finer in rule.refined())
+    assert rule.nodes(0, 1, 5, None).globals_.shape == (2, 0)  # a q(theta) that is a point
+
+
+@pytest.mark.parametrize("shared", [(0, 2), (-1, 0), "ab", (0.5, 1)])
+def test_shared_counts_dimensions_without_a_gap(shared):
+    with pytest.raises((ValueError, TypeError), match="shared"):
+        GaussHermite(3, shared=shared).check()
+
+
+def test_nodes_shared_by_other_globals_are_refused():
+    with pytest.raises(ValueError, match="between 3 globals, but this model has 1"):
+        FactorizedVI(LinearModel(), noise=GaussHermite(3, shared=(0, 1, 0))).fit([[0.0], [1.0]])

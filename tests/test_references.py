@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Binomial, HalfCauchy, HalfNormal, Normal
+from torch.distributions import Bernoulli, Binomial, HalfCauchy, HalfNormal, Normal
 
 from seeds import seeds
 from skavi import FactorizedVI
@@ -173,6 +173,22 @@ class Mean(HierarchicalModel):
         return Normal(theta["mu"] + 0 * z, 1.0)
 
 
+class Answers(HierarchicalModel):
+    """Whether a student has solved each of five questions, one student a row (Rasch)."""
+
+    def n_latents(self, n_features):
+        return 1
+
+    def global_prior(self, n_features):
+        return {"alpha": Normal(torch.zeros(n_features), 100.0), "beta": HalfNormal(100.0)}
+
+    def local_prior(self, theta):
+        return Normal(torch.zeros(1), 1.0)
+
+    def likelihood(self, z, theta):
+        return Bernoulli(logits=theta["beta"] * z - theta["alpha"])
+
+
 def county_sums(rows):
     logs = [np.log(houses) for houses in rows]
     return [[len(y), y.mean(), ((y - y.mean()) ** 2).sum()] for y in logs]
@@ -190,6 +206,7 @@ MODELS = {
     "conjugate": Mean(),
     "radon_noncentred": CountyRadon(),
     "radon_centred": CountyRadon(centred=True),
+    "lsat": Answers(),
 }
 # What the references call otherwise.
 NAMES = {
@@ -201,7 +218,8 @@ NAMES = {
 def rows_of(name):
     rows = CASES[name]["rows"]
     rows = CASES[rows]["rows"] if isinstance(rows, str) else rows
-    return np.array(county_sums(rows) if name.startswith("radon") else rows, dtype=float)
+    rows = np.array(county_sums(rows) if name.startswith("radon") else rows, dtype=float)
+    return np.repeat(rows, CASES[name].get("counts", 1), axis=0)
 
 
 def factors_of(vi, X):
@@ -209,7 +227,9 @@ def factors_of(vi, X):
     posterior, latents = vi.global_posterior_, position_on(vi, X).factors()
     found = {}
     for name, mean in posterior.unconstrained_mean.items():
-        found[name] = found[f"log {name}"] = (*mean, *posterior.unconstrained_sd[name])
+        pairs = list(zip(mean, posterior.unconstrained_sd[name], strict=True))
+        found[name] = found[f"log {name}"] = pairs[0]
+        found |= {f"{name}[{k}]": pair for k, pair in enumerate(pairs, 1)}
     mean, sd = latents.mean.numpy(), latents.sd.numpy()
     for k, (loc, scale) in enumerate(zip(mean.T, sd.T, strict=True)):
         found |= {(k, n): pair for n, pair in enumerate(zip(loc, scale, strict=True))}
@@ -221,7 +241,7 @@ def optimum_of(name):
     case, names = CASES[name], NAMES.get(name, {})
     optimum = {names.get(key, key): tuple(pair) for key, pair in case["globals"].items()}
     for k, latents in enumerate(case["latents"].values()):
-        pairs = zip(latents["loc"], latents["scale"], strict=True)
+        pairs = np.repeat(list(zip(*latents.values(), strict=True)), case.get("counts", 1), axis=0)
         optimum |= {(k, n): pair for n, pair in enumerate(pairs)}
     return optimum
 

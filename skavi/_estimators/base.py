@@ -28,13 +28,7 @@ from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
 from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end, warn_of_model
 from skavi._estimators.row_inference import RowInference
-from skavi._fit.algorithm import (
-    Plan,
-    best_of,
-    fit_every_start,
-    with_equal_rows_merged,
-    with_suboptimality,
-)
+from skavi._fit.algorithm import Plan, best_of, fit_every_start, simplified, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
 from skavi._fit.defaults import default_model, tolerance
 from skavi._fit.final_elbo import final_elbo
@@ -218,7 +212,7 @@ class VariationalInference(
                 f"n_init={self.n_init} asks for starts of theta, but {giver} gives the start: "
                 "leave n_init at None."
             )
-        rows = with_equal_rows_merged(plan, rows)
+        plan, rows = simplified(plan, rows)
         if source is not None:
             start = source.start_for(plan.objective, rows, giver)
         plan.journal.begin(plan.generator, lambda: density_at_start(plan.objective, rows))

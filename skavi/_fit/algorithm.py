@@ -16,6 +16,7 @@ from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise
 from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
+from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
 from skavi._fit.start import start_locals
 from skavi._fit.starts_of_theta import starts_of_theta
@@ -198,6 +199,14 @@ def with_suboptimality(fit: Fit, tol: float) -> Fit:
 
 
 # --- what it fits ---------------------------------------------------------------------------------
+
+
+def simplified(plan: Plan, rows: Rows) -> tuple[Plan, Rows]:
+    """Return the same fit of fewer rows, and with fewer dimensions of noise, where there are."""
+    rows = with_equal_rows_merged(plan, rows)
+    if plan.noise is not None:
+        return plan, rows
+    return replace(plan, objective=with_shared_noise(plan.objective, rows)), rows
 
 
 def with_equal_rows_merged(plan: Plan, rows: Rows) -> Rows:

@@ -132,11 +132,14 @@ def default_noise(setting: Setting) -> Noise:
     if objective.model.stochastic:
         return MonteCarlo()
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
-    most = budget(setting)
-    narrow = dimension <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
-    few = dimension <= _MAX_PRODUCT_DIMENSION or narrow
-    if few and n_rows * objective.width * _FIRST_NODES**dimension <= most:
-        return GaussHermite(_FIRST_NODES)
+    most, shared = budget(setting), _shared(objective)
+    product = dimension
+    if shared is not None:
+        product += len(set(shared)) - objective.n_drawn_globals
+    narrow = product <= _MAX_NARROW_DIMENSION and n_latents <= _MAX_WIDE_LATENTS
+    few = product <= _MAX_PRODUCT_DIMENSION or narrow
+    if few and n_rows * objective.width * _FIRST_NODES**product <= most:
+        return GaussHermite(_FIRST_NODES, shared)
     n_draws = _FIRST_DRAWS
     while n_draws <= 2 * dimension and n_draws < _MAX_DRAWS:
         n_draws *= 2  # covariances are exact with more pairs than dimensions
@@ -184,8 +187,15 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
 
 def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
     """Say whether refinement makes a rule practically exact: quadrature in few dimensions."""
-    few = _dimension(objective, n_rows) <= _MAX_PRODUCT_DIMENSION
-    return few and not isinstance(noise, QuasiMonteCarlo)
+    dimension = _dimension(objective, n_rows)
+    if isinstance(noise, GaussHermite) and noise.shared is not None:
+        dimension += len(set(noise.shared)) - objective.n_drawn_globals
+    return dimension <= _MAX_PRODUCT_DIMENSION and not isinstance(noise, QuasiMonteCarlo)
+
+
+def _shared(objective):
+    """Return the dimensions of noise that globals share, of all that need any; None: none do."""
+    return objective.shared if objective.n_drawn_globals == len(objective.shared or ()) else None
 
 
 def _dimension(objective, n_rows):
