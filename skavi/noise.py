@@ -18,9 +18,11 @@ from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, product_rule, sobol_normal
 from skavi._numerics.whole_numbers import is_whole
 
-#: Nodes of a product rule: each is one evaluation of all rows. Not measured: order of
-#: magnitude.
+#: Nodes of a product rule, each one evaluation of all rows. Not measured: order of magnitude.
 MAX_NODES = 200_000
+#: Spreads of the points at which rows' slopes in theta are taken: at 0 a Poisson count of 1 has no
+#: slope, and far from 0 a logistic row of large cells has none.
+_SLOPE_SPREADS = (0.0, 1e-3, 0.1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Nodes:
     locals_ : Tensor of shape (n_draws, 1, n_latents), or (n_draws, n_rows, n_latents)
         A second dimension of 1 means shared by all rows.
     weights : Tensor of shape (n_draws,)
+    slopes_at : Tensor of shape (n_points, n_globals), or None
+        Given: `globals_`, of shape (n_draws, 1), is noise along each row's own direction of theta,
+        the steepest slope of its log likelihood at these unconstrained points.
 
     Examples
     --------
@@ -45,10 +50,12 @@ class Nodes:
     globals_: Tensor
     locals_: Tensor
     weights: Tensor
+    slopes_at: Tensor | None = None
 
     def to(self, like: Tensor) -> "Nodes":
         """Move to the dtype and device of `like`."""
-        return Nodes(self.globals_.to(like), self.locals_.to(like), self.weights.to(like))
+        at = None if self.slopes_at is None else self.slopes_at.to(like)
+        return Nodes(self.globals_.to(like), self.locals_.to(like), self.weights.to(like), at)
 
     def in_turn(self, n_rows: int, n_blocks: int) -> "Nodes":
         """Assign the noise of n_blocks rows to n_rows in turn, independent between neighbours."""
@@ -269,11 +276,10 @@ class GaussHermite(Noise):
     n_nodes : int or (int, int), default=5
         Nodes a dimension, or (nodes a latent, nodes a global).
     shared : tuple of int, default=None
-        For each number of the unconstrained globals, the number of its dimension of noise; None:
-        one for each. Globals of the same one share their nodes, so that fewer are needed. Under
-        independent factors that changes no expectation if no term of the log joint holds two of
-        them together, as with the difficulties of different questions. Where ``noise`` is left at
-        None, the fit finds such globals.
+        For each unconstrained global, the number of its dimension of noise; None: one for each.
+        Those that share one need fewer nodes; under independent factors that changes nothing if no
+        term of the log joint holds two of them together, as with the difficulties of different
+        questions. Where ``noise`` is left at None, the fit finds such globals.
 
     Examples
     --------
@@ -340,3 +346,55 @@ class GaussHermite(Noise):
         return (
             tuple(self.n_nodes) if isinstance(self.n_nodes, tuple | list) else (self.n_nodes,) * 2
         )
+
+
+class LinearPredictor(Noise):
+    """Gauss-Hermite quadrature over one number a row, of which theta's effect on it is a function.
+
+    For regressions: a row without latents reads theta through a predictor linear in the
+    unconstrained globals, as in ``Bernoulli(logits=x @ theta["slopes"])``. Under q(theta) it is
+    normal, whatever the number of globals. Its direction is that in which the row's log likelihood
+    slopes. A fit with noise=None finds such models; for others the rule is refused.
+
+    Parameters
+    ----------
+    n_nodes : int, default=5
+        Nodes a row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Normal, Poisson
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import HierarchicalModel
+    >>> class Counts(HierarchicalModel):
+    ...     n_latents = 0
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {"slopes": Normal(torch.zeros(n_features - 1), 1.0)}
+    ...
+    ...     def log_likelihood(self, theta, z, X):
+    ...         return Poisson((X[:, :-1] @ theta["slopes"]).exp()).log_prob(X[:, -1])
+    >>> X = [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [2.0, 1.0, 6.0]]
+    >>> FactorizedVI(Counts()).fit(X).noise_
+    LinearPredictor()
+    """
+
+    def __init__(self, n_nodes=5):
+        self.n_nodes = n_nodes
+
+    def check(self):
+        self._require_integer("n_nodes", 1)
+
+    def nodes(self, n_globals, n_latents, n_rows, generator):
+        nodes, weights = product_rule((self.n_nodes,))
+        noise, own = aligned(nodes), torch.Generator().manual_seed(0)
+        spread = torch.tensor(_SLOPE_SPREADS, dtype=noise.dtype)[:, None]
+        at = spread * torch.randn(len(spread), n_globals, generator=own, dtype=noise.dtype)
+        return Nodes(noise, noise.new_zeros(len(noise), 1, n_latents), aligned(weights), at)
+
+    def count_nodes(self, n_globals, n_latents):
+        return self.n_nodes
+
+    def refined(self):
+        return [LinearPredictor(2 * self.n_nodes)]

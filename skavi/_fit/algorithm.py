@@ -11,6 +11,7 @@ from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.iterates import ROUGH, Iterate, Solution
+from skavi._fit.linear_predictor import require_linear_predictor, with_linear_predictor
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise
@@ -205,8 +206,10 @@ def simplified(plan: Plan, rows: Rows) -> tuple[Plan, Rows]:
     """Return the same fit of fewer rows, and with fewer dimensions of noise, where there are."""
     rows = with_equal_rows_merged(plan, rows)
     if plan.noise is not None:
+        require_linear_predictor(plan.objective, rows, plan.noise)
         return plan, rows
-    return replace(plan, objective=with_shared_noise(plan.objective, rows)), rows
+    objective = with_linear_predictor(plan.objective, rows)
+    return replace(plan, objective=with_shared_noise(objective, rows)), rows
 
 
 def with_equal_rows_merged(plan: Plan, rows: Rows) -> Rows:

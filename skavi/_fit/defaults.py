@@ -4,6 +4,7 @@
 situation                               noise                       solver
 ======================================  ==========================  ==============================
 model knows its expectations            ClosedForm                  CoordinateAscent where offered
+no latents, one linear predictor a row  LinearPredictor, refined    Newton up to 40 globals
 few latents a row and few globals       GaussHermite, refined       Newton
 more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
 Markov models, few globals              any of the above            Newton (banded)
@@ -23,7 +24,15 @@ from skavi._data.missing_cells import Cells
 from skavi._fit.spherical_noise import RotatedSpheres
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, LatentVariableModel
-from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, Noise, QuasiMonteCarlo
+from skavi.noise import (
+    ClosedForm,
+    FixedDraws,
+    GaussHermite,
+    LinearPredictor,
+    MonteCarlo,
+    Noise,
+    QuasiMonteCarlo,
+)
 from skavi.objective import Objective
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting, Solver
 
@@ -131,6 +140,8 @@ def default_noise(setting: Setting) -> Noise:
         return ClosedForm()
     if objective.model.stochastic:
         return MonteCarlo()
+    if objective.linear_predictor and objective.n_drawn_globals:
+        return LinearPredictor()
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most, shared = budget(setting), _shared(objective)
     product = dimension
@@ -187,6 +198,8 @@ def evaluation_noise(objective: Objective, n_rows: int, n_draws: int = 128, seed
 
 def nearly_exact(noise, objective: Objective, n_rows: int) -> bool:
     """Say whether refinement makes a rule practically exact: quadrature in few dimensions."""
+    if isinstance(noise, LinearPredictor):
+        return True
     dimension = _dimension(objective, n_rows)
     if isinstance(noise, GaussHermite) and noise.shared is not None:
         dimension += len(set(noise.shared)) - objective.n_drawn_globals
