@@ -16,6 +16,8 @@ class ClosedForms:
     coarsest_tol: float = 0.0
     #: Whether rows' problems have several optima, which `best_locals` then searches.
     several_optima: bool = False
+    #: Whether `swept` moves rows and globals together by second-order steps.
+    second_order_sweeps: bool = False
 
     # --- expectations ---------------------------------------------------------------------------
 
@@ -70,6 +72,15 @@ class ClosedForms:
     ) -> NormalFactors:
         """Return q(theta) after one closed-form sweep over its blocks, given the local factors."""
         raise NotImplementedError
+
+    def swept(
+        self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor
+    ) -> tuple[NormalFactors, NormalFactors, float]:
+        """Return q(theta) after a sweep, factors for the rows to start from, and a gain.
+
+        The gain is what a second-order step promises, in nats; 0 for other sweeps.
+        """
+        return self.global_optimum(globals_, factors, X, weights), factors, 0.0
 
     def compressed(self, X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return fewer weighted rows that give F-VI the same problem in theta, or X as it is."""

@@ -7,13 +7,14 @@ from torch.distributions import InverseGamma, Normal
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks
 from skavi.models._cellwise import linear_start
-from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
+from skavi.models._factor_analysis_closed_forms import linear_index
+from skavi.models._poisson_closed_forms import LinearPoisson
 
 #: Of a column's variance: noise that every column has at the start, at least.
 _LEAST_SHARE = 1e-3
 
 
-class FactorAnalysis(LinearNormal):
+class FactorAnalysis(LinearPoisson):
     """Linear model: x_n ~ N(W z_n + m, diag(v)), z_n ~ N(0, I), with W, m and v latent.
 
     ``noise="isotropic"`` (one v) is probabilistic PCA, ``"diagonal"`` factor analysis. Priors:

@@ -54,6 +54,8 @@ class Likelihood(ABC):
     needs_counts: bool = False
     #: Whether normal factors of a linear eta have closed-form expectations and optima.
     conjugate: bool = False
+    #: Whether E log p(x | eta) needs E exp(eta) alone, which factors of a linear eta have.
+    log_linear: bool = False
     #: Whether theta holds "noise_variance", in squared units of X.
     has_variance: bool = False
     #: Whether theta holds a parameter that there may be one of for each column.
@@ -265,6 +267,7 @@ class PoissonCells(Likelihood):
     """x ~ Poisson(exp(eta)); cells need not be whole numbers."""
 
     needs, counts = "counts >= 0", True
+    log_linear = True
     largest_cell = 1e6  # Newton crawls along the walls of exp: minutes for 40 x 5, or one cell
     beyond = (
         "takes each as exact to 0.1 %, as hardly any counts are: use "
@@ -304,6 +307,7 @@ class NegativeBinomialCells(PoissonCells):
     """Counts of mean exp(eta) and variance mean + dispersion * mean^2; dispersion ~ Exp(1)."""
 
     has_noise = needs_counts = True
+    log_linear = False
     largest_cell = 1e7  # rounding of lgamma, 3e-8 nats a cell, then exceeds the usual tol of 1e-8
     beyond = (
         "computes with differences of log gamma functions, whose digits are lost there: use "

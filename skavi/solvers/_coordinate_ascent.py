@@ -19,6 +19,10 @@ _STILL = 1e-6
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
 _STALLED = 50
+#: The same for second-order sweeps, each of which makes the move many times smaller.
+_STALLED_NEWTON = 2
+#: The same as `_STILL` for them: the next move would be ten times smaller, or less.
+_STILL_NEWTON = 1e-3
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
 #: Nats a row: with a larger tol only the gain decides, not the move of q(theta).
@@ -88,7 +92,8 @@ class CoordinateAscent(Solver):
 
     @over_ranks
     def begin(self, problem, state, tol):
-        return _Ascent(problem, state, tol, self.memory)
+        newton = problem.objective.model.second_order_sweeps  # which mixing would only hold up
+        return _Ascent(problem, state, tol, 0 if newton else self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +113,36 @@ class _Ascent(Run):
 
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
-        self.still = _STILL * math.sqrt(tol)
+        newton = problem.objective.model.second_order_sweeps
+        self.still = (_STILL_NEWTON if newton else _STILL) * math.sqrt(tol)
         self.total_weight = problem.total_weight
         raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, state.raw_locals)
         super().__init__(_Memory(elbo=elbo, raw_globals=state.raw_globals, raw=raw))
 
     def step(self, memory):
-        swept = self.sweeps.sweep(memory.raw_globals, memory.raw)
+        swept, start, promised = self.sweeps.sweep(memory.raw_globals, memory.raw)
         lengths = self.sweeps.lengths(swept)
         residual = float(((swept - memory.raw_globals) / lengths).norm())
         newest = memory.raw_globals, swept
         pairs = [*memory.pairs[-self.n_pairs :], newest] if self.n_pairs else []
         mixed = _anderson(pairs, lengths)
         mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
-        raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, memory)
+        raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, start, memory)
         gain = elbo - memory.elbo
         # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
-        # move, in sds, is another estimate of what is left.
-        remaining = max(gain, 0.5 * residual**2)
+        # move, in sds, is another estimate of what is left; what a Newton step promises is better.
+        newton = self.sweeps.model.second_order_sweeps
+        remaining = max(gain, promised if newton else 0.5 * residual**2)
         rising = gain > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
-        still = residual <= self.still or stalled >= _STALLED or self.tol > _COARSE
+        stopped = stalled >= (_STALLED_NEWTON if newton else _STALLED)
+        still = residual <= self.still or stopped or self.tol > _COARSE
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
             memory,
             n_iter=memory.n_iter + 1,
             elbo=elbo,
-            finished=calm >= 2,
+            finished=calm >= (1 if newton else 2),
             raw_globals=raw_globals,
             raw=raw,
             pairs=pairs,
@@ -174,26 +182,28 @@ class _Sweeps:
         return raw, float(self.problem.elbo_of(raw, raw_globals))
 
     def sweep(self, raw_globals, raw):
+        """Return q(theta) after a sweep, where the rows start from, and the gain it promises."""
         if self.problem.frozen_globals:
-            return raw_globals
+            return raw_globals, raw, 0.0
         objective = self.objective
-        factor = self.rows.ask(
-            self.model.global_optimum,
+        factor, start, promised = self.rows.ask(
+            self.model.swept,
             objective.global_factor(raw_globals),
             objective.local_factors(raw),
             self.rows.X,
             self.rows.weights,
         )
-        return objective.global_family.raw(factor)
+        raw_start = objective.family.raw(start)
+        return objective.global_family.raw(factor), raw_start, promised
 
     def lengths(self, raw_globals):
         return self.objective.global_family.steps(self.objective.global_factor(raw_globals))
 
-    def better_of(self, mixed, swept, memory):
+    def better_of(self, mixed, swept, start, memory):
         """Return the mixed step if the ELBO rises (to rounding), else the plain sweep."""
-        value, start = memory.elbo, memory.raw
+        value = memory.elbo
         if mixed is not None:
-            raw, new = self.locals_and_elbo(mixed, start)
+            raw, new = self.locals_and_elbo(mixed, memory.raw)
             if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept, start)

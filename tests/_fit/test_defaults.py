@@ -56,13 +56,13 @@ class Joint(GaussianProcess):
 LINES = {
     "closed form": ((FactorAnalysis(2), 1000, 5), ClosedForm, CoordinateAscent),
     "few latents, few globals": ((NonlinearModel(), 1000, 1), GaussHermite, Newton),
-    "more of them": ((FactorAnalysis(5, likelihood="poisson"), 1000, 3), QuasiMonteCarlo, Newton),
+    "more of them": ((FactorAnalysis(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
     "Markov model": ((Walk(), 1000, 1), GaussHermite, Newton),
     "few coupled rows": ((Joint(), 100, 2), QuasiMonteCarlo, Newton),
     "many coupled rows": ((Joint(), 1000, 2), QuasiMonteCarlo, LBFGS),
     "small network": ((NonlinearModel(), 1000, 1, MLP((16,)), 500), GaussHermite, Newton),
     "larger network": ((NonlinearModel(), 1000, 1, MLP((64, 64)), 5000), GaussHermite, LBFGS),
-    "many globals": ((FactorAnalysis(9, likelihood="poisson"), 50, 30), QuasiMonteCarlo, LBFGS),
+    "many globals": ((FactorAnalysis(9, likelihood="bernoulli"), 50, 30), QuasiMonteCarlo, LBFGS),
     "too many globals for a network": (
         (FactorAnalysis(50), 1000, 800, MLP((64,)), 9000),
         ClosedForm,

@@ -1,0 +1,139 @@
+"""Closed forms of factor analysis of counts: expectations, and second-order steps."""
+
+import torch
+from torch import Tensor
+
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks
+from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, NormalFactors
+from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
+from skavi.models._poisson_frame import Prior
+from skavi.models._poisson_rates import Counts, Side, log_expected_full
+from skavi.models._poisson_rows import fitted
+from skavi.models._poisson_steps import Step
+
+#: Newton steps a row between steps of q(theta): rows start at what the step makes of them.
+_SWEEP_STEPS = 2
+#: Rows x columns x squared components of matrices held at once: 16 MB. Not measured.
+_NUMBERS = 2_000_000
+
+
+class LinearPoisson(LinearNormal):
+    """Adds closed forms of x_nd ~ Poisson(exposure_n exp(W_d z_n + m_d)) to those of normal cells.
+
+    The ELBO is concave in the rows' factors given the columns', and the other way round: each row
+    has one optimum given q(theta). Both sides move together in a `Step`.
+    """
+
+    @property
+    def second_order_sweeps(self):  # type: ignore[override]
+        return self.cell.log_linear
+
+    def has_closed_form(self, family, global_family):
+        return self.cell.log_linear or super().has_closed_form(family, global_family)
+
+    def has_coordinate_updates(self, family, global_family):
+        if not self.cell.log_linear:
+            return super().has_coordinate_updates(family, global_family)
+        diagonal = isinstance(family, DiagonalNormal) and isinstance(global_family, DiagonalNormal)
+        return diagonal and not self.cell.global_prior((), None)
+
+    def expected_log_local(self, factors, globals_, X):
+        if not self.cell.log_linear:
+            return super().expected_log_local(factors, globals_, X)
+        counts, index = self._counts(X), linear_index(globals_.mean, X.shape[1], self.n_components)
+        x, mean = counts.cells.values, globals_.mean[index]
+        diagonal = isinstance(factors, DiagonalFactors) and isinstance(globals_, DiagonalFactors)
+        if diagonal:
+            columns = Side(mean, globals_.sd[index] ** 2)
+            rates = counts.rates(Side(factors.mean, factors.sd**2), columns)
+        else:
+            rates = _full_rates(counts, factors, mean, globals_, index)
+        eta = factors.mean @ mean[:, :-1].mT + mean[:, -1]
+        fit = x * (eta + counts.log_exposure) + self.cell.constant(x, {})
+        prior = (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
+        return (counts.cells.masked(fit) - rates).sum(-1) - 0.5 * prior
+
+    def local_optimum(self, globals_, X, family, start=None):
+        if not self.cell.log_linear:
+            return super().local_optimum(globals_, X, family, start)
+        if start is None:
+            return self.best_locals(globals_, X, family)
+        return self._fitted(globals_, X, start, _SWEEP_STEPS)
+
+    def best_locals(self, globals_, X, family, start=None):
+        if not self.cell.log_linear:
+            return super().best_locals(globals_, X, family, start)
+        if start is None:
+            mean, sd = self.initial_locals(self._at_means(globals_, X.shape[1]), X)
+            start = DiagonalFactors(mean, sd)
+        return self._fitted(globals_, X, start)
+
+    def nearest_locals(self, globals_, X, family, start):
+        if not self.cell.log_linear:
+            return super().nearest_locals(globals_, X, family, start)
+        return self._fitted(globals_, X, start)
+
+    @over_ranks
+    def global_optimum(self, globals_, factors, X, weights):
+        if not self.cell.log_linear:
+            return super().global_optimum(globals_, factors, X, weights)
+        return self.swept(globals_, factors, X, weights)[0]
+
+    @over_ranks
+    def swept(self, globals_, factors, X, weights):
+        if not self.cell.log_linear:
+            return super().swept(globals_, factors, X, weights)
+        columns, rows = self._columns(globals_, X.shape[1]), Side(factors.mean, factors.sd**2)
+        step = Step(self._counts(X, weights), self._column_prior(X), rows, columns)
+        rows, columns = step.end.rows, step.end.columns
+        mean, variance = (
+            torch.cat([t[:, :-1].reshape(-1), t[:, -1]]) for t in (columns.mean, columns.variance)
+        )
+        there = DiagonalFactors(mean, variance.sqrt())
+        return there, DiagonalFactors(rows.mean, rows.variance.sqrt()), step.promised
+
+    @over_ranks
+    def compressed(self, X, weights):
+        return (X, weights) if self.cell.log_linear else super().compressed(X, weights)
+
+    def _counts(self, X, weights=None):
+        weights = X.new_ones(len(X)) if weights is None else weights
+        exposure = X.new_zeros(len(X), 1) + self.log_exposure(X)
+        return Counts(Cells.of(X), exposure, weights)
+
+    def _columns(self, globals_, n_features):
+        index = linear_index(globals_.mean, n_features, self.n_components)
+        return Side(globals_.mean[index], globals_.sd[index] ** 2)
+
+    def _at_means(self, globals_, n_features):
+        mean = self._columns(globals_, n_features).mean
+        return {"loadings": mean[:, :-1], "mean": mean[:, -1]}
+
+    def _column_prior(self, X):
+        n_features, k = X.shape[1], self.n_components
+        scales = [self.loading_scale] * k + [self.mean_scale]
+        scale = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
+        loc = torch.nn.functional.pad(self.location(X).unsqueeze(-1), (k, 0))
+        return Prior(loc, scale**-2)
+
+    def _fitted(self, globals_, X, start, *steps):
+        start = Side(start.mean, start.sd**2)
+        rows = fitted(self._counts(X), self._columns(globals_, X.shape[1]), start, *steps)
+        return DiagonalFactors(rows.mean, rows.variance.sqrt())
+
+
+def _full_rates(counts: Counts, factors: NormalFactors, mean: Tensor, globals_, index: Tensor):
+    """Return the expected rates under correlated factors, for some rows at a time."""
+    if isinstance(globals_, DiagonalFactors):
+        root = torch.diag_embed(globals_.sd[index])
+    else:
+        root = torch.linalg.cholesky(globals_.block_covariance(index))
+    design = torch.nn.functional.pad(factors.mean, (0, 1), value=1.0)
+    wide = torch.nn.functional.pad(factors.covariance(), (0, 1, 0, 1))
+    size = max(1, _NUMBERS // max(1, root.numel()))
+    logs = [
+        log_expected_full(design[part], wide[part], mean, root)
+        for part in (slice(i, i + size) for i in range(0, len(design), size))
+    ]
+    return counts.cells.masked((torch.cat(logs) + counts.log_exposure).exp())

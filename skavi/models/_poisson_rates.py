@@ -1,0 +1,195 @@
+"""Expected rates of Poisson cells whose log rate is bilinear in normal factors, and derivatives.
+
+For independent z ~ N(m, s^2) and w ~ N(u, t^2), E[exp(z w) | w] = exp(m w + s^2 w^2 / 2). With
+w = u + e the exponent is a constant m u + s^2 u^2 / 2, plus (m + s^2 u) e + s^2 e^2 / 2; over
+e ~ N(0, t^2) this is a normal integral, finite while s t < 1:
+
+    E exp(z w) = (1 - s^2 t^2)^(-1/2) exp{[m u + (m^2 t^2 + u^2 s^2) / 2] / (1 - s^2 t^2)}.
+
+At s t >= 1 it is infinite. Factors of independent components multiply. With q = 1 / (1 - s^2 t^2),
+for each component, the derivatives of log E are
+
+    g = d/dm = (u + m t^2) q,   h = dg/dm = t^2 q,   d/ds^2 = (h + g^2) / 2  (as for any heat flow),
+    dg/ds^2 = h g,   dh/ds^2 = h^2,   dg/du = q,
+
+and the same with (m, s) and (u, t) exchanged. E is convex in m and log s, jointly, for it is a
+mixture over w of exp(m w + s^2 w^2 / 2), whose exponent is: a row's problem given the columns is
+concave, and a column's given the rows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skavi._data.missing_cells import Cells
+
+#: Numbers of a table of derivatives (rows x columns x components) at once: 3 MB, in the cache.
+_NUMBERS = 400_000
+
+
+@dataclass(frozen=True)
+class Side:
+    """Independent normal factors of rows (their latents), or of columns (loadings, then mean).
+
+    Attributes
+    ----------
+    mean, variance : Tensor of shape (n, k)
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __len__(self):
+        return len(self.mean)
+
+    def __getitem__(self, index):
+        return Side(self.mean[index], self.variance[index])
+
+    def first(self, k: int) -> "Side":
+        """Return the factors of the first k components."""
+        return Side(self.mean[:, :k], self.variance[:, :k])
+
+    def moved(self, step: Tensor) -> "Side":
+        """Return the factors after a step (n, 2 k) in means and log sds."""
+        along, widening = step.chunk(2, -1)
+        return Side(self.mean + along, self.variance * (2 * widening).exp())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Observed counts of rows, with what goes with a row.
+
+    Attributes
+    ----------
+    cells : Cells
+    log_exposure : Tensor of shape (n_rows, 1)
+    weights : Tensor of shape (n_rows,)
+    """
+
+    cells: Cells
+    log_exposure: Tensor
+    weights: Tensor
+
+    def __len__(self):
+        return len(self.weights)
+
+    def __getitem__(self, index):
+        observed = self.cells.observed
+        cells = Cells(self.cells.values[index], None if observed is None else observed[index])
+        return Counts(cells, self.log_exposure[index], self.weights[index])
+
+    def rates(self, rows: Side, columns: Side) -> Tensor:
+        """Return the expected rates of the cells, 0 where one is missing, shape (n_rows, D)."""
+        return self.cells.masked(self.log_rates(rows, columns).exp())
+
+    def log_rates(self, rows: Side, columns: Side) -> Tensor:
+        """Return the log expected rates; the columns' last component is their mean."""
+        k = rows.mean.shape[-1]
+        offset = columns.mean[:, k] + 0.5 * columns.variance[:, k]
+        return log_expected(rows, columns.first(k)) + offset + self.log_exposure
+
+
+def log_expected(own: Side, other: Side) -> Tensor:
+    """Return log E exp(z_n . w_d), shape (n_own, n_other); infinite where s t >= 1."""
+    total, product = own.mean.new_zeros(()), own.mean.new_ones(())
+    for k in range(own.mean.shape[-1]):
+        m, s2, u, t2 = (each[:, k] for each in (own.mean, own.variance, other.mean, other.variance))
+        left = 1 - s2.unsqueeze(-1) * t2
+        half = torch.stack([m, 0.5 * m**2, 0.5 * s2], -1) @ torch.stack([u, t2, u**2])
+        total = total + half / left
+        product = torch.where(left > 0, product, -1.0) * left.abs()
+    inside = product > 0
+    return torch.where(inside, total - 0.5 * torch.where(inside, product, 1.0).log(), math.inf)
+
+
+def log_expected_full(m: Tensor, covariance: Tensor, loadings: Tensor, root: Tensor) -> Tensor:
+    """Return log E exp(z_n . w_d) for correlated z_n ~ N(m, S) and w_d ~ N(u, R R').
+
+    Given w = u + R e, e ~ N(0, I), the exponent is m'u + u'S u / 2 + g'R e + e'R'S R e / 2 with
+    g = m + S u; over e, with A = I - R'S R, positive definite where the eigenvalues of S R R' are
+    below 1,
+
+        log E = m'u + u'S u / 2 + g'R A^-1 R'g / 2 - log|A| / 2.
+
+    Parameters
+    ----------
+    m : Tensor of shape (n_rows, k)
+    covariance : Tensor of shape (n_rows, k, k)
+        S.
+    loadings : Tensor of shape (n_columns, k)
+        u.
+    root : Tensor of shape (n_columns, k, k)
+        R.
+    """
+    covariance = covariance.unsqueeze(1)
+    moved = (covariance @ loadings.unsqueeze(-1)).squeeze(-1)
+    plain = m @ loadings.mT + 0.5 * (moved * loadings).sum(-1)
+    right = (root.mT @ (m.unsqueeze(1) + moved).unsqueeze(-1)).squeeze(-1)
+    A = torch.eye(m.shape[-1]).to(m) - root.mT @ covariance @ root
+    factor, failed = torch.linalg.cholesky_ex(A)
+    inside = failed == 0
+    factor = torch.where(inside[..., None, None], factor, torch.eye(m.shape[-1]).to(m))
+    half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False).squeeze(-1)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.where(inside, plain + 0.5 * half.square().sum(-1) - log_det, math.inf)
+
+
+def curvature(rates: Tensor, own: Side, other: Side, mean_variance: Tensor | None = None):
+    """Return gradient and Hessian of each row's sum of rates, in its means and log sds.
+
+    Parameters
+    ----------
+    rates : Tensor of shape (n_own, n_other)
+    own, other : Side
+        Of k components each.
+    mean_variance : Tensor of shape (n_own,), default=None
+        Of a mean that is added to the log rates, if `own` has one: its last component then.
+
+    Returns
+    -------
+    gradient : Tensor of shape (n_own, 2 p)
+    hessian : Tensor of shape (n_own, 2 p, 2 p)
+        p is k, or k + 1 with a mean.
+    """
+    p = own.mean.shape[-1] + (mean_variance is not None)
+    size = max(1, _NUMBERS // (2 * p * max(1, len(other))))
+    gradient, hessian = (
+        own.mean.new_empty(len(own), 2 * p),
+        own.mean.new_empty(len(own), 2 * p, 2 * p),
+    )
+    for first in range(0, len(own), size):
+        part = slice(first, first + size)
+        extra = None if mean_variance is None else mean_variance[part]
+        gradient[part], hessian[part] = _curvature(rates[part], own[part], other, extra)
+    return gradient, hessian
+
+
+def _curvature(rates, own, other, mean_variance):
+    n, k = own.mean.shape
+    p = k + (mean_variance is not None)
+    slopes, own_part = rates.new_empty(n, 2 * p, len(other)), rates.new_zeros(3, n, p)
+    for j in range(k):
+        m, s2 = own.mean[:, j : j + 1], own.variance[:, j : j + 1]
+        u, t2 = other.mean[:, j], other.variance[:, j]
+        q = 1 / (1 - s2 * t2)
+        g, h = (u + m * t2) * q, t2 * q
+        widening = (h + g * g) * s2
+        slopes[:, j], slopes[:, p + j] = g, widening
+        s2, weighted = s2[:, 0], rates * h
+        own_part[0, :, j] = weighted.sum(-1)
+        weighted = weighted * g
+        own_part[1, :, j] = 2 * s2 * weighted.sum(-1)
+        bent = (weighted * g).sum(-1) + 0.5 * (rates * h * h).sum(-1)
+        own_part[2, :, j] = 4 * s2**2 * bent + 2 * (rates * widening).sum(-1)
+    if mean_variance is not None:
+        slopes[:, k], slopes[:, p + k] = 1.0, mean_variance.unsqueeze(-1)
+        own_part[2, :, k] = 2 * mean_variance * rates.sum(-1)
+    weighted = slopes * rates.unsqueeze(1)
+    hessian, at = weighted @ slopes.mT, torch.arange(p, device=rates.device)
+    hessian[:, at, at] += own_part[0]
+    hessian[:, at, p + at] += own_part[1]
+    hessian[:, p + at, at] += own_part[1]
+    hessian[:, p + at, p + at] += own_part[2]
+    return weighted.sum(-1), hessian
