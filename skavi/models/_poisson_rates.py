@@ -25,8 +25,9 @@ from torch import Tensor
 
 from skavi._data.missing_cells import Cells
 
-#: Numbers of a table of derivatives (rows x columns x components) at once: 3 MB, in the cache.
-_NUMBERS = 400_000
+#: Cells at once, and numbers of a table of derivatives (rows x columns x components): 0.3 and 1.6
+#: MB, to stay in the cache.
+_CELLS, _NUMBERS = 40_000, 200_000
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,19 @@ class Counts:
 
 def log_expected(own: Side, other: Side) -> Tensor:
     """Return log E exp(z_n . w_d), shape (n_own, n_other); infinite where s t >= 1."""
+    size = max(1, _CELLS // max(1, len(other)))
+    parts = [own[first : first + size] for first in range(0, len(own), size)]
+    return torch.cat([_log_expected(part, other) for part in parts or [own]])
+
+
+def _log_expected(own, other):
     total, product = own.mean.new_zeros(()), own.mean.new_ones(())
     for k in range(own.mean.shape[-1]):
         m, s2, u, t2 = (each[:, k] for each in (own.mean, own.variance, other.mean, other.variance))
         left = 1 - s2.unsqueeze(-1) * t2
         half = torch.stack([m, 0.5 * m**2, 0.5 * s2], -1) @ torch.stack([u, t2, u**2])
         total = total + half / left
-        product = torch.where(left > 0, product, -1.0) * left.abs()
+        product = product * left.clamp_min(0.0)
     inside = product > 0
     return torch.where(inside, total - 0.5 * torch.where(inside, product, 1.0).log(), math.inf)
 
