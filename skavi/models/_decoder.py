@@ -61,8 +61,9 @@ default="normal"
     starts as a linear model, probabilistic PCA, which uses all of them, and then takes minibatches.
 
     Globals: "weight_0", "bias_0", ... for every layer, after the likelihood's own as in
-    `FactorAnalysis` (one for all columns). Source: Margossian & Blei (2024), section 5.4, which has
-    normal cells of unit variance (``noise_sd=1.0``); Kingma & Welling (2014) for point estimates.
+    `FactorAnalysis` (one for all columns, but a dispersion for each). Sources: Margossian & Blei
+    (2024), section 5.4, which has normal cells of unit variance (``noise_sd=1.0``); Kingma &
+    Welling (2014) for point estimates.
 
     Examples
     --------
@@ -172,12 +173,21 @@ default="normal"
         sizes = (self.n_components, *self._sizes(), n_features)
         unknown = self.cell.has_variance and self.noise_sd is None
         variance = self._variance_prior() if unknown else None
-        prior = self.cell.global_prior((), variance)
+        prior = self.cell.global_prior(self._noise_shape(n_features), variance)
         for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             scale = torch.tensor(float(self.weight_scale))
             prior[f"weight_{layer}"] = Normal(torch.zeros(n_in, n_out), scale)
             prior[f"bias_{layer}"] = Normal(torch.zeros(n_out), scale)
         return prior
+
+    def _noise_shape(self, n_features):
+        """Return the shape of the likelihood's own noise: counts have a dispersion a column."""
+        by_column = self.cell.has_noise and not self.cell.has_variance
+        return (n_features,) if by_column else ()
+
+    def global_dims(self):
+        columns = {"dispersion": ("feature",)} if self._noise_shape(1) else {}
+        return super().global_dims() | columns
 
     def _variance_prior(self):
         scale = 1.0 if self.output_scale is None else self.output_scale
@@ -224,6 +234,8 @@ default="normal"
         bias = (start.pop("mean") - self.location(X)) / scale
         if self.noise_sd is not None:
             start.pop("noise_variance", None)
+        if "dispersion" in start:
+            start["dispersion"] = start["dispersion"].expand(self._noise_shape(X.shape[1]))
         return start | self._linear_layers(loadings, bias, generator)
 
     def _linear_layers(self, loadings, bias, generator):

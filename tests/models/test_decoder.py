@@ -1,5 +1,7 @@
 """The decoder's units, its linear start, and the latents that it uses."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,21 @@ def test_a_default_fit_uses_minibatches_and_its_latents():
     assert "uses" not in repr(vi)
     linear = FactorizedVI(FactorAnalysis(2)).fit(X)  # the data's own model
     assert vi.score(X) > linear.score(X) - 0.3
+
+
+@pytest.mark.slow
+def test_counts_have_a_dispersion_for_each_column():
+    """Variances are mu + a mu^2, a 0.05, 3 and 3, of which a latent may explain one column's."""
+    rng, a = np.random.default_rng(1), np.array([0.05, 3.0, 3.0])
+    table = rng.poisson(20 * rng.gamma(1 / a, a, size=(300, 3))).astype(float)
+    model = BayesianDecoder(1, (), "negative_binomial", weights="point", exposure="unit")
+    solver = Adam(0.1, schedule=falling)
+    vi = AmortizedVI(model, solver=solver, noise=MonteCarlo(), random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedLatentsWarning)  # columns have nothing in common
+        vi.fit(table)
+    narrow, *wide = vi.global_posterior_.mean["dispersion"]
+    assert narrow < 0.2 and 2 < max(wide) < 4
 
 
 def test_unused_latents_are_told():
