@@ -57,7 +57,10 @@ default="normal"
     "noise_variance" (normal, student_t) or "dispersion" ~ Exp(1) (negative_binomial), a scalar or
     (n_features,), and "degrees_of_freedom" ~ Gamma(2, 0.1) (student_t). With normal noise all
     expectations are closed-form; the coordinate updates are those of Bishop (1999), "Variational
-    principal components", with a fully factorized q(W). With other likelihoods only z_n and the
+    principal components", with a fully factorized q(W). Poisson cells need E exp(W_d z_n), which
+    independent normal factors have in closed form too, and are fitted by second-order steps in all
+    rows and columns together; it is infinite, and the ELBO minus infinity, where the sds of a
+    latent and of its loading have a product of 1 or more. With other likelihoods only z_n and the
     noise need draws or nodes: given these, eta is normal, and its kernel is integrated cell by
     cell.
 

@@ -1,5 +1,7 @@
 """Closed forms of factor analysis of counts: expectations, and second-order steps."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from skavi.models._poisson_steps import Step
 
 #: Newton steps a row between steps of q(theta): rows start at what the step makes of them.
 _SWEEP_STEPS = 2
+#: Newton steps of a row that functions read: 544 x 100 counts with five components then have a gap
+#: of 0.004 nats a row; 0.5 after two steps, 3.6 without any.
+_READ_STEPS = 4
 #: Rows x columns x squared components of matrices held at once: 16 MB. Not measured.
 _NUMBERS = 2_000_000
 
@@ -24,6 +29,8 @@ class LinearPoisson(LinearNormal):
     The ELBO is concave in the rows' factors given the columns', and the other way round: each row
     has one optimum given q(theta). Both sides move together in a `Step`.
     """
+
+    learned = (*LinearNormal.learned, "columns_read_")
 
     @property
     def second_order_sweeps(self):  # type: ignore[override]
@@ -96,6 +103,39 @@ class LinearPoisson(LinearNormal):
     @over_ranks
     def compressed(self, X, weights):
         return (X, weights) if self.cell.log_linear else super().compressed(X, weights)
+
+    # --- what inference functions read ----------------------------------------------------------
+
+    def reading(self, globals_):
+        model = super().reading(globals_)
+        if self.cell.log_linear and isinstance(globals_, DiagonalFactors):
+            model = copy.copy(model)
+            columns = self._columns(globals_, globals_.mean.shape[-1] // (self.n_components + 1))
+            model.columns_read_ = torch.cat([columns.mean, columns.variance], -1).cpu().numpy()
+        return model
+
+    def summary(self, X):
+        """Return a row's factor after a few Newton steps given the training q(theta).
+
+        Its means and log sds: functions of counts themselves end nats a row below, for a factor
+        depends on counts by their logs.
+        """
+        if not hasattr(self, "columns_read_"):
+            return super().summary(X)
+        k = self.n_components
+        read = torch.as_tensor(self.columns_read_).to(X)
+        columns = Side(read[:, : k + 1], read[:, k + 1 :])
+        at_means = {"loadings": columns.mean[:, :k], "mean": columns.mean[:, k]}
+        mean, sd = self.initial_locals(at_means, X)
+        rows = fitted(self._counts(X), columns, Side(mean, sd**2), _READ_STEPS)
+        return torch.cat([rows.mean, 0.5 * rows.variance.log()], -1)
+
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        if hasattr(self, "columns_read_"):
+            self._require_learned("columns_read_", (n_features, 2 * (self.n_components + 1)))
+
+    # --- its parts ------------------------------------------------------------------------------
 
     def _counts(self, X, weights=None):
         weights = X.new_ones(len(X)) if weights is None else weights

@@ -22,7 +22,7 @@ _STALLED = 50
 #: The same for second-order sweeps, each of which makes the move many times smaller.
 _STALLED_NEWTON = 2
 #: The same as `_STILL` for them: the next move would be ten times smaller, or less.
-_STILL_NEWTON = 1e-3
+_STILL_NEWTON = 1e-4
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
 #: Nats a row: with a larger tol only the gain decides, not the move of q(theta).

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import skavi
 from skavi import AmortizedVI, FactorizedVI
 from skavi.families import DiagonalNormal, FullNormal, Point
 from skavi.inference_functions import Polynomial
@@ -134,6 +135,22 @@ def test_a_function_has_the_factors_own_elbo_at_most():
     assert isinstance(function.noise_, ClosedForm)
     assert function.elbo_ <= free.elbo_ + 1e-6
     assert function.elbo_ > free.elbo_ - 0.5 * len(X)
+
+
+def test_a_network_reads_what_makes_its_gap_small():
+    X = table(200, 8, 2)
+    free, network = fit(X, 2), fit(X, 2, estimator=AmortizedVI)
+    assert -1e-4 < (free.elbo_ - network.elbo_) / len(X) < 0.02
+    assert "columns_read_" not in vars(free.model_)
+    assert network.model_.columns_read_.shape == (8, 6)
+
+
+def test_what_a_network_reads_is_saved(tmp_path):
+    X = table(40, 4)
+    network = fit(X, estimator=AmortizedVI, inference_function=Polynomial(degree=1))
+    skavi.save(network, tmp_path / "counts.skavi")
+    there = skavi.load(tmp_path / "counts.skavi").transform(X)
+    np.testing.assert_array_equal(there, network.transform(X))
 
 
 def test_correlated_latents_are_no_worse():
