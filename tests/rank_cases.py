@@ -74,6 +74,11 @@ CASES = {
         ),
         False,
     ),
+    "table, steps of counts": (
+        _counts(60),
+        _quick(FactorizedVI, FactorAnalysis(1, likelihood="poisson"), tol=1e-10),
+        False,
+    ),
     "table, Adam": (
         _wave(90),
         _quick(FactorizedVI, NonlinearModel(), noise=MonteCarlo(2), solver=Adam(), max_iter=30),
