@@ -77,7 +77,7 @@ class Comparison:
     @property
     def gap_text(self) -> str:
         """The gap as text; a gap within the fits' tolerance is given as 0."""
-        tolerance = self.results[0].estimator.tol
+        tolerance = self.results[0].estimator.tol_
         return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
 
     def latents_as_csv(self, X) -> bytes:

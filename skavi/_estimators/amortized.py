@@ -30,7 +30,7 @@ random_state, verbose : as in FactorizedVI
 
     Attributes
     ----------
-    elbo_, elbo_se_, elbo_curve_, n_iter_, starts_, converged_, stopped_early_, \
+    elbo_, elbo_se_, elbo_curve_, n_iter_, starts_, tol_, converged_, stopped_early_, \
 suboptimality_, gradient_norm_, global_posterior_, bias_note_, model_, inference_function_, \
 noise_, solver_, family_, global_family_, n_features_in_
         As in `FactorizedVI`.
@@ -68,7 +68,7 @@ noise_, solver_, family_, global_family_, n_features_in_
         init=None,
         n_init=None,
         max_iter=10_000,
-        tol=1e-8,
+        tol=None,
         output="mean",
         warm_start=False,
         device="cpu",

@@ -30,7 +30,7 @@ from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end, war
 from skavi._estimators.row_inference import RowInference
 from skavi._fit.algorithm import Plan, best_of, fit_every_start, simplified, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
-from skavi._fit.defaults import default_model, tolerance
+from skavi._fit.defaults import default_model, is_network, tolerance
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.linear_response import correction_of
 from skavi._fit.model_checks import validated_objective
@@ -82,7 +82,7 @@ class VariationalInference(
         "init": [BaseEstimator, None],
         "n_init": [Interval(Integral, 1, None, closed="left"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="neither")],
+        "tol": [Interval(Real, 0, None, closed="neither"), None],
         "output": [StrOptions({"mean", "mean_sd"})],
         "warm_start": ["boolean"],
         "device": [str, torch.device],
@@ -175,7 +175,7 @@ class VariationalInference(
                 with reporter.outlasting_interrupts():
                     plan = with_best_parametrisation(plan, rows)
                     fit_every_start(plan, rows, start, reporter, fits)
-                    fit = with_suboptimality(best_of(plan, fits), plan.tol)
+                    fit = with_suboptimality(best_of(plan, fits))
                     check_agreement(rows.ranks, fit.solution.outcome.state)
                 if reporter.interrupted and reporter.latest is not None:
                     solution = reporter.latest.fitted()
@@ -254,18 +254,20 @@ class VariationalInference(
         objective = validated_objective(model, family, global_family, rows, generator)
         model = self._with_context(objective.model, function, rows.X)
         no_factors = not objective.n_latents  # which a function could give
+        function = Table() if no_factors else function
         return Plan(
             replace(objective, model=model),
-            Table() if no_factors else function,
+            function,
             None if no_factors else self._reference(),
             clone(self.noise) if self.noise is not None else None,
             clone(self.solver) if self.solver is not None else None,
-            tolerance(self.tol, model),
+            tolerance(self.tol, model, function),
             self.max_iter,
             generator,
             self.n_init,
             journal,
             single=came_in_single(X, rows),
+            gap_counts=self.tol is None and is_network(function),
         )
 
     def _source(self):

@@ -30,8 +30,10 @@ class FactorizedVI(VariationalInference):
         with ``init`` or ``warm_start``.
     max_iter : int, default=10000
         Most iterations from a start: sweeps, Newton or L-BFGS iterations, or steps of Adam.
-    tol : float, default=1e-8
-        Estimated suboptimality at which a deterministic solver stops, in nats a row.
+    tol : float, default=None
+        Estimated suboptimality at which a deterministic solver stops, in nats a row. None: 1e-8 for
+        `FactorizedVI` and functions linear in their parameters; for other functions 1e-4, or 1 % of
+        their amortization gap if that is more; or the model's own coarser one (`TopicModel`).
     output : {"mean", "mean_sd"}, default="mean"
         What `transform` returns: posterior means, or means followed by standard deviations.
     warm_start : bool, default=False
@@ -56,8 +58,11 @@ class FactorizedVI(VariationalInference):
     starts_ : ndarray of shape (n_starts,)
         ELBOs that the fits from several starts reached, in nats, best first; only of those that
         converged.
+    tol_ : float
+        The tolerance of the fit, in nats a row.
     converged_ : bool
-        Whether the solver's stopping rule was met.
+        Whether the solver's stopping rule was met: ``suboptimality_ <= tol_ * n_rows``, or up to
+        2e-3 nats in all that the noise rule may cost.
     stopped_early_ : bool
         Whether a callback or Ctrl-C ended the fit, or a callback restored an earlier iterate. Then
         ``converged_`` is False, and ``suboptimality_`` may be NaN; there is no ConvergenceWarning
@@ -101,7 +106,7 @@ class FactorizedVI(VariationalInference):
         init=None,
         n_init=None,
         max_iter=10_000,
-        tol=1e-8,
+        tol=None,
         output="mean",
         warm_start=False,
         device="cpu",

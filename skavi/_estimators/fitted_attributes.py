@@ -35,6 +35,7 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NO
         "converged_": bool(outcome.converged),
         "stopped_early_": stopped_early and not outcome.converged,
         "suboptimality_": float(outcome.suboptimality),
+        "tol_": float(fitted.tol),
         "gradient_norm_": float(outcome.gradient_norm),
         "global_posterior_": GlobalPosterior(
             objective.model, objective.global_family, raw_globals, n_features, correction

@@ -25,7 +25,7 @@ class FittedEstimator:
     family_: Family
     global_family_: Family
     n_features_in_: int
-    tol: float
+    tol_: float
     device: str | torch.device
     _raw_globals: np.ndarray
     _parameters: dict[str, np.ndarray]
@@ -43,7 +43,7 @@ class FittedEstimator:
             parameters=self._parameters,
             raw_globals=self._raw_globals,
             n_features=self.n_features_in_,
-            tol=self.tol,
+            tol=self.tol_,
             device=device_named(self.device),
         )
 

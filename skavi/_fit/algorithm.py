@@ -8,7 +8,13 @@ import torch
 
 from skavi._data.rows import Rows
 from skavi._fit.checkpoint_journal import Journal
-from skavi._fit.defaults import affordable, default_function, default_noise, default_solver
+from skavi._fit.defaults import (
+    affordable,
+    default_function,
+    default_noise,
+    default_solver,
+    is_network,
+)
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.iterates import ROUGH, Iterate, Solution
 from skavi._fit.linear_predictor import require_linear_predictor, with_linear_predictor
@@ -21,7 +27,7 @@ from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
 from skavi._fit.start import start_locals
 from skavi._fit.starts_of_theta import starts_of_theta
-from skavi._fit.suboptimality import with_noise_error
+from skavi._fit.suboptimality import NOISE_TOLERANCE, with_noise_error
 from skavi.inference_functions import InferenceFunction
 from skavi.noise import Noise
 from skavi.objective import Objective
@@ -31,6 +37,8 @@ from skavi.solvers._base import unwatched
 #: Iterations of the factorized fit from which a function starts: it need not be exact. Not
 #: measured: order of magnitude.
 _REFERENCE_ITERATIONS = 200
+#: Nats a row to which it is fitted at most: a hundredth of what a network is solved to.
+_REFERENCE_TOL = 1e-6
 #: Nats: a start that comes nearer to the best one confirms it.
 _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
@@ -60,6 +68,8 @@ class Plan:
         Results of the same fit in an earlier process, and the place to store those of this one.
     single : bool
         Whether X is in single precision: then stochastic steps are, too.
+    gap_counts : bool
+        Whether a network may be solved to a share of its amortization gap, if that is more.
     """
 
     objective: Objective
@@ -73,6 +83,7 @@ class Plan:
     n_init: int | None = None
     journal: Journal = field(default_factory=Journal)
     single: bool = False
+    gap_counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,28 +185,44 @@ def fit_model(
     """
     problem, solver, state = _bind(plan, rows, start)
     stages = Stages(solver, plan.max_iter, progress, plan.journal, stage)
-    refined, began = plan.noise is None and bool(problem.noise.refined()), state
-    state = stages.solve(problem, state, max(plan.tol, ROUGH) if refined else plan.tol)
+    refined, began, tol = plan.noise is None and bool(problem.noise.refined()), state, plan.tol
+    if plan.gap_counts and start.fitted and solver.needs_deterministic_noise:
+        best = float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
+        state, tol = stages.solve_to_gap(problem, state, tol, best)
+    else:
+        state = stages.solve(problem, state, max(tol, ROUGH) if refined else tol)
     if refined:
-        problem, state = refine_noise(problem, began, state, plan.tol, stages)
+        problem, state = refine_noise(problem, began, state, tol, stages)
     worth = stages.worth_refining
     if state.n_owned and problem.noise.deterministic and not solver.uses_model_updates and worth:
-        state = move_to_better_optima(problem, state, plan.tol, stages)
+        state = move_to_better_optima(problem, state, tol, stages)
     if solver.uses_model_updates and problem.objective.model.several_optima and not stages.failure:
-        state = settle_rows(problem, state, plan.tol, stages)
+        state = settle_rows(problem, state, tol, stages)
     if refined and stages.worth_refining:
-        stages.solve(problem, state, plan.tol)
+        state = stages.solve(problem, state, tol)
+    if is_network(problem.function) and solver.needs_deterministic_noise and not stages.failure:
+        stages.confirm(problem, state, tol)
     assert stages.outcome is not None
     solver, stopped = stages.solver, stages.interrupted
-    return Solution(problem, solver, stages.outcome, stages.failure, stopped, stages.stage)
+    return Solution(problem, solver, stages.outcome, stages.failure, stopped, stages.stage, tol)
 
 
-def with_suboptimality(fit: Fit, tol: float) -> Fit:
-    """Return the fit with the error of its noise rule counted in its suboptimality."""
+def with_suboptimality(fit: Fit) -> Fit:
+    """Return the fit with the error of its noise rule counted in its suboptimality.
+
+    A network has converged where that is within its tolerance, however its solver ended: along
+    kinks it may stop for want of gains.
+    """
     kept = fit.solution
     if kept.failure or kept.outcome.stuck:
         return fit
-    outcome = with_noise_error(kept.problem, kept.solver, kept.outcome, tol)
+    network = is_network(kept.problem.function) and kept.solver.needs_deterministic_noise
+    known = kept.outcome.suboptimality if network else None
+    outcome = with_noise_error(kept.problem, kept.solver, kept.outcome, kept.tol, known)
+    if network:
+        allowed = kept.tol * kept.problem.total_weight
+        left = outcome.suboptimality <= max(allowed, NOISE_TOLERANCE)
+        outcome = replace(outcome, converged=kept.outcome.suboptimality <= allowed and left)
     return replace(fit, solution=replace(kept, outcome=outcome))
 
 
@@ -286,7 +313,9 @@ def _reference_fit(plan, noise, rows, few, start):
         raw_locals = start_locals(objective, start.raw_globals, few.X)
         start = replace(start, raw_locals=raw_locals)
     most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
+    tol = min(plan.tol, max(_REFERENCE_TOL, objective.model.coarsest_tol))
     plan = replace(plan, function=plan.reference, reference=None, solver=None, max_iter=most)
+    plan = replace(plan, tol=tol)
     noise = plan.noise or default_noise(replace(setting, n_rows=few.n_total))
     fitted = fit_model(plan, few, StartingPoint(start, noise), unwatched)
     there = fitted.outcome.state

@@ -22,7 +22,8 @@ import torch
 
 from skavi._data.missing_cells import Cells
 from skavi._fit.spherical_noise import RotatedSpheres
-from skavi.inference_functions import MLP
+from skavi.inference_functions import MLP, InferenceFunction, Table
+from skavi.inference_functions._linear import LinearFunction
 from skavi.models import FactorAnalysis, LatentVariableModel
 from skavi.noise import (
     ClosedForm,
@@ -77,6 +78,11 @@ _NETWORK_RATE = 0.01
 #: The same as BUDGET where Newton's system is put together in pieces, so that only time counts:
 #: about 3 minutes an iteration, at 0.17 us a number (scaling.json).
 _MOST_NUMBERS = 1_000_000_000
+#: Nats a row: far below what sampling noise leaves of any estimate, and two steps of Newton's
+#: method from 1e-4.
+_TOL = 1e-8
+#: Nats a row of a network, which keeps a gap anyway; and that share of its gap.
+_NETWORK_TOL, _SHARE_OF_GAP = 1e-4, 0.01
 #: Nodes a dimension of the first product rule: exact for polynomials of degree 5, and refined
 #: where that is too coarse.
 _FIRST_NODES = 3
@@ -118,12 +124,26 @@ def default_function(n_outputs, model):
     return MLP(hidden_layer_sizes=tuple(max(_FEWEST_UNITS, size) for size in sizes))
 
 
-def tolerance(tol: float, model: LatentVariableModel) -> float:
-    """Return the nats a row to solve to: the estimator's own, or the model's where it is coarser.
+def is_network(function: InferenceFunction | None) -> bool:
+    """Say whether a function is neither a table nor linear in its parameters; None: the default."""
+    return not isinstance(function, Table | LinearFunction)
 
-    Every call that fits takes it, `partial_fit` too.
+
+def tolerance(
+    tol: float | None, model: LatentVariableModel, function: InferenceFunction | None
+) -> float:
+    """Return the nats a row to solve to: those given, or the function's, or the model's coarser.
+
+    A network is solved to 1 % of its amortization gap where that is more (`tolerance_of_gap`).
     """
-    return max(tol, model.coarsest_tol)
+    if tol is not None:
+        return tol
+    return max(_NETWORK_TOL if is_network(function) else _TOL, model.coarsest_tol)
+
+
+def tolerance_of_gap(least: float, gap: float) -> float:
+    """Return the nats a row to solve a network to that misses `gap` nats a row anyway."""
+    return max(least, _SHARE_OF_GAP * gap)
 
 
 def budget(setting: Setting) -> int:

@@ -27,6 +27,8 @@ class Solution:
         Whether the caller stopped it.
     stage : int
         The last one's number.
+    tol : float
+        Nats a row to which it was to be solved.
     """
 
     problem: Problem
@@ -35,6 +37,7 @@ class Solution:
     failure: str = ""
     stopped: bool = False
     stage: int = 0
+    tol: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Iterate:
         ELBOs of the runs before.
     stage : int
         Starts at 1 and rises when the noise rule is refined, and with each start.
+    tol : float
+        Nats a row to which this run solves.
     """
 
     problem: Problem
@@ -58,6 +63,7 @@ class Iterate:
     run: Run
     before: list[float]
     stage: int
+    tol: float
 
     @property
     def elbo(self) -> float:
@@ -73,4 +79,4 @@ class Iterate:
         """Return a copy of everything, as if the fit had stopped here."""
         curve = self.before + self.run.curve[: self.run.memory.n_iter]
         outcome = Outcome(self.run.state().copied(), curve, False, math.nan, math.nan)
-        return Solution(self.problem, self.solver, outcome, stage=self.stage)
+        return Solution(self.problem, self.solver, outcome, stage=self.stage, tol=self.tol)

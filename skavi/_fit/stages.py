@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from skavi._fit.checkpoint_journal import NOTHING
+from skavi._fit.defaults import tolerance_of_gap
 from skavi._fit.iterates import ROUGH, Iterate
 from skavi._fit.nonfinite import what_broke
 from skavi.solvers import LBFGS, Outcome
@@ -18,6 +19,12 @@ _DETOUR = 1000
 #: Nats that may be left, beside 1e-4 a row, where refinement is still worth its time: few, against
 #: what a rule that is too coarse may be off. Not measured: order of magnitude.
 _NEAR = 1.0
+#: Nats a row to which a network is solved before its gap is known: 1 % of a gap of 1 nat a row,
+#: which no function of use has.
+_FIRST_TOL = 1e-2
+#: Shares of a tolerance to which a network is solved in turn where one estimate says that it is
+#: reached, and another that it is not. Not measured: order of magnitude.
+_CLOSER = (0.3, 0.1, 0.01)
 
 
 class Stages:
@@ -81,6 +88,47 @@ class Stages:
         assert self.outcome is not None
         return self.outcome.state
 
+    def solve_to_gap(self, problem, state, least, best):
+        """Solve a network to 1 % of its amortization gap, and at least to `least` nats a row.
+
+        Parameters
+        ----------
+        problem, state
+        least : float
+        best : float
+            ELBO of the rows' own factors, in nats, to which the gap is taken.
+
+        Returns
+        -------
+        state : State
+        tol : float
+            Nats a row.
+        """
+        tol = _FIRST_TOL
+        while True:
+            state = self.solve(problem, state, tol)
+            assert self.outcome is not None
+            reached = self.outcome.curve[-1] + max(self.outcome.suboptimality, 0.0)
+            wanted = tolerance_of_gap(least, (best - reached) / problem.total_weight)
+            if self.failure or self.spent or not self.outcome.converged or wanted >= tol:
+                return state, wanted if math.isfinite(wanted) else least
+            tol = wanted
+
+    def confirm(self, problem, state, tol):
+        """Estimate what is left with all curvature; go on where a solver that ignores some stops.
+
+        The last outcome holds that estimate.
+        """
+        allowed = tol * problem.total_weight
+        for share in (*_CLOSER, None):
+            outcome = self.outcome
+            assert outcome is not None
+            left = self.solver.suboptimality_of(problem, outcome, allowed)
+            self.outcome = replace(outcome, suboptimality=left)
+            if left <= allowed or share is None or self.spent or not outcome.converged:
+                break
+            state = self.solve(problem, state, share * tol)
+
     def _run(self, problem, state, tol, most=math.inf):
         """Run the solver once, and append its curve."""
         before = self.outcome.curve if self.outcome else []
@@ -88,7 +136,7 @@ class Stages:
             self.noise, self.stage = problem.noise, self.stage + 1
 
         def report(run):
-            iterate = Iterate(problem, self.solver, run, before, self.stage)
+            iterate = Iterate(problem, self.solver, run, before, self.stage, tol)
             self.stopped = self.interrupted = self.progress(iterate)
             return self.stopped
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from skavi._curvature import NonnegativeBlocks, arrow_derivatives, eliminate
 from skavi._data.rows import Rows
-from skavi._fit.defaults import default_solver, tolerance
+from skavi._fit.defaults import default_solver
 from skavi._fit.fitted_model import FittedModel
 from skavi._fit.iterates import Solution
 from skavi._fit.local_problems import solve_rows
@@ -97,14 +97,13 @@ def go_on(
     if solver is None:
         solver = default_streaming_solver(problem, state)
     solver.check_setting(problem.setting)
-    tol = tolerance(fit.tol, problem.objective.model)
-    outcome = solver.solve(problem, state, tol, max_iter)
+    outcome = solver.solve(problem, state, fit.tol, max_iter)
     if outcome.broken is not None or not math.isfinite(outcome.curve[-1]):
         raise FloatingPointError(
             f"{type(solver).__name__} met numbers that are not finite in partial_fit, at iteration "
             f"{len(outcome.curve) + 1}; the estimator is as it was before. Check the scale of X."
         )
-    return Solution(problem, solver, outcome)
+    return Solution(problem, solver, outcome, tol=fit.tol)
 
 
 def _problem(fit, rows, stiffness, generator):

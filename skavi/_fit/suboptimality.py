@@ -19,15 +19,21 @@ from skavi.solvers import Outcome, Solver
 NOISE_TOLERANCE = 2e-3
 
 
-def with_noise_error(problem: Problem, solver: Solver, outcome: Outcome, tol: float) -> Outcome:
-    """Return the outcome with the noise rule's error counted in `suboptimality`, `converged`."""
+def with_noise_error(
+    problem: Problem, solver: Solver, outcome: Outcome, tol: float, solved: float | None = None
+) -> Outcome:
+    """Return the outcome with the noise rule's error counted in `suboptimality`, `converged`.
+
+    `solved`: what the solver has left, in nats, where that is known.
+    """
     noise, state = problem.noise, outcome.state
     if not noise.deterministic or not bool(torch.isfinite(state.raw_globals).all()):
         return outcome
     setting = problem.setting
     finer = [rule for rule in noise.refined() if affordable(rule, setting)] or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
-    solved = solver.suboptimality_of(problem, outcome, tol * problem.total_weight)
+    if solved is None:
+        solved = solver.suboptimality_of(problem, outcome, tol * problem.total_weight)
 
     def error_of(finer):
         estimate = solver.suboptimality_at(finer, state, allowed)

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
-from skavi._estimators.fitted_estimator import position_on
+from skavi._estimators.fitted_estimator import fitted_model, position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
 from skavi._platform.forks_and_threads import guarded
@@ -22,6 +22,8 @@ from skavi.solvers import LBFGS, State
 _ROUNDING = 1e-6
 #: Sets of draws for the standard error: 7 degrees of freedom, as for the final ELBO.
 _N_SCRAMBLES = 8
+#: Nats a row to which rows are solved at most: far less than a network's own tolerance.
+_ROWS_TOL = 1e-8
 #: Iterations of L-BFGS on the factors of some rows: far more than usual. Not measured: order of
 #: magnitude.
 _MAX_ITER = 1000
@@ -140,7 +142,7 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
         factorized = [factorized]
-    start, tol = position_on(amortized, X), amortized.tol
+    start, tol = position_on(amortized, X), _tol_of_rows(amortized)
     solved, _ = solve_rows(start.problem, start.raw_globals, tol, start=start.raw)
     high = [*(position_on(fit, X) for fit in factorized), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compare(start, high)
@@ -155,6 +157,11 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
         gradient_norm=_gradient_norm(start).cpu().numpy().copy(),
         n_amortized_better=_count_better(start, tol),
     )
+
+
+def _tol_of_rows(amortized):
+    """Return the nats a row to solve rows to: nearer than a network is fitted to its own."""
+    return min(fitted_model(amortized).tol, _ROWS_TOL)
 
 
 def _check_kind(estimator, kind, name):

@@ -118,6 +118,7 @@ FITTED |= {f"{role}_": (partial(_is_a, kind), f"a {kind.__name__}") for role, ki
 #: What not every fit leaves, and fits of earlier versions did not.
 OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "starts_": (_is_vector, "numbers in one dimension"),
+    "tol_": (_is_spread, "a number >= 0, or NaN"),
     "feature_names_in_": (_are_names, "names"),
     "_global_covariance": (_is_matrix, "None, or finite numbers in two dimensions"),
     "_corrected_reason": (lambda v: v is None or isinstance(v, str), "None or a sentence"),

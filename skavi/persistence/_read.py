@@ -274,6 +274,7 @@ def _make_fitted(cls, params, attributes, handed):
     estimator = _set_attributes(_called(cls, params), attributes)
     fitted = vars(estimator)
     fitted.setdefault("starts_", np.empty(0))
+    fitted.setdefault("tol_", estimator.tol)  # files of older versions hold none
     with np.errstate(all="ignore"):
         check_contents(estimator, is_own, handed)
     raw, n_features = estimator._raw_globals, estimator.n_features_in_

@@ -5,7 +5,7 @@ import pytest
 from sklearn.base import clone
 
 from skavi import AmortizedVI, FactorizedVI
-from skavi.inference_functions import Polynomial
+from skavi.inference_functions import MLP, Polynomial
 from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, SawTimeSeries
 from skavi.noise import GaussHermite, MonteCarlo
 from skavi.objective import Objective
@@ -93,3 +93,36 @@ def test_a_start_is_that_of_the_rows_left():
     again = clone(first).set_params(init=first).fit(WHOLE)
     assert again.n_iter_ <= 2
     np.testing.assert_allclose(again.elbo_, first.elbo_, rtol=1e-12)
+
+
+# --- how closely a network is fitted --------------------------------------------------------------
+
+WAVES = RNG.normal(0.0, 3.0, size=(120, 1))
+
+
+@pytest.mark.parametrize(("units", "wide"), [((16, 16), False), ((1,), True)])
+def test_a_network_is_fitted_to_a_share_of_its_gap(units, wide):
+    """One unit leaves 0.2 nats a row; the share is taken of the gap at the end, to a tenth of it.
+
+    What is estimated to be left holds against a long run from there.
+    """
+    vi = AmortizedVI(NonlinearModel(), MLP(units), random_state=0).fit(WAVES)
+    best = FactorizedVI(NonlinearModel(), init=vi).fit(WAVES)
+    gap = (best.elbo_ - vi.elbo_) / len(WAVES)
+    assert vi.converged_ and vi.suboptimality_ <= vi.tol_ * len(WAVES)
+    assert vi.tol_ == (pytest.approx(0.01 * gap, rel=0.1) if wide else 1e-4)
+    assert wide == (gap > 0.05)
+
+
+@pytest.mark.slow
+def test_a_given_tolerance_is_obeyed():
+    """Also where it is closer than a network's own, or coarser than that of a table."""
+    few = WAVES[:30]
+    start = FactorizedVI(NonlinearModel(), tol=1e-3, random_state=0).fit(few)
+    assert start.tol_ == 1e-3
+    network = MLP((4,), activation="tanh")
+    vi = AmortizedVI(NonlinearModel(), network, init=start, tol=1e-6, random_state=0).fit(few)
+    own = clone(vi).set_params(tol=None).fit(few)
+    assert vi.tol_ == 1e-6 and own.tol_ == 1e-4
+    assert vi.suboptimality_ < 2e-3 and vi.elbo_ > own.elbo_ and vi.n_iter_ > own.n_iter_
+    assert FactorizedVI(LinearModel()).fit(WAVES).tol_ == 1e-8

@@ -9,7 +9,7 @@ from sklearn.base import clone
 
 from skavi._fit import defaults
 from skavi.families import DiagonalNormal
-from skavi.inference_functions import MLP, Table
+from skavi.inference_functions import MLP, Constant, Polynomial, Table
 from skavi.models import (
     BayesianDecoder,
     FactorAnalysis,
@@ -86,3 +86,22 @@ def test_the_table_in_the_docs_is_that_of_the_module():
     words = " ".join(plain.split())
     for line in defaults.__doc__.splitlines()[2:]:
         assert " ".join(line.split()) in words
+
+
+# --- tolerances -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(Table(), 1e-8), (Constant(), 1e-8), (Polynomial(2), 1e-8), (MLP((4,)), 1e-4), (None, 1e-4)],
+)
+def test_networks_are_solved_less_closely(function, expected):
+    assert defaults.tolerance(None, NonlinearModel(), function) == expected
+    assert defaults.tolerance(1e-12, TopicModel(), function) == 1e-12
+    coarser = defaults.tolerance(None, TopicModel(), function)
+    assert coarser == max(expected, TopicModel().coarsest_tol) > 1e-8
+
+
+def test_a_share_of_a_wide_gap_is_enough():
+    assert defaults.tolerance_of_gap(1e-4, 0.5) == pytest.approx(0.005)
+    assert defaults.tolerance_of_gap(1e-4, -0.5) == defaults.tolerance_of_gap(1e-4, 1e-3) == 1e-4
