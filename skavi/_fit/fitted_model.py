@@ -11,7 +11,7 @@ from torch import Tensor
 from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows, cells_a_row, first_places
-from skavi._fit.defaults import evaluation_noise, tolerance
+from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import chunk_size, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
 from skavi._fit.problem import Problem, inputs_of, windows_of
@@ -167,9 +167,10 @@ class FittedModel:
         # Each distinct row is solved once, so that equal rows get equal results, in any order.
         X, index = self.model.coupling.distinct(rows.X)
         rows = Rows(X, rows.weights.new_ones(len(X)))
+        tol = max(min(self.tol, _TOL), self.model.coarsest_tol)
         for piece in self.pieces(rows):
             problem = self.frozen_problem(rows[piece])
-            raw, fine = solve_rows(problem, raw_globals, tolerance(min(self.tol, _TOL), self.model))
+            raw, fine = solve_rows(problem, raw_globals, tol)
             solved.append(raw)
             converged &= fine
         if not converged:
