@@ -250,7 +250,8 @@ def _refusal_of_size(problem, solver):
         )
     n_nodes = 1 if problem.nodes is None else len(problem.nodes.weights)
     passes = objective.n_colours(len(rows)) * objective.family.n_parameters(k) + n_global
-    numbers = len(rows) * (cells_a_row(rows.X) + k * n_nodes) * passes
+    cells = cells_a_row(rows.X) * objective.model.passes_a_cell
+    numbers = len(rows) * (cells + k * n_nodes) * passes
     if numbers > _MOST_NUMBERS and not solver.second_order:
         return (
             f"{len(rows)} rows, {n_nodes} nodes and {size} globals take {numbers:.1e} derivatives, "

@@ -16,6 +16,8 @@ class ClosedForms:
     coarsest_tol: float = 0.0
     #: Whether rows' problems have several optima, which `best_locals` then searches.
     several_optima: bool = False
+    #: What a cell costs in closed form, in passes of normal cells.
+    passes_a_cell: int = 1
     #: Whether `swept` moves rows and globals together by second-order steps.
     second_order_sweeps: bool = False
 

@@ -36,6 +36,10 @@ class LinearPoisson(LinearNormal):
     def second_order_sweeps(self):  # type: ignore[override]
         return self.cell.log_linear
 
+    @property
+    def passes_a_cell(self):  # type: ignore[override]
+        return 4 * self.n_components if self.cell.log_linear else super().passes_a_cell
+
     def has_closed_form(self, family, global_family):
         return self.cell.log_linear or super().has_closed_form(family, global_family)
 

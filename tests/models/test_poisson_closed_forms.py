@@ -166,3 +166,9 @@ def test_single_precision_data_are_fitted(transposed):
     fitted = fit(X)
     assert fitted.converged_
     assert fitted.elbo_ == pytest.approx(fit(X.astype(float)).elbo_, abs=1e-3)
+
+
+def test_linear_response_is_kept_where_it_is_cheap_beside_the_fit():
+    """9 s beside 1 s of fitting, at 544 x 100 counts with two components, where it was kept."""
+    assert not fit(table(60, 5)).global_posterior_.corrected_reason
+    assert "derivatives" in fit(table(544, 100, 2), 2).global_posterior_.corrected_reason
