@@ -24,7 +24,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skavi import AmortizedVI, FactorizedVI
-from skavi._fit.defaults import tolerance
 from skavi.closability import AmortizationWarning
 from skavi.models import (
     BayesianDecoder,
@@ -236,7 +235,7 @@ def not_finite(vi, X) -> str:
 
 def judged(vi, X, plain, model, table) -> str:
     """Compare the ELBO with what it must be."""
-    nats_a_row = _APART + 2 * tolerance(vi.tol, vi.model_)
+    nats_a_row = _APART + 2 * vi.tol_
     allowed = nats_a_row * len(X) + _RELATIVE * abs(vi.elbo_)
     if not vi.converged_:
         return "NOT CONVERGED, NO WORD"

@@ -51,7 +51,7 @@ def test_in_five_dimensions_the_rule_chosen_costs_less_than_ten_tol(seed):
     vi = FactorizedVI(BernoulliItems(), global_family=FullNormal()).fit(answers.astype(float))
     assert vi.noise_.n_nodes == (6, 3)
     assert vi.converged_
-    assert vi.suboptimality_ < 10 * vi.tol * len(answers)
+    assert vi.suboptimality_ < 10 * vi.tol_ * len(answers)
 
 
 def test_rules_of_the_same_size_are_other_points():

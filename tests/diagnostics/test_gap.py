@@ -155,7 +155,7 @@ def test_no_gap_is_negative(measured):
     vi, X, gap = measured
     assert gap.per_row.shape == gap.gradient_norm.shape == (len(X),)
     assert gap.per_row.min() > -1e-9  # rounding
-    assert gap.total > -vi.tol * len(X)
+    assert gap.total > -vi.tol_ * len(X)
     assert gap.per_row.max() > 1e-4  # these functions are too narrow
     if vi.model_.coupling.separable:
         assert gap.per_row.sum() <= gap.total + 1e-6

@@ -395,7 +395,7 @@ def fits(request, column, matrix):
 
 def slack(fit):
     """What two converged fits may differ by: tol nats a row, a few times over."""
-    return 10 * fit.tol * 100 + 1e-9 * abs(fit.elbo_)
+    return 10 * fit.tol_ * 100 + 1e-9 * abs(fit.elbo_)
 
 
 def test_factorized_is_never_below_amortized(fits):

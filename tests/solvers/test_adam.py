@@ -81,7 +81,7 @@ def test_adam_stops_where_a_window_does_not_rise_by_two_standard_errors(schedule
     vi = FactorizedVI(LinearModel(), noise=MonteCarlo(n_draws), solver=solver, random_state=0)
     vi.fit(COLUMN)
     falls = 1 if schedule else math.ceil(math.log(SMALLEST) / math.log(DECAY))
-    n_iter, error = stop(vi.elbo_curve_, vi.tol * len(COLUMN), falls)
+    n_iter, error = stop(vi.elbo_curve_, vi.tol_ * len(COLUMN), falls)
     assert vi.converged_
     assert vi.n_iter_ == n_iter
     assert vi.suboptimality_ == pytest.approx(error, rel=1e-9)  # rounding
