@@ -51,7 +51,8 @@ def test_a_stream_of_a_linear_model_is_the_fit_to_all(estimator, solver, family)
     So what is remembered of earlier rows is exact, whatever the order they come in.
     """
     X = drifting()
-    vi = estimator(LinearModel(), solver=solver, global_family=family, random_state=0)
+    parts = {"solver": solver, "global_family": family, "tol": 1e-8}
+    vi = estimator(LinearModel(), random_state=0, **parts)
     full, stream = clone(vi).fit(X), streamed(vi, X)
     # An optimum is found to 1e-8 nats a row: 3e-6 nats, or sqrt(2 * 3e-6) = 2e-3 sds, a part.
     q, truth = stream.global_posterior_, full.global_posterior_

@@ -87,6 +87,18 @@ class Wave(HierarchicalModel):
         return model
 
 
+class Slopes(HierarchicalModel):
+    """A user's regression, without latents."""
+
+    n_latents = 0
+
+    def global_prior(self, n_features):
+        return {"slopes": Normal(torch.zeros(n_features - 1), 1.0)}
+
+    def log_likelihood(self, theta, z, X):
+        return Normal(X[:, :-1] @ theta["slopes"], 1.0).log_prob(X[:, -1])
+
+
 class Halved(Polynomial):
     """A user's own inference function."""
 
@@ -156,6 +168,7 @@ CASES = {
         {"inference_function": lambda: TorchFunction(network(), context=(0, 0))},
     ),
     "own model": (FactorizedVI(Wave(2.0)), COLUMN, {"model": lambda: Wave(2.0)}),
+    "own regression": (FactorizedVI(Slopes()), ROWS, {"model": Slopes}),
     "own model and function": (
         AmortizedVI(Wave(), Halved(3)),
         COLUMN,
