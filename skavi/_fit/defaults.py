@@ -14,6 +14,7 @@ larger ones, coupled rows               any of the above            LBFGS
 many globals                            any of the above            LBFGS
 functions with over 20,000 globals      ClosedForm                  Adam, minibatches, falling
 regressed functions of summaries        ClosedForm                  the same
+decoders                                MonteCarlo                  Adam, minibatches
 rows x nodes beyond the budget          MonteCarlo                  Adam, minibatches
 ======================================  ==========================  ==============================
 """

@@ -69,7 +69,12 @@ LINES = {
         Adam,
     ),
     "coarse tol": ((TopicModel(3), 1000, 30, MLP((16,)), 500), ClosedForm, Adam),
-    "beyond the budget": ((BayesianDecoder(2), 10_000, 50), MonteCarlo, Adam),
+    "decoder": ((BayesianDecoder(2), 100, 5), MonteCarlo, Adam),
+    "beyond the budget": (
+        (FactorAnalysis(5, likelihood="bernoulli"), 10_000_000, 5),
+        MonteCarlo,
+        Adam,
+    ),
     "effects": ((RandomEffects(), 1000, 2), GaussHermite, Newton),
 }
 
