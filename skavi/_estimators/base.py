@@ -261,7 +261,7 @@ class VariationalInference(
             None if no_factors else self._reference(),
             clone(self.noise) if self.noise is not None else None,
             clone(self.solver) if self.solver is not None else None,
-            tolerance(self.tol, model, function),
+            tolerance(self.tol, model, function, self.noise, rows.X.shape[1]),
             self.max_iter,
             generator,
             self.n_init,

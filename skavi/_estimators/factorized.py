@@ -34,6 +34,7 @@ class FactorizedVI(VariationalInference):
         Estimated suboptimality at which a deterministic solver stops, in nats a row. None: 1e-8 for
         `FactorizedVI` and functions linear in their parameters; for other functions 1e-4, or 1 % of
         their amortization gap if that is more; or the model's own coarser one (`TopicModel`).
+        Decoders: 0.003 nats a cell, below which 200 steps must not gain more.
     output : {"mean", "mean_sd"}, default="mean"
         What `transform` returns: posterior means, or means followed by standard deviations.
     warm_start : bool, default=False

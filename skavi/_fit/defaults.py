@@ -82,6 +82,9 @@ _MOST_NUMBERS = 1_000_000_000
 #: Nats a row: far below what sampling noise leaves of any estimate, and two steps of Newton's
 #: method from 1e-4.
 _TOL = 1e-8
+#: Nats a cell that 200 stochastic steps gain at least before their rate falls. Below, networks learn
+#: the rows by heart: 200 digits are fitted 13 nats better in thrice the steps, others 35 nats worse.
+_GAIN_A_CELL = 0.003
 #: Nats a row of a network, which keeps a gap anyway; and that share of its gap.
 _NETWORK_TOL, _SHARE_OF_GAP = 1e-4, 0.01
 #: Nodes a dimension of the first product rule: exact for polynomials of degree 5, and refined
@@ -131,14 +134,21 @@ def is_network(function: InferenceFunction | None) -> bool:
 
 
 def tolerance(
-    tol: float | None, model: LatentVariableModel, function: InferenceFunction | None
+    tol: float | None,
+    model: LatentVariableModel,
+    function: InferenceFunction | None,
+    noise: Noise | None = None,
+    n_features: int = 1,
 ) -> float:
     """Return the nats a row to solve to: those given, or the function's, or the model's coarser.
 
-    A network is solved to 1 % of its amortization gap where that is more (`tolerance_of_gap`).
+    A network is solved to 1 % of its amortization gap where that is more (`tolerance_of_gap`), and
+    a model that takes stochastic steps until they gain little.
     """
     if tol is not None:
         return tol
+    if model.stochastic and (noise is None or not noise.deterministic):
+        return max(_GAIN_A_CELL * n_features, model.coarsest_tol)
     return max(_NETWORK_TOL if is_network(function) else _TOL, model.coarsest_tol)
 
 

@@ -19,7 +19,7 @@ from skavi.models import (
     RandomEffects,
     TopicModel,
 )
-from skavi.noise import ClosedForm, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.objective import bind
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting
 
@@ -103,6 +103,9 @@ def test_the_table_in_the_docs_is_that_of_the_module():
 def test_networks_are_solved_less_closely(function, expected):
     assert defaults.tolerance(None, NonlinearModel(), function) == expected
     assert defaults.tolerance(1e-12, TopicModel(), function) == 1e-12
+    decoder = BayesianDecoder(2)
+    assert defaults.tolerance(None, decoder, function, None, 100) == 0.3
+    assert defaults.tolerance(None, decoder, function, FixedDraws(2), 64) < 1e-2
     coarser = defaults.tolerance(None, TopicModel(), function)
     assert coarser == max(expected, TopicModel().coarsest_tol) > 1e-8
 
