@@ -26,8 +26,8 @@ def watched(observe=None):
         progress = progress if observe is None else _both(observe, progress)
         return fit_model(plan, rows, start, progress, stage)
 
-    def noted(fit, tol):
-        ended = with_suboptimality(fit, tol)
+    def noted(fit):
+        ended = with_suboptimality(fit)
         fits.append(ended.solution)
         return ended
 

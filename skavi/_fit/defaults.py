@@ -82,8 +82,8 @@ _MOST_NUMBERS = 1_000_000_000
 #: Nats a row: far below what sampling noise leaves of any estimate, and two steps of Newton's
 #: method from 1e-4.
 _TOL = 1e-8
-#: Nats a cell that 200 stochastic steps gain at least before their rate falls. Below, networks learn
-#: the rows by heart: 200 digits are fitted 13 nats better in thrice the steps, others 35 nats worse.
+#: Nats a cell that 200 stochastic steps gain at least before their rate falls. Below, networks
+#: learn rows by heart: 200 digits are fitted 13 nats better in thrice the steps, others 35 worse.
 _GAIN_A_CELL = 0.003
 #: Nats a row of a network, which keeps a gap anyway; and that share of its gap.
 _NETWORK_TOL, _SHARE_OF_GAP = 1e-4, 0.01

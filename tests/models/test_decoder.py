@@ -90,7 +90,8 @@ def test_a_default_fit_uses_minibatches_and_its_latents():
     assert vi.model_.n_used_components == 2
     assert "uses" not in repr(vi)
     linear = FactorizedVI(FactorAnalysis(2)).fit(X)  # the data's own model
-    assert vi.score(X) > linear.score(X) - 0.3
+    # Steps that gain less than 0.015 nats a row are not taken, and weights are less sure.
+    assert vi.score(X) > linear.score(X) - 0.6
 
 
 @pytest.mark.slow
