@@ -42,6 +42,7 @@ from skavi.models import (
     SawTimeSeries,
     TimeSeriesModel,
     TopicModel,
+    UnusedLatentsWarning,
 )
 from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
@@ -261,6 +262,7 @@ def attempt(call, *arguments, **keywords):
             warnings.simplefilter("ignore", CouplingBiasWarning)
             warnings.simplefilter("ignore", SeveralOptimaWarning)
             warnings.simplefilter("ignore", DataConversionWarning)
+            warnings.simplefilter("ignore", UnusedLatentsWarning)  # a constant function, one row
             warnings.filterwarnings("ignore", "X does not have valid feature names")
             return call(*arguments, **keywords)
     except DOCUMENTED as error:

@@ -89,6 +89,10 @@ def _are_parameters(value) -> bool:
     )
 
 
+def _is_sentence(value):
+    return value is None or (isinstance(value, str) and "<" not in value)
+
+
 def _are_names(value) -> bool:
     is_array = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
     return is_array and all(type(name) is str for name in value)
@@ -121,7 +125,7 @@ OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tol_": (_is_spread, "a number >= 0, or NaN"),
     "feature_names_in_": (_are_names, "names"),
     "_global_covariance": (_is_matrix, "None, or finite numbers in two dimensions"),
-    "_corrected_reason": (lambda v: v is None or isinstance(v, str), "None or a sentence"),
+    "_corrected_reason": (_is_sentence, "None or a sentence without markup"),
     "_sklearn_output_config": (_is_output, "what set_output has set"),
 }
 

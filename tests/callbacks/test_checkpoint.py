@@ -149,7 +149,7 @@ OTHERS = {
     "model was skavi.models.*, now None": (clone(VI).set_params(model=None), WIDE, None),
     "solver was skavi.*LBFGS, now skavi.*Adam": (clone(VI).set_params(solver=Adam()), WIDE, None),
     "solver__memory was 30, now 5": (clone(VI).set_params(solver=LBFGS(5)), WIDE, None),
-    "tol was 1e-08, now 0.0001": (clone(VI).set_params(tol=1e-4), WIDE, None),
+    "tol was None, now 0.0001": (clone(VI).set_params(tol=1e-4), WIDE, None),
     "random_state gave the seed": (clone(VI).set_params(random_state=1), WIDE, None),
     "estimator was FactorizedVI, now AmortizedVI": (
         AmortizedVI(FactorAnalysis(2), solver=LBFGS(), random_state=0),

@@ -342,7 +342,8 @@ for vi in (
     AmortizedVI(SawTimeSeries(), MLP((4,), context=(1, 0))),
     AmortizedVI(NonlinearModel(), MLP((4,)), solver=LBFGS()),
     FactorizedVI(NonlinearModel()),
-    FactorizedVI(BayesianDecoder(1, (4,)), noise=MonteCarlo(), solver=Adam(batch_size=10)),
+    # Not with a noise to learn: torch's InverseGamma itself imports sympy.
+    FactorizedVI(BayesianDecoder(1, (4,), noise_sd=1.0), solver=Adam(batch_size=10)),
 ):
     vi.set_params(max_iter=30, random_state=0).fit(x).transform(x)
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
