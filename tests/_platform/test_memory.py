@@ -140,7 +140,7 @@ print(X.nbytes // 1024, after - before)
         ("FactorizedVI(FactorAnalysis(5))", 50),
         ("AmortizedVI(FactorAnalysis(5), MLP((64, 64)))", 50),
         ("AmortizedVI(NonlinearModel(), MLP((64, 64)))", 1),
-        ("FactorizedVI(NonlinearModel())", 1),
+        pytest.param("FactorizedVI(NonlinearModel())", 1, marks=pytest.mark.nightly),
     ],
 )
 def test_transform_of_many_rows_stays_below_its_input_and_200_mb(estimator, d, call):
