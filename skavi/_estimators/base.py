@@ -22,7 +22,7 @@ from skavi._data.validated_tables import (
 )
 from skavi._estimators.component_names import with_public_names
 from skavi._estimators.fit_identity import describe_fit
-from skavi._estimators.fitted_attributes import fitted_attributes, unchanged_on_error
+from skavi._estimators.fitted_attributes import fitted_attributes, learn_use, unchanged_on_error
 from skavi._estimators.generation import Generation
 from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
@@ -230,7 +230,7 @@ class VariationalInference(
         reporter.failure, reporter.alone = fitted.failure, fit.alone
         stopped = reporter.stopped or reporter.interrupted
         n_features, correction = self.n_features_in_, correction_of(fitted)
-        _learn_use(fitted)
+        learn_use(fitted)
         named = fitted_attributes(fitted, elbo, fit.elbo_se, n_features, stopped, correction)
         return named | {"starts_": np.array(fit.reached)}
 
@@ -386,14 +386,6 @@ def _quick_elbo(fitted):
         return final_elbo(fitted.problem, fitted.outcome.state)
     except KeyboardInterrupt:
         return fitted.outcome.curve[-1], math.nan
-
-
-def _learn_use(fitted):
-    """Tell the model the means of all rows' factors."""
-    problem, state = fitted.problem, fitted.outcome.state
-    with torch.no_grad():
-        means = problem.objective.local_factors(problem.raw(state)).mean
-    problem.rows.ask(problem.objective.model.learn_use, means)
 
 
 def _ask(rows, method):

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from skavi._platform.private_names import count_function_modes, pop_function_mode
+from skavi.models import LatentVariableModel
+from skavi.models._base import overrides
 from skavi.posterior import GlobalPosterior
 from skavi.posterior._correction import Correction
 
@@ -46,6 +48,16 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NO
         "_stiffness": None,
         "_parameters": shared,
     }
+
+
+def learn_use(fitted):
+    """Tell the model the means of all rows' factors."""
+    problem, state = fitted.problem, fitted.outcome.state
+    if not overrides(problem.objective.model, LatentVariableModel, "learn_use"):
+        return  # a pass over all rows for nothing
+    with torch.no_grad():
+        means = problem.objective.local_factors(problem.raw(state)).mean
+    problem.rows.ask(problem.objective.model.learn_use, means)
 
 
 @contextmanager

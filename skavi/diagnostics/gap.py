@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
-from skavi._estimators.fitted_estimator import fitted_model, position_on
+from skavi._estimators.fitted_estimator import position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
 from skavi._platform.forks_and_threads import guarded
@@ -22,7 +22,7 @@ from skavi.solvers import LBFGS, State
 _ROUNDING = 1e-6
 #: Sets of draws for the standard error: 7 degrees of freedom, as for the final ELBO.
 _N_SCRAMBLES = 8
-#: Nats a row to which rows are solved at most: far less than a network's own tolerance.
+#: Nats a row to which rows are solved where no tol is given: far less than a network's own.
 _ROWS_TOL = 1e-8
 #: Iterations of L-BFGS on the factors of some rows: far more than usual. Not measured: order of
 #: magnitude.
@@ -160,8 +160,8 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
 
 
 def _tol_of_rows(amortized):
-    """Return the nats a row to solve rows to: nearer than a network is fitted to its own."""
-    return min(fitted_model(amortized).tol, _ROWS_TOL)
+    """Return the nats a row to solve rows to: those given, or nearer than a network is fitted."""
+    return _ROWS_TOL if amortized.tol is None else amortized.tol
 
 
 def _check_kind(estimator, kind, name):

@@ -175,6 +175,11 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
         """Return the family of q(theta): the one asked for, or the default."""
         return DiagonalNormal() if asked is None else asked
 
+    @property
+    def widening(self) -> float:
+        """How many times narrower than usual q(theta) starts."""
+        return LatentVariableModel.start_share / self.start_share
+
     # --- what the library calls -----------------------------------------------------------------
 
     def __sklearn_clone__(self):

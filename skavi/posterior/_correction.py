@@ -26,7 +26,8 @@ class Correction:
     @classmethod
     def without(cls, reason: str) -> "Correction":
         """Return a correction that only says why it has no covariance."""
-        return cls(None, reason)
+        # Torch's words and reprs of users' classes may look like markup.
+        return cls(None, reason.replace("<", "(").replace(">", ")"))
 
 
 def corrected_sds(space, family, raw, covariance) -> dict[str, np.ndarray]:

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from skavi.inference_functions import Parameters
 
-#: Of the priors' sds: how wide q(theta) usually starts (`LatentVariableModel.start_share`).
-_START = 0.1
-
 
 @dataclass(frozen=True)
 class State:
@@ -79,7 +76,7 @@ def natural_steps(problem, state) -> State:
     """
     objective = problem.objective
     factor = objective.global_factor(state.raw_globals)
-    wide = replace(factor, scale=_START / objective.model.start_share * factor.scale)
+    wide = replace(factor, scale=objective.model.widening * factor.scale)
     raw_globals = objective.global_family.steps(wide)
     shared = {name: torch.ones_like(value) for name, value in state.shared.items()}
     raw_locals = state.raw_locals

@@ -280,7 +280,6 @@ def test_random_noise_has_a_standard_error(noise, counts):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.slow
 def test_the_standard_error_is_that_of_the_mean_over_eight_scramblings():
     """Of differences d_i by hand: the sd over n - 1, by the root of n.
 

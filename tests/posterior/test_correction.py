@@ -110,3 +110,9 @@ def test_a_posterior_without_correction_says_why():
     assert (
         FactorizedVI(LinearModel()).fit([[0.0], [2.0]]).global_posterior_.corrected_reason is None
     )
+
+
+def test_a_reason_holds_no_markup():
+    """Torch's words or a user's repr may: "got <class 'int'>", or worse."""
+    reason = Correction.without("cannot: <script>evil()</script>").reason
+    assert reason == "cannot: (script)evil()(/script)"
