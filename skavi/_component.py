@@ -1,5 +1,6 @@
 """The base of all components: models, families, inference functions, noise rules, solvers."""
 
+import copy
 import math
 from numbers import Integral, Real
 
@@ -29,6 +30,13 @@ class Component(BaseEstimator):
 
     def check_learned(self, n_features: int):
         """Raise an error that names the first of `learned` that no fit to n_features leaves."""
+
+    def with_arguments(self, arguments: dict):
+        """Return a copy with other arguments, and all that a fit has left on it."""
+        other = copy.copy(self)
+        for name, value in arguments.items():
+            setattr(other, name, value)
+        return other
 
     def _require(self, name, condition, need):
         if not condition:

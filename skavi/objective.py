@@ -240,5 +240,5 @@ def _expanded(function, mean, variance):
 
 def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
     """Return the objective of a model for data like X."""
-    n_latents = model.count_latents(X.shape[1])
+    n_latents = model.count_latents(model.n_explained(X))
     return Objective(model, model.global_space(X), family, global_family, n_latents)

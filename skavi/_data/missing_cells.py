@@ -51,6 +51,12 @@ class Cells:
             return total(torch.tensordot(weights, terms, 1).unsqueeze(0))
         return total(torch.tensordot((weights.unsqueeze(-1) * self.observed).mT, terms, 1))
 
+    def mean_of(self, weights: Tensor, table: Tensor) -> Tensor:
+        """Return the columns' weighted means of a table, (n_rows, 1 or D), where cells are."""
+        weight = self.over_rows(weights, torch.ones_like(weights)).reshape(-1)
+        table = self.masked(table.expand_as(self.values))
+        return total(weights @ table) / weight
+
     def mean_and_variance(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns' weighted means and variances, over the cells that are there."""
         weight = self.over_rows(weights, torch.ones_like(weights))

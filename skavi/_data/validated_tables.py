@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from skavi._data.column_roles import ALL_EXPLAINED, ColumnRoles, Named, as_table, find_columns
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.aligned import aligned
@@ -54,23 +56,51 @@ def warn_of_shares(sample_weight) -> None:
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
-def validated_table(estimator, X, sparse: bool, missing: bool, reset: bool):
+def validated_table(
+    estimator,
+    X,
+    sparse: bool,
+    missing: bool,
+    reset: bool,
+    roles: ColumnRoles = ALL_EXPLAINED,
+    asked_by: str = "",
+):
     """Return X as a float array, or CSR if `sparse`; NaN is allowed if `missing`.
 
-    `reset` sets the estimator's number and names of features; else they must agree with X.
+    `reset` sets the estimator's number and names of features; else they must agree with X. Columns
+    with a role come last, as numbers.
     """
+    kinds: dict[str, Any] = {
+        "dtype": [np.float64, np.float32],
+        "accept_sparse": "csr" if sparse else False,
+        "ensure_all_finite": "allow-nan" if missing else True,
+    }
     with np.errstate(invalid="ignore"):  # scikit-learn sums infinite values to find them
-        X = validate_data(
-            estimator,
-            X,
-            dtype=[np.float64, np.float32],
-            accept_sparse="csr" if sparse else False,
-            ensure_all_finite="allow-nan" if missing else True,
-            reset=reset,
-        )
+        if not roles.places:
+            X = validate_data(estimator, X, **kinds, reset=reset)
+        else:
+            X = as_table(X)
+            validate_data(estimator, X, skip_check_array=True, reset=reset)
+            X, given = roles.rows(X, asked_by)
+            X = check_array(X, **kinds, estimator=estimator, input_name="X")
     if reset:
         _require_ordinary_sizes(X)
-    return X
+    return _beside(X, given) if roles.places else X
+
+
+def roles_in(X, named: Named, asked_by: str, alone: bool) -> ColumnRoles:
+    """Return the roles of the columns of a training table: see `find_columns`."""
+    X = as_table(X) if named else X
+    if not named or len(getattr(X, "shape", ())) != 2:  # no table: scikit-learn says so
+        return ALL_EXPLAINED
+    return find_columns(X, named, asked_by, alone)
+
+
+def _beside(X, given):
+    """Return explained columns, then given ones."""
+    if scipy.sparse.issparse(X):
+        return scipy.sparse.hstack([X, scipy.sparse.csr_array(given, dtype=X.dtype)], format="csr")
+    return np.hstack([X, given.astype(X.dtype)])
 
 
 def _require_ordinary_sizes(X) -> None:

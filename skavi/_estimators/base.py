@@ -17,7 +17,6 @@ from skavi._data.validated_tables import (
     came_in_single,
     device_named,
     rows_of,
-    validated_table,
     warn_of_shares,
 )
 from skavi._estimators.component_names import with_public_names
@@ -163,14 +162,13 @@ class VariationalInference(
         require_memory_of_fit(self, X)
         shared, source = shared_by_ranks(X), self._source_fit()
         with unchanged_on_error(self), progress_bar(self):
-            sparse, missing = self._accepts_sparse(), self._allows_missing()
-            X = validated_table(self, X, sparse, missing, reset=True)
+            X, roles = self._training_table(X, shared)
             # The number of iterations is unknown; relative to max_iter the bar would stay near 0 %.
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             reporter = Reporter(self, context, X)
             with named_singularity("X"):
-                plan, rows, start = self._prepare(X, sample_weight, reporter, shared, source)
+                plan, rows, start = self._prepare(X, roles, sample_weight, reporter, shared, source)
                 fits: list = []
                 with reporter.outlasting_interrupts():
                     plan = with_best_parametrisation(plan, rows)
@@ -197,7 +195,7 @@ class VariationalInference(
         warn_of_model(self)
         return self
 
-    def _prepare(self, X, sample_weight, reporter, shared, source):
+    def _prepare(self, X, roles, sample_weight, reporter, shared, source):
         """Validate everything before work begins; return plan, rows, and start or None."""
         ranks = ranks_of(self, X, shared)
         rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
@@ -205,7 +203,7 @@ class VariationalInference(
         rows = replace(rows, ranks=ranks)
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = ranks.size > 1
-        plan = self._plan(X, rows, reporter.journal)
+        plan = self._plan(X, roles, rows, reporter.journal)
         start, giver = None, "init" if self._source() is self.init else "warm_start"
         if source is not None and self.n_init is not None:
             raise ValueError(
@@ -229,16 +227,18 @@ class VariationalInference(
             )
         reporter.failure, reporter.alone = fitted.failure, fit.alone
         stopped = reporter.stopped or reporter.interrupted
-        n_features, correction = self.n_features_in_, correction_of(fitted)
+        width, correction = fitted.problem.rows.X.shape[1], correction_of(fitted)
         learn_use(fitted)
-        named = fitted_attributes(fitted, elbo, fit.elbo_se, n_features, stopped, correction)
+        named = fitted_attributes(fitted, elbo, fit.elbo_se, width, stopped, correction)
         return named | {"starts_": np.array(fit.reached)}
 
-    def _plan(self, X, rows, journal):
+    def _plan(self, X, roles, rows, journal):
         """Clone and check the components, try the model on the rows, and return the plan."""
         drawn = rows.ranks.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
+        if roles.places:
+            model.columns_ = roles
         family = clone(self.family) if self.family is not None else DiagonalNormal()
         global_family = clone(model.global_family(self.global_family))
         function = self._function()
@@ -341,7 +341,7 @@ class VariationalInference(
     def _n_features_out(self):
         if not hasattr(self, "n_features_in_") or not hasattr(self, "model_"):
             raise AttributeError("not fitted")
-        n_latents = self.model_.count_latents(self.n_features_in_)
+        n_latents = self.model_.count_latents(self._n_explained)
         return n_latents * (2 if self.output == "mean_sd" else 1)
 
     def get_feature_names_out(self, input_features=None):
@@ -359,7 +359,7 @@ class VariationalInference(
         """
         check_is_fitted(self)
         self._validate_params()
-        names = self.model_.latent_names(self.n_features_in_)
+        names = self.model_.latent_names(self._n_explained)
         if names is None:
             return super().get_feature_names_out(input_features)  # type: ignore[call-arg]
         sds = [f"{name}_sd" for name in names] if self.output == "mean_sd" else []

@@ -7,7 +7,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.rows import Rows
-from skavi._data.validated_tables import device_named, rows_of, validated_table
+from skavi._data.validated_tables import device_named, roles_in, rows_of, validated_table
 from skavi._fit.fitted_model import FittedModel, Position
 from skavi._platform.memory import require_memory_of_rows
 from skavi.families import Family
@@ -19,6 +19,7 @@ from skavi.noise import Noise
 class FittedEstimator:
     """The fitted attributes of an estimator, read as a `FittedModel`."""
 
+    model: LatentVariableModel | None
     model_: LatentVariableModel
     inference_function_: InferenceFunction
     noise_: Noise
@@ -30,6 +31,8 @@ class FittedEstimator:
     _raw_globals: np.ndarray
     _parameters: dict[str, np.ndarray]
     _validate_params: Callable[[], None]
+    _accepts_sparse: Callable[[], bool]
+    _allows_missing: Callable[[], bool]
 
     @property
     def _fitted_model(self) -> FittedModel:
@@ -42,10 +45,20 @@ class FittedEstimator:
             noise=self.noise_,
             parameters=self._parameters,
             raw_globals=self._raw_globals,
-            n_features=self.n_features_in_,
+            n_features=self._row_width,
             tol=self.tol_,
             device=device_named(self.device),
         )
+
+    def _training_table(self, X, shared):
+        """Return X as validated rows, and which of its columns the model is given."""
+        named, name = {}, type(self.model).__name__
+        if self.model is not None:
+            self.model.check_roles()
+            named = self.model.named_columns()
+        roles = roles_in(X, named, name, alone=not shared)
+        sparse, missing = self._accepts_sparse(), self._allows_missing()
+        return validated_table(self, X, sparse, missing, True, roles, name), roles
 
     def _validate(self, X):
         """Return X as a float array with the fitted number of columns."""
@@ -53,7 +66,24 @@ class FittedEstimator:
         self._validate_params()  # set_params may have come after fit
         require_memory_of_rows(self, X)
         sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing
-        return validated_table(self, X, sparse, missing, reset=False)
+        name, roles = type(self.model_).__name__, self.model_.columns_
+        return validated_table(self, X, sparse, missing, False, roles, name)
+
+    @property
+    def _row_width(self) -> int:
+        """Return the number of columns of rows as the model gets them."""
+        return self.model_.columns_.row_width(self.n_features_in_)
+
+    @property
+    def _explained_names(self):
+        """Return the names of the columns that the model explains, if X had names."""
+        names, roles = getattr(self, "feature_names_in_", None), self.model_.columns_
+        return names if names is None or not roles.places else names[roles.explained]
+
+    @property
+    def _n_explained(self) -> int:
+        """Return the number of columns that the model explains."""
+        return self.model_.columns_.n_explained(self.n_features_in_)
 
     def _rows(self, X, sample_weight=None) -> Rows:
         return rows_of(X, sample_weight, device_named(self.device), self.model_.accepts_sparse)

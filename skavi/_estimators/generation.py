@@ -5,12 +5,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skavi._data.column_roles import as_table
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded, seeded
 from skavi._platform.memory import require_memory
-from skavi._platform.private_names import in_set_output
+from skavi._platform.private_names import feature_names, in_set_output
 from skavi._platform.random_state import drawn_seed, private_state
 from skavi.distributions import defaults_of
 from skavi.posterior import GlobalPosterior
@@ -23,18 +24,22 @@ class Generation(FittedEstimator):
 
     global_posterior_: GlobalPosterior
 
-    def inverse_transform(self, Z):
-        """Return E[x | z] under q(theta).
+    def inverse_transform(self, Z, covariates=None):
+        """Return E[x | z] under q(theta), or E[x | z, c] for a model with covariates.
 
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_latents)
             Latents, as `transform` returns them, on the model's own scale (standard deviations, if
             any, are ignored).
+        covariates : array-like of shape (n_samples, n_covariates), default=None
+            For a model that names covariates: these columns alone, by name from a frame or in the
+            model's order. An offset is taken as 0.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
+            The columns that the model explains.
 
         Raises
         ------
@@ -43,15 +48,16 @@ class Generation(FittedEstimator):
         """
         check_is_fitted(self)
         Z = np.asarray(Z)
-        k = self.model_.count_latents(self.n_features_in_)
+        k = self.model_.count_latents(self._n_explained)
+        given = self._given_apart(covariates, len(Z))
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
             raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
         values = aligned(Z[:, :k])
         total, draws = values.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(values):
-                z = self.model_.latents_of(theta, values)
-                total = total + self.model_.predicted_mean(theta, z) / len(draws)
+                z = self.model_.latents_of(theta, values, *given)
+                total = total + self.model_.predicted_mean(theta, z, *given) / len(draws)
         if bool(total.isnan().any()):
             widest = max((float(sd.max()) for sd in self.global_posterior_.sd.values()), default=0)
             raise FloatingPointError(
@@ -97,17 +103,46 @@ class Generation(FittedEstimator):
         True
         """
         given, X = X, self._validate(X)
-        missing, here = np.isnan(X), self._fitted_model.at(self._rows(X))
+        here, X = self._fitted_model.at(self._rows(X)), self.model_.explained(X)
+        missing = np.isnan(X)
         with torch.no_grad():
             moments = cell_moments(here.objective, here.raw, here.raw_globals, here.rows.X)
         mean, variance = (moment.cpu().numpy() for moment in moments)
-        filled = in_set_output(self, np.where(missing, mean, X).astype(X.dtype), given)
+        whole = self._whole(np.where(missing, mean, X).astype(X.dtype), given)
+        filled = in_set_output(self, whole, given)
         if not return_sd:
             return filled
         sd = np.where(missing, np.sqrt(variance), 0).astype(X.dtype)
-        return filled, in_set_output(self, sd, given)
+        return filled, in_set_output(self, self._whole(sd), given)
 
-    def sample(self, n_samples=1, random_state=None):
+    def _whole(self, explained, table=None):
+        """Return explained columns among those that are given, of a user's table, or zeros."""
+        roles = self.model_.columns_
+        if not roles.places:
+            return explained
+        if table is None:
+            whole = np.zeros((len(explained), roles.n_columns), dtype=explained.dtype)
+        else:
+            whole = np.array(as_table(table))
+        whole[:, roles.explained] = explained
+        return whole
+
+    def _given_apart(self, covariates, n_rows):
+        """Return what a model's predictions are given, as a tuple of at most one tensor."""
+        model, name = self.model_, type(self.model_).__name__
+        if "covariates" not in model.columns_.given:
+            if covariates is not None:
+                raise ValueError(f"covariates=...: {name} has none, so leave it at None.")
+            return ()
+        if covariates is None:
+            named = ", ".join(c.name for c in model.columns_.given["covariates"])
+            raise ValueError(f"{name} predicts given covariates: pass covariates=... ({named}).")
+        given = aligned(model.columns_.apart(covariates, "covariates", name))
+        if len(given) != n_rows:
+            raise ValueError(f"covariates has {len(given)} rows, but there are {n_rows}.")
+        return (given,)
+
+    def sample(self, n_samples=1, random_state=None, covariates=None):
         """Draw new rows from the fitted model: theta from q(theta), then z, then x.
 
         Parameters
@@ -116,26 +151,48 @@ class Generation(FittedEstimator):
             Number of rows. All share one draw of theta, as rows of one data set do.
         random_state : int, RandomState or None, default=None
             Seed or generator.
+        covariates : array-like of shape (n_samples, n_covariates), default=None
+            For a model that names covariates: these columns alone, a row for each new row
+            (n_samples may be left out then). An offset is 0.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
+            With the covariates in their places.
         Z : ndarray of shape (n_samples, n_latents)
         """
         check_is_fitted(self)
         if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
-        width = self.n_features_in_ + self.model_.count_latents(self.n_features_in_)
+        if covariates is not None and n_samples == 1:
+            n_samples = len(covariates)
+        given = self._given_apart(covariates, n_samples)
+        width = self._row_width + self.model_.count_latents(self._n_explained)
         request = f"{type(self).__name__}.sample(n_samples={n_samples})"
         require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
         state = private_state(random_state)
-        space = self.model_.global_space(torch.zeros(1, self.n_features_in_, dtype=torch.float64))
+        space = self.model_.global_space(torch.zeros(1, self._row_width, dtype=torch.float64))
         u = self.global_posterior_.draw_unconstrained(state.standard_normal((1, space.size)))
         theta = space.constrain(torch.as_tensor(u[0]))
         seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
-            X, Z = self.model_.simulate(theta, int(n_samples), self.n_features_in_)
-        return X.numpy(), self.model_.own_scale(theta, Z).numpy()
+            X, Z = self.model_.simulate(theta, int(n_samples), self._n_explained, *given)
+        own = self.model_.own_scale(theta, Z, *given).numpy()
+        return self._with_covariates(X.numpy(), covariates), own
+
+    def _with_covariates(self, explained, covariates):
+        """Return new rows as a fit takes them; an offset is 0."""
+        roles = self.model_.columns_
+        if not roles.places:
+            return explained
+        columns, names = roles.given["covariates"], feature_names(covariates)
+        table, whole = np.asarray(as_table(covariates)), self._whole(explained)
+        table = table.reshape(len(explained), -1)
+        whole = whole if table.dtype.kind in "biuf" else whole.astype(object)
+        for i, column in enumerate(columns):
+            at = i if names is None else list(names).index(column.name)
+            whole[:, column.place] = table[:, at]
+        return whole
 
     def _theta_draws(self, n_draws):
         fit = self._fitted_model.on_cpu()

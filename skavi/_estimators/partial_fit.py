@@ -145,7 +145,7 @@ class PartialFit(FittedEstimator):
                 f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
                 "as it was before. Check the scale of X."
             )
-        new = fitted_attributes(fitted, elbo, se, self.n_features_in_, False, _STREAMED)
+        new = fitted_attributes(fitted, elbo, se, self._row_width, False, _STREAMED)
         new["elbo_curve_"] += self.elbo_
         new["elbo_"] += self.elbo_
         new["elbo_se_"] = math.hypot(se, self.elbo_se_)

@@ -101,7 +101,9 @@ class RowInference(FittedEstimator, TransformerMixin):
             return latents
         mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())
         globals_ = self.global_posterior_ if self.model_.own_scale_reads_theta else None
-        return OwnScalePosterior.of(latents, globals_, self.model_.own_scale, mean, sd)
+        given = tuple(t.cpu() for t in self.model_.own_given(here.rows.X))
+        own_scale = self.model_.own_scale
+        return OwnScalePosterior.of(latents, globals_, own_scale, mean, sd, given)
 
     def to_arviz(self, X, n_draws=1000, random_state=None):
         """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
@@ -153,7 +155,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         X = self._validate(X)
         names = DrawNames(
             rows=index,
-            features=getattr(self, "feature_names_in_", None),
+            features=self._explained_names,
             latents=self.get_feature_names_out(),
         )
         fitted = FittedPosterior.of(self._fitted_model.at(self._rows(X)))

@@ -230,7 +230,8 @@ class Position:
         objective = self.objective
         with torch.no_grad():
             q_theta = objective.global_factor(self.raw_globals)
-            return objective.model.own_moments(self.factors(), q_theta)
+            given = objective.model.own_given(self.rows.X)
+            return objective.model.own_moments(self.factors(), q_theta, *given)
 
     def terms(self) -> Tensor:
         """Return the rows' ELBO terms, shape (n_rows,), or a scalar for one joint term."""

@@ -35,7 +35,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
             "global_family."
         )
-    n_latents = _count_latents(model, rows.X.shape[1])
+    n_latents = _count_latents(model, model.n_explained(rows.X))
     model = fixed_modules(model, rows.weights)
     if not bool((rows.weights == 1).all()):
         remedy = "subclass HierarchicalModel, or leave sample_weight out"
@@ -173,7 +173,7 @@ def _check_support(model, theta, z, X):
     if "likelihood" not in declared:
         return
     support = declared["likelihood"][0].support
-    bad = (~support.check(X)).nonzero()
+    bad = (~support.check(model.explained(X))).nonzero()
     if len(bad):
         column = f", column {int(bad[0, 1])}" if bad.shape[1] > 1 else ""
         raise ValueError(

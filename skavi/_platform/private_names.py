@@ -3,10 +3,12 @@
 from sklearn.base import _clone_parametrized as clone_parametrized
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback._transport import can_reuse_listener, open_listener, send
+from sklearn.utils import _safe_indexing as safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils._pprint import _EstimatorPrettyPrinter
 from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
+from sklearn.utils.validation import _get_feature_names as feature_names
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 from torch._C import _len_torch_function_stack as count_function_modes
 from torch._C import _pop_torch_function_stack as pop_function_mode
@@ -20,11 +22,13 @@ __all__ = [
     "check_sample_weight",
     "clone_parametrized",
     "count_function_modes",
+    "feature_names",
     "fit_context",
     "in_set_output",
     "keep_lines_wrapped",
     "open_listener",
     "pop_function_mode",
+    "safe_indexing",
     "send",
 ]
 

@@ -5,11 +5,14 @@ position of all rows is changed at a time, and the change of every row's score d
 recorded.
 """
 
+import copy
+
 import numpy as np
 import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
+from skavi._data.column_roles import ColumnRoles, GivenColumn, as_table, find_columns
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import defaults_of
@@ -40,7 +43,9 @@ class Probe:
         self.n = len(X)
         family = DiagonalNormal()
         space = model.global_space(X)
-        self.objective = Objective(model, space, family, family, model.count_latents(X.shape[1]))
+        self.objective = Objective(
+            model, space, family, family, model.count_latents(model.n_explained(X))
+        )
         self.centre, self.spread = (t.to(X) for t in space.start(generator))
         self.new_point()
 
@@ -158,21 +163,16 @@ class Probe:
 def probe(model, X, n_features, generator) -> Probe:
     """Return a long probe of the model, adapted to rows of X, or to simulated or random rows."""
     if X is not None:
-        finite = "allow-nan" if model.allows_missing else True
-        rows = check_array(
-            X, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=_FEWEST_ROWS
-        )
-        rows = torch.tensor(rows[:_N_ROWS])
-        model.check_data(rows)
-        model = model.adapted(rows, rows.new_ones(len(rows)))
+        rows, model = _rows_of(model, X)
         short = max(_N_ROWS - len(rows), 0)  # if rows are too few, some are repeated at random
         again = torch.randint(len(rows), (short,), generator=generator)
         return Probe(model, torch.cat([rows, rows[again]]), _spare(rows, generator), generator)
     if not is_whole(n_features, 1):
         raise ValueError(f"n_features={n_features!r} must be an integer >= 1.")
+    model = _with_places(model, n_features)
     simulated = _simulate(model, n_features, generator)
     failure = ValueError(f"no rows of {n_features} columns to probe with")
-    for rows in _random_rows(n_features, generator) if simulated is None else [simulated]:
+    for rows in _random_rows(model, n_features, generator) if simulated is None else [simulated]:
         try:
             model.check_data(rows)
             adapted = model.adapted(rows, rows.new_ones(len(rows)))
@@ -189,15 +189,49 @@ def _spare(rows, generator):
     return rows
 
 
-def _random_rows(n_features, generator):
+def _rows_of(model, X):
+    """Return the first rows of a user's table, or of a fit's, and the model adapted to them."""
+    name, named = type(model).__name__, model.named_columns()
+    if isinstance(X, Tensor):
+        return X[:_N_ROWS], model.adapted(X[:_N_ROWS], X.new_ones(min(len(X), _N_ROWS)))
+    model, X = copy.copy(model), as_table(X)
+    finite = "allow-nan" if model.allows_missing else True
+    kinds = {"dtype": np.float64, "ensure_all_finite": finite, "ensure_min_samples": _FEWEST_ROWS}
+    if named:
+        if not model.columns_.places:
+            model.columns_ = find_columns(X, named, name)
+        X, given = model.columns_.rows(X, name)
+        X = np.hstack([check_array(X, **kinds), given])
+    rows = torch.tensor(check_array(X, **kinds)[:_N_ROWS])
+    model.check_data(rows)
+    return rows, model.adapted(rows, rows.new_ones(len(rows)))
+
+
+def _with_places(model, n_features):
+    """Return the model with its given columns, as numbers, after `n_features` explained ones."""
+    named, place, given = model.named_columns(), n_features, {}
+    for role, columns in named.items():
+        given[role] = tuple(GivenColumn(place + i, str(c)) for i, c in enumerate(columns))
+        place += len(columns)
+    if named:
+        model = copy.copy(model)
+        model.columns_ = ColumnRoles(given, place)
+    return model
+
+
+def _random_rows(model, n_features, generator):
     """Return rows for models that cannot simulate: real, positive, counts, and binary."""
-    normal = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
-    return normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
+    width = n_features + model.columns_.width
+    normal = torch.randn(_N_ROWS, width, generator=generator, dtype=torch.float64)
+    kinds = normal, normal.exp(), (3 * normal.abs()).round(), (normal > 0).double()
+    return tuple(model.with_given(model.explained(rows), normal) for rows in kinds)
 
 
 def _simulate(model, n_features, generator):
     """Draw rows from the model at a typical theta; None if it cannot."""
-    like = torch.randn(_N_ROWS, n_features, generator=generator, dtype=torch.float64)
+    width = n_features + model.columns_.width
+    like = torch.randn(_N_ROWS, width, generator=generator, dtype=torch.float64)
+    given = (model.given_columns(like),) if "covariates" in model.columns_.given else ()
     try:
         model.check_data(like)
         model = model.adapted(like, like.new_ones(len(like)))
@@ -209,7 +243,7 @@ def _simulate(model, n_features, generator):
     seed = int(torch.randint(2**62, (), generator=generator))
     with seeded(seed), defaults_of(like):
         try:
-            rows, _ = model.simulate(theta, _N_ROWS, n_features)
+            rows, _ = model.simulate(theta, _N_ROWS, n_features, *given)
         except NotImplementedError:
             return None
-    return rows.to(torch.float64)
+    return model.with_given(rows.to(torch.float64), like)

@@ -171,7 +171,12 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a LatentVariableModel, got {got}.")
     model.check()
-    n_columns = n_features if X is None else np.shape(X)[-1]
+    model.check_roles()
+    if isinstance(X, Tensor):  # rows as a fit has them
+        n_columns = model.n_explained(X)
+    else:
+        n_given = sum(map(len, model.named_columns().values()))
+        n_columns = n_features if X is None else np.shape(X)[-1] - n_given
     model.check_written(n_columns)
     if not model.count_latents(n_columns):
         return _without_latents()
@@ -196,7 +201,7 @@ def ideal_context(model, X: Tensor) -> tuple[int, int] | str | None:
     if shipped and model.ideal_context != "unknown":
         return model.ideal_context
     try:
-        return can_close_gap(model, X.cpu().numpy(), random_state=0).context
+        return can_close_gap(model, X.cpu(), random_state=0).context
     except ValueError:
         return "unknown"
 

@@ -221,7 +221,7 @@ def calibration(
 def _calibrate_known_globals(estimator, n_simulations, n_samples, state):
     check_is_fitted(estimator)
     model = estimator.model_
-    if not model.count_latents(estimator.n_features_in_):
+    if not model.count_latents(estimator._n_explained):
         raise ValueError(
             f"refit=False ranks latents, but {type(model).__name__} has none (n_latents is 0): "
             "leave refit at True."
@@ -249,6 +249,11 @@ def _source(estimator, n_features):
     if not isinstance(model, LatentVariableModel):
         raise ValueError("calibration needs an estimator with a model, or a fitted one.")
     model.check()
+    if named := [column for columns in model.named_columns().values() for column in columns]:
+        raise ValueError(
+            f"{type(model).__name__} is given the column {named[0]!r}, which calibration cannot "
+            "simulate: calibrate the model without given columns."
+        )
     n_features = estimator.n_features_in_ if fitted else n_features
     prior = model.global_space(torch.zeros(1, n_features, dtype=torch.float64)).prior
     flat = [

@@ -1,6 +1,7 @@
 """Models to subclass and models to use: one latent vector a row."""
 
 from skavi.models._base import HierarchicalModel, LatentVariableModel
+from skavi.models._conditional import ConditionalModel
 from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
@@ -18,6 +19,7 @@ from skavi.models._warnings import PriorConflictWarning, UnusedLatentsWarning
 
 __all__ = [
     "BayesianDecoder",
+    "ConditionalModel",
     "CouplingBiasWarning",
     "FactorAnalysis",
     "GaussianProcess",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution
 
 from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
@@ -16,10 +16,12 @@ from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._closed_forms import ClosedForms
+from skavi.models._given_columns import GivenColumns
 from skavi.models._global_space import GlobalSpace, Theta
 from skavi.models._held_modules import take_weights
 from skavi.models._own_scale import OwnScale
 from skavi.models._predictions import Predictions
+from skavi.models._priors_of_rows import for_latents, no_latents, start_at
 from skavi.models._reading import ReadByFunctions
 from skavi.models._written import left_open, require_written
 
@@ -34,7 +36,9 @@ LIKELIHOOD_NEEDED = (
 FAR = 10.0
 
 
-class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, Component, ABC):
+class LatentVariableModel(
+    ReadByFunctions, ClosedForms, Predictions, OwnScale, GivenColumns, Component, ABC
+):
     """A model with one latent vector a row, given by its log joint.
 
     Subclasses store their arguments in ``__init__`` (scikit-learn's convention) and implement
@@ -85,7 +89,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     #: Of the priors' sds: how wide q(theta) starts. Not measured: order of magnitude.
     start_share: float = 0.1
 
-    learned: tuple[str, ...] = ("context",)
+    learned: tuple[str, ...] = ("context", "columns_")
     #: How independent factors bias globals that are free, a sentence; empty: no bias is known.
     bias_of_globals: str = ""
 
@@ -168,7 +172,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 
     def initial_locals(self, theta: Theta, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and sds, shape (n_rows, n_latents), that local factors start from."""
-        shape = len(X), self.count_latents(X.shape[1])
+        shape = len(X), self.count_latents(self.n_explained(X))
         return X.new_zeros(shape), X.new_ones(shape)
 
     def global_family(self, asked: Family | None) -> Family:
@@ -200,7 +204,7 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
     def global_space(self, X: Tensor) -> GlobalSpace:
         """Return the space of the globals for data like X."""
         with defaults_of(X):
-            return GlobalSpace(self.global_prior(X.shape[1]))
+            return GlobalSpace(self.global_prior(self.n_explained(X)))
 
     def log_terms(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
@@ -220,28 +224,6 @@ class LatentVariableModel(ReadByFunctions, ClosedForms, Predictions, OwnScale, C
 def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
     """Say whether a model's class has a version of its own of what `base` defines."""
     return getattr(type(model), name) is not getattr(base, name)
-
-
-def no_latents() -> Distribution:
-    """Return the prior of no latents at all."""
-    return Normal(torch.zeros(0), torch.ones(0), validate_args=False)
-
-
-def for_latents(prior: Distribution, n_latents: int) -> Distribution:
-    """Return a prior of a row's latents: that of one number serves a single latent."""
-    is_distribution = isinstance(prior, Distribution)  # what else it is, a fit's checks say
-    one_number = is_distribution and not prior.batch_shape + prior.event_shape
-    return prior.expand(torch.Size([1])) if one_number and n_latents == 1 else prior
-
-
-def start_at(prior: Distribution, shape: tuple[int, int], X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a prior's mean and sd for all rows of X, in its dtype; 0 and 1 where it has none."""
-    try:
-        moments = prior.mean, prior.stddev
-    except NotImplementedError:
-        moments = torch.zeros(()), torch.ones(())
-    mean, sd = (moment.to(X.device, X.dtype).expand(shape).clone() for moment in moments)
-    return torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0, posinf=1.0)
 
 
 class HierarchicalModel(LatentVariableModel):
@@ -332,21 +314,30 @@ class HierarchicalModel(LatentVariableModel):
 
     def prior_of_rows(self, theta, X):
         """Return the local prior of the rows of X, whatever it conditions on."""
-        return self.latent_prior(X.shape[1], theta)
+        return self.latent_prior(self.n_explained(X), theta)
 
     def log_prior(self, theta, z, X):
         """Return log p(z_n | theta), shape (n_rows,)."""
         with defaults_of(z):
             return log_prob(self.prior_of_rows(theta, X), z)
 
+    def observation_of_rows(self, z, theta, X):
+        """Return the likelihood of the rows of X, whatever it conditions on."""
+        return self.observation(z, theta)
+
     def log_likelihood(self, theta, z, X):
         """Return log p(x_n | z_n, theta), shape (n_rows,)."""
         with defaults_of(z):
-            return log_prob(self.observation(z, theta), X)
+            return log_prob(self.observation_of_rows(z, theta, X), self.explained(X))
 
     def replicate(self, theta, z, X):
         with defaults_of(z):
-            return self.observation(z, theta).sample()
+            return self.with_given(self.observation_of_rows(z, theta, X).sample(), X)
+
+    def cell_moments(self, theta, z, X):
+        with defaults_of(z):
+            cells = self.observation_of_rows(z, theta, X)
+        return cells.mean, cells.variance
 
     def log_joint(self, theta, z, X):
         return self.log_local(theta, z, X).sum()
@@ -379,13 +370,13 @@ class HierarchicalModel(LatentVariableModel):
             if not overrides(self, HierarchicalModel, "log_prior"):
                 found["local_prior"] = self.prior_of_rows(theta, X), z
             if not overrides(self, HierarchicalModel, "log_likelihood"):
-                found["likelihood"] = self.observation(z, theta), X
+                found["likelihood"] = self.observation_of_rows(z, theta, X), self.explained(X)
         return found
 
     def initial_locals(self, theta, X):
         with defaults_of(X):
             prior = self.prior_of_rows(theta, X)
-            return start_at(prior, (len(X), self.count_latents(X.shape[1])), X)
+            return start_at(prior, (len(X), self.count_latents(self.n_explained(X))), X)
 
     def simulate(self, theta, n_samples, n_features=1):
         prior = self.latent_prior(n_features, theta)

@@ -13,7 +13,7 @@ from skavi.models._likelihoods import LIKELIHOODS, Globals, Likelihood
 
 
 class CellwiseModel(HierarchicalModel):
-    """x_nd ~ likelihood(eta_nd), eta_n = predictor(theta, z_n), z_n ~ N(0, I).
+    """x_nd ~ likelihood(eta_nd), eta_n = predictor(theta, z_n, c_n) + offset_n, z_n ~ N(0, I).
 
     Missing cells (NaN) are left out of the likelihood, which marginalises them exactly. For counts
     eta is the log of a rate to be multiplied by the row's exposure: see `log_exposure`.
@@ -23,11 +23,15 @@ class CellwiseModel(HierarchicalModel):
     # Arguments: see `HierarchicalModel.observation`.
     likelihood = "normal"  # type: ignore[assignment]
     exposure = None
+    covariates = offset = None
     n_components: int
 
     @abstractmethod
-    def predictor(self, theta: Theta, z: Tensor) -> Tensor:
-        """Return eta for latents z and an exposure of one, shape (n_rows, n_features)."""
+    def predictor(self, theta: Theta, z: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Return eta for latents z, without offset or exposure, shape (n_rows, n_features).
+
+        `covariates`, of shape (n_rows, n_covariates), are None for a model without any.
+        """
 
     @abstractmethod
     def location(self, like: Tensor) -> Tensor:
@@ -55,7 +59,13 @@ class CellwiseModel(HierarchicalModel):
 
     def check_data(self, X):
         asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
-        self.cell.require_valid(Cells.of(X).values, asked_by)
+        self.cell.require_valid(self.cells_of(X).values, asked_by)
+        offsets, n_features = self.given_columns(X, "offset").shape[1], self.n_explained(X)
+        if offsets not in (0, 1, n_features):
+            raise ValueError(
+                f"{type(self).__name__}(offset=...) names {offsets} columns, but needs one, or one "
+                f"for each of the {n_features} columns that are explained."
+            )
 
     def _require_cells(self, cells, weights):
         counts = cells.over_rows(weights, torch.ones_like(weights))
@@ -79,6 +89,19 @@ class CellwiseModel(HierarchicalModel):
     def log_prior(self, theta, z, X):
         return -0.5 * (z**2 + LOG_2PI).sum(-1)
 
+    def cells_of(self, X: Tensor) -> Cells:
+        """Return the observed cells of the columns that are explained."""
+        return Cells.of(self.explained(X))
+
+    def covariates_of(self, X: Tensor) -> Tensor | None:
+        """Return the covariates of rows X; None for a model without any."""
+        return self.given_columns(X) if self.n_covariates else None
+
+    @property
+    def n_covariates(self) -> int:
+        """How many covariates a row has, levels of categories counted one by one."""
+        return self.columns_.widths.get("covariates", 0)
+
     def cell_globals(self, theta: Theta) -> Globals:
         """Return theta with the likelihood's parameters that arguments of the model fix."""
         return theta
@@ -91,43 +114,60 @@ class CellwiseModel(HierarchicalModel):
         cells, and is 1 for an ordinary row. A total of 0 counts as 1/2; a row without cells has
         exposure 1.
         """
-        if not self.cell.counts or self.exposure == "unit":
+        by_offset = self.offset is not None and self.exposure is None
+        if not self.cell.counts or self.exposure == "unit" or by_offset:
             return 0.0
-        cells = Cells.of(X)
-        expected = cells.over_columns(self.location(X).exp())
+        cells = self.cells_of(X)
+        expected = cells.over_columns(self.location(self.explained(X)).exp())
         total = cells.values.sum(-1).clamp_min(0.5)
         return torch.where(expected > 0, total / expected, torch.ones_like(total)).log()[:, None]
 
+    def shift(self, X: Tensor) -> Tensor | float:
+        """Return what rows X bring to eta: offset and log exposure, (n_rows, 1 or n_features)."""
+        offset = self.given_columns(X, "offset")
+        exposure = self.log_exposure(X)
+        return offset + exposure if offset.shape[1] else exposure
+
+    def eta(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return eta of rows X at latents z."""
+        eta = self.predictor(theta, z, self.covariates_of(X))
+        shifted = self.cell.counts or self.offset is not None
+        return eta + self.shift(X) if shifted else eta
+
     def log_likelihood(self, theta, z, X):
-        eta = self.predictor(theta, z)
-        if self.cell.counts:
-            eta = eta + self.log_exposure(X)
-        return self.cell.log_rows(Cells.of(X), eta, self.cell_globals(theta))
+        eta = self.eta(theta, z, X)
+        return self.cell.log_rows(self.cells_of(X), eta, self.cell_globals(theta))
 
-    def observation(self, z, theta):
-        return self.cell.distribution(self.predictor(theta, z), self.cell_globals(theta))
+    def observation(self, z, theta, covariates=None):
+        eta = self.predictor(theta, z, covariates)
+        return self.cell.distribution(eta, self.cell_globals(theta))
 
-    def predicted_mean(self, theta, z):
-        return self.cell.mean(self.predictor(theta, z), self.cell_globals(theta))
+    def simulate(self, theta, n_samples, n_features=1, covariates=None):
+        z = self.local_prior(theta).expand((n_samples, self.n_components)).sample()
+        return self.observation(z, theta, covariates).sample(), z
+
+    def predicted_mean(self, theta, z, covariates=None):
+        eta = self.predictor(theta, z, covariates)
+        return self.cell.mean(eta, self.cell_globals(theta))
 
     def cell_moments(self, theta, z, X):
-        eta, own = self.predictor(theta, z) + self.log_exposure(X), self.cell_globals(theta)
+        eta, own = self.eta(theta, z, X), self.cell_globals(theta)
         return self.cell.mean(eta, own), self.cell.variance(eta, own)
 
     def replicate(self, theta, z, X):
-        eta = self.predictor(theta, z) + self.log_exposure(X)
-        return self.cell.distribution(eta, self.cell_globals(theta)).sample()
+        cells = self.cell.distribution(self.eta(theta, z, X), self.cell_globals(theta))
+        return self.with_given(cells.sample(), X)
 
     def _pseudo_cells(self, X):
-        """Return the cells on the scale of eta, less the log exposure."""
-        cells = Cells.of(X)
-        return Cells(self.cell.pseudo(cells.values) - self.log_exposure(X), cells.observed)
+        """Return the cells on the scale of eta, less offset and log exposure."""
+        cells = self.cells_of(X)
+        return Cells(self.cell.pseudo(cells.values) - self.shift(X), cells.observed)
 
 
 def linear_start(
     cells: Cells, loadings: Tensor, centre: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return means and sds of z_n for normal cells of mean loadings @ z_n + centre.
+    """Return means and sds of z_n for normal cells of mean loadings @ z_n + centre (or centre_n).
 
     Every row's precision is that of a complete row.
     """

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import InverseGamma, Normal
@@ -54,6 +55,10 @@ default="normal"
         variance where noise_sd is None, so that units do not matter, else 1.
     exposure : {"total", "unit"}, default=None
         For counts, as in `FactorAnalysis`; relative to output_loc.
+    covariates : str, int or list of them, default=None
+        Names or places of columns of X that are given: the decoder reads (z, c), as a conditional
+        autoencoder does, so that latents need not tell what covariates tell. Text and categories
+        count a level at a time, against the first one; all are standardised inside.
 
     Notes
     -----
@@ -98,6 +103,7 @@ default="normal"
         output_loc=None,
         output_scale=None,
         exposure=None,
+        covariates=None,
     ):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -108,6 +114,7 @@ default="normal"
         self.output_loc = output_loc
         self.output_scale = output_scale
         self.exposure = exposure
+        self.covariates = covariates
 
     def check(self):
         super().check()
@@ -126,7 +133,7 @@ default="normal"
     def check_data(self, X):
         super().check_data(X)
         for name in ("output_loc", "output_scale"):
-            self._require_size(name, X.shape[1])
+            self._require_size(name, self.n_explained(X))
 
     def _sizes(self):
         sizes = self.hidden_layer_sizes
@@ -142,10 +149,18 @@ default="normal"
             )
         return Point()
 
-    learned = (*CellwiseModel.learned, "n_used_components")
+    roles = ("covariates",)
+    learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_")
+
+    #: Means and sds of the covariates of the training rows, shape (2, n_covariates).
+    covariate_moments_: np.ndarray | None = None
 
     def check_learned(self, n_features):
         super().check_learned(n_features)
+        if self.n_covariates:
+            self._require_learned("covariate_moments_", (2, self.n_covariates))
+            positive = bool((np.asarray(self.covariate_moments_)[1] > 0).all())
+            self._require("covariate_moments_", positive, "of positive sds")
         if hasattr(self, "n_used_components"):
             used = is_whole(self.n_used_components, 0)
             used = used and self.n_used_components <= self.n_components
@@ -166,11 +181,11 @@ default="normal"
         return f"{type(self).__name__} uses {used} of its {self.n_components} latents."
 
     def least_globals(self, n_features):
-        widths = (self.n_components, *self._sizes(), n_features)
+        widths = (self._n_inputs, *self._sizes(), n_features)
         return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
 
     def global_prior(self, n_features):
-        sizes = (self.n_components, *self._sizes(), n_features)
+        sizes = (self._n_inputs, *self._sizes(), n_features)
         unknown = self.cell.has_variance and self.noise_sd is None
         variance = self._variance_prior() if unknown else None
         prior = self.cell.global_prior(self._noise_shape(n_features), variance)
@@ -179,6 +194,10 @@ default="normal"
             prior[f"weight_{layer}"] = Normal(torch.zeros(n_in, n_out), scale)
             prior[f"bias_{layer}"] = Normal(torch.zeros(n_out), scale)
         return prior
+
+    @property
+    def _n_inputs(self):
+        return self.n_components + self.n_covariates
 
     def _noise_shape(self, n_features):
         """Return the shape of the likelihood's own noise: counts have a dispersion a column."""
@@ -196,7 +215,7 @@ default="normal"
 
     @over_ranks
     def adapted(self, X, weights):
-        cells = Cells.of(X)
+        cells = self.cells_of(X)
         self._require_cells(cells, weights)
         mean, variance = cells.mean_and_variance(weights)
         loc, scale = torch.zeros_like(mean), mean.new_tensor(1.0)
@@ -207,7 +226,14 @@ default="normal"
             scale = overall if overall > 1e-12 * mean.abs().mean() else scale
         found = {"output_loc": loc.cpu().numpy(), "output_scale": float(scale)}
         left_open = {name: value for name, value in found.items() if getattr(self, name) is None}
-        return type(self)(**(self.get_params() | left_open))
+        if self.n_covariates:
+            centre, spread = Cells(self.given_columns(X), None).mean_and_variance(weights)
+            left_open["covariate_moments_"] = torch.stack([centre, spread.sqrt()]).cpu().numpy()
+        return self.with_arguments(left_open)
+
+    def _standardised(self, covariates):
+        moments = torch.as_tensor(self.covariate_moments_).to(covariates)
+        return (covariates - moments[0]) / moments[1]
 
     def location(self, like):
         loc = 0.0 if self.output_loc is None else self.output_loc
@@ -221,29 +247,37 @@ default="normal"
 
     @over_ranks
     def drawn_globals(self, X, weights, generator):
-        """Start as a linear model: probabilistic PCA, carried by pairs of units; others are random.
+        """Start as a linear model, factor analysis, carried by pairs of units; others are random.
 
         f(u) - f(-u) = (1 + slope) u for the leaky ReLU f.
         """
         linear = FactorAnalysis(self.n_components, likelihood=self.likelihood)
         if self.cell.counts:
             linear.exposure = self.exposure
+        if self.n_covariates:
+            linear = linear.with_arguments(
+                {"covariates": self.covariates, "columns_": self.columns_}
+            )
         start = linear.adapted(X, weights).initial_globals(X, weights)
         scale = torch.as_tensor(1.0 if self.output_scale is None else self.output_scale).to(X)
-        loadings = start.pop("loadings").mT / scale
-        bias = (start.pop("mean") - self.location(X)) / scale
+        loadings, mean = start.pop("loadings"), start.pop("mean")
+        if self.n_covariates:
+            slopes, moments = start.pop("coefficients"), torch.as_tensor(self.covariate_moments_)
+            centre, spread = moments.to(X)
+            loadings, mean = torch.cat([loadings, slopes * spread], 1), mean + slopes @ centre
+        loadings, bias = loadings.mT / scale, (mean - self.location(self.explained(X))) / scale
         if self.noise_sd is not None:
             start.pop("noise_variance", None)
         if "dispersion" in start:
-            start["dispersion"] = start["dispersion"].expand(self._noise_shape(X.shape[1]))
+            start["dispersion"] = start["dispersion"].expand(self._noise_shape(self.n_explained(X)))
         return start | self._linear_layers(loadings, bias, generator)
 
     def _linear_layers(self, loadings, bias, generator):
-        widths = (self.n_components, *self._sizes(), loadings.shape[1])
+        widths = (self._n_inputs, *self._sizes(), loadings.shape[1])
         last = len(widths) - 2
-        n_carried = min([self.n_components, *(width // 2 for width in self._sizes())])
+        n_carried = min([self._n_inputs, *(width // 2 for width in self._sizes())])
         layers: dict[str, Tensor] = {}
-        carry = torch.eye(self.n_components).to(loadings)[:, :n_carried]
+        carry = torch.eye(self._n_inputs).to(loadings)[:, :n_carried]
         for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths[:-1])):
             spread = min((2 / n_in) ** 0.5, self.weight_scale)  # He et al. (2015), eq. 10
             drawn = torch.randn(n_in, n_out, generator=generator, dtype=torch.float64)
@@ -263,8 +297,13 @@ default="normal"
         Its slopes are secants from -1 to 1: at 0 units have kinks.
         """
         ones = torch.eye(self.n_components).to(X)
-        loadings = 0.5 * (self.predictor(theta, ones) - self.predictor(theta, -ones)).mT
-        centre = self.predictor(theta, torch.zeros_like(ones[:1]))[0]
+        known, usual = self.covariates_of(X), None
+        if known is not None:
+            usual = torch.as_tensor(self.covariate_moments_)[0].to(X).expand(len(ones), -1)
+        ahead, back = self.predictor(theta, ones, usual), self.predictor(theta, -ones, usual)
+        loadings = 0.5 * (ahead - back).mT
+        zeros = ones.new_zeros(1 if known is None else len(X), self.n_components)
+        centre = self.predictor(theta, zeros, known)
         noise = self.cell_globals(theta)["noise_variance"] if self.cell.has_variance else ones[0, 0]
         return linear_start(self._pseudo_cells(X), loadings, centre, noise)
 
@@ -274,7 +313,9 @@ default="normal"
         any_weight = theta["bias_0"]
         return theta | {"noise_variance": any_weight.new_tensor(float(self.noise_sd) ** 2)}
 
-    def predictor(self, theta, z):
+    def predictor(self, theta, z, covariates=None):
+        if covariates is not None:
+            z = torch.cat([z, self._standardised(covariates)], -1)
         last = len(self._sizes())
         for layer in range(last + 1):
             z = torch.addmm(theta[f"bias_{layer}"], z, theta[f"weight_{layer}"])

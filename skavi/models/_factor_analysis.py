@@ -5,25 +5,29 @@ import torch
 from torch.distributions import InverseGamma, Normal
 
 from skavi._data.missing_cells import Cells
-from skavi._data.process_ranks import over_ranks
+from skavi._data.process_ranks import over_ranks, total
 from skavi.models._cellwise import linear_start
-from skavi.models._factor_analysis_closed_forms import linear_index
 from skavi.models._poisson_closed_forms import LinearPoisson
+from skavi.models._scale_priors import WEAK, check_scale, scale_prior
 
 #: Of a column's variance: noise that every column has at the start, at least.
 _LEAST_SHARE = 1e-3
+#: Of a covariate's variance: added where a start solves for slopes. Not measured.
+_RIDGE = 0.01
 
 
 class FactorAnalysis(LinearPoisson):
-    """Linear model: x_n ~ N(W z_n + m, diag(v)), z_n ~ N(0, I), with W, m and v latent.
+    """Linear model: x_n ~ N(W z_n + B c_n + m, diag(v)), z_n ~ N(0, I), with W, B, m, v latent.
 
     ``noise="isotropic"`` (one v) is probabilistic PCA, ``"diagonal"`` factor analysis. Priors:
     loadings W ~ N(0, loading_scale^2), mean m ~ N(mean_loc, mean_scale^2) and noise variance
     v ~ InverseGamma(noise_shape, noise_scale). Scales left at None are weakly informative, taken
     from the training data column by column (``"diagonal"``) or over all columns (``"isotropic"``).
 
-    Other likelihoods read eta = W z_n + m through their link: logits for "bernoulli", log rates for
-    "poisson" and "negative_binomial". Missing cells (NaN) are marginalised exactly.
+    Columns named in `covariates` are given: the others have the mean B c_n beside their factors.
+    Other likelihoods read eta = W z_n + B c_n + m + offset_n through their link: logits for
+    "bernoulli", log rates for "poisson" and "negative_binomial". Missing cells (NaN) are
+    marginalised exactly.
 
     Parameters
     ----------
@@ -45,7 +49,20 @@ default="normal"
         logits and log rates.
     mean_loc, mean_scale : float or array of shape (n_features,), default=None
         Prior mean and sd of the mean. None: the columns' means (through the link), and 10 standard
-        deviations, or 3 for logits and log rates.
+        deviations, or 3 for logits and log rates; wider where covariates are far from 0, as the
+        mean is that of a row whose covariates are all 0.
+    covariates : str, int or list of them, default=None
+        Names or places of columns of X that are given; text and categories count a level at a time,
+        against the first one.
+    offset : str, int or list of them, default=None
+        Names or places of one column, or of one for each explained column, added to eta: log
+        exposures for counts. "exposure" is then "unit" unless it is set, so that size is not
+        counted twice.
+    coefficient_scale : float, array of shape (n_features, n_covariates) or Distribution, \
+default=None
+        Prior sd of the coefficients, or their prior (`skavi.distributions.Flat`, say). None: 2.5
+        standard deviations of the column (1 for logits and log rates) over that of the covariate,
+        as Gelman et al. (2008) have it.
     noise_shape : float, default=1.0
         Shape of the inverse gamma prior.
     noise_scale : float or array of shape (n_features,), default=None
@@ -53,7 +70,8 @@ default="normal"
 
     Notes
     -----
-    Globals: "loadings" (n_features, n_components), "mean" (n_features,) and, by likelihood,
+    Globals: "loadings" (n_features, n_components), with covariates "coefficients" (n_features,
+    n_covariates), "mean" (n_features,) and, by likelihood,
     "noise_variance" (normal, student_t) or "dispersion" ~ Exp(1) (negative_binomial), a scalar or
     (n_features,), and "degrees_of_freedom" ~ Gamma(2, 0.1) (student_t). With normal noise all
     expectations are closed-form; the coordinate updates are those of Bishop (1999), "Variational
@@ -95,6 +113,9 @@ default="normal"
         mean_scale=None,
         noise_shape=1.0,
         noise_scale=None,
+        covariates=None,
+        offset=None,
+        coefficient_scale=None,
     ):
         self.n_components = n_components
         self.noise = noise
@@ -105,6 +126,9 @@ default="normal"
         self.mean_scale = mean_scale
         self.noise_shape = noise_shape
         self.noise_scale = noise_scale
+        self.covariates = covariates
+        self.offset = offset
+        self.coefficient_scale = coefficient_scale
 
     def check(self):
         super().check()
@@ -116,10 +140,11 @@ default="normal"
         for name in ("loading_scale", "mean_scale", "noise_scale"):
             self._require_vector(name, positive=True)
         self._require_vector("mean_loc")
+        check_scale(self, "coefficient_scale")
 
     def check_data(self, X):
         super().check_data(X)
-        n_features = X.shape[1]
+        n_features = self.n_explained(X)
         for name in ("loading_scale", "mean_loc", "mean_scale", "noise_scale"):
             self._require_size(name, n_features)
         if self.noise == "isotropic" and np.size(self.noise_scale) != 1:
@@ -130,25 +155,29 @@ default="normal"
 
     # --- the model ------------------------------------------------------------------------------
 
-    integrated_globals = ("loadings", "mean")
+    roles = ("covariates", "offset")
+    integrated_globals = ("loadings", "coefficients", "mean")
 
     def least_globals(self, n_features):
-        return n_features * (self.n_components + 1)
+        return n_features * (sum(self._widths) + 1)
 
     def global_prior(self, n_features):
         self._require_adapted()
         zeros = torch.zeros(n_features)
         scale = (zeros + torch.as_tensor(self.loading_scale)).unsqueeze(-1)
         shape = (n_features,) if self.noise == "diagonal" else ()
-        return self.cell.global_prior(shape, self._variance_prior(zeros)) | {
-            "loadings": Normal(0.0, scale.expand(n_features, self.n_components)),
-            "mean": Normal(self.location(zeros), zeros + torch.as_tensor(self.mean_scale)),
-        }
+        prior = self.cell.global_prior(shape, self._variance_prior(zeros))
+        prior["loadings"] = Normal(0.0, scale.expand(n_features, self.n_components))
+        if p := self.n_covariates:
+            prior["coefficients"] = scale_prior(self.coefficient_scale, (n_features, p))
+        mean_scale = zeros + torch.as_tensor(self.mean_scale)
+        return prior | {"mean": Normal(self.location(zeros), mean_scale)}
 
     def global_dims(self):
         noise = ("feature",) if self.noise == "diagonal" else ()
         own = dict.fromkeys(("noise_variance", "dispersion"), noise) if noise else {}
-        return {"loadings": ("feature", "latent"), "mean": ("feature",), **own}
+        known = {"coefficients": ("feature", "covariate")} if self.n_covariates else {}
+        return {"loadings": ("feature", "latent"), "mean": ("feature",), **known, **own}
 
     def _variance_prior(self, zeros):
         if not self.cell.has_variance:
@@ -160,40 +189,65 @@ default="normal"
     def _require_adapted(self):
         scales = [self.loading_scale, self.mean_loc, self.mean_scale]
         scales += [self.noise_scale] if self.cell.has_variance else []
+        scales += [self.coefficient_scale] if self.n_covariates else []
         if any(scale is None for scale in scales):
             raise ValueError(
                 "FactorAnalysis takes the prior scales left at None from data: use the fitted "
-                "estimator's model_, or set loading_scale, mean_loc, mean_scale and noise_scale."
+                "estimator's model_, or set loading_scale, mean_loc, mean_scale, noise_scale (and "
+                "coefficient_scale)."
             )
 
     def location(self, like):
         return torch.as_tensor(self.mean_loc).to(like).expand(like.shape[-1])
 
-    def predictor(self, theta, z):
-        return torch.addmm(theta["mean"], z, theta["loadings"].mT)
+    def predictor(self, theta, z, covariates=None):
+        eta = torch.addmm(theta["mean"], z, theta["loadings"].mT)
+        return eta if covariates is None else eta + covariates @ theta["coefficients"].mT
 
     def half_expected_terms(self, theta, z, factors, rest, X):
-        """Integrate W and m out: given z and the noise, eta is normal, with the mean at theta."""
-        design = torch.nn.functional.pad(z, (0, 1), value=1.0)
-        index = linear_index(rest.mean, X.shape[1], self.n_components)
-        variance = rest.variance_along(design, index)
-        eta = self.predictor(theta, z) + self.log_exposure(X)
-        fit = self.cell.expected_log_rows(Cells.of(X), eta, variance, theta)
+        """Integrate W, B and m out: given z and the noise, eta is normal, its mean at theta."""
+        design = torch.nn.functional.pad(self._design(z, X), (0, 1), value=1.0)
+        variance = rest.variance_along(design, self._linear_index(rest, X))
+        eta = self.eta(theta, z, X)
+        fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
         return self.expected_log_prior(theta, z, factors, X) + fit
 
     # --- where to start -------------------------------------------------------------------------
 
     @over_ranks
     def adapted(self, X, weights):
-        cells = Cells.of(X)
+        cells = self.cells_of(X)
         self._require_cells(cells, weights)
+        offset = self.given_columns(X, "offset")
+        if offset.shape[1] and self.cell.has_variance:
+            cells = Cells(cells.masked(cells.values - offset), cells.observed)
         defaults = self._identity_defaults(cells, weights)
         if not self.cell.has_variance:
-            mean = self.cell.location(defaults["mean_loc"])
+            mean = self._location_less(cells, weights, defaults["mean_loc"], offset)
             defaults = {"loading_scale": mean.new_tensor(1.0), "mean_loc": mean}
             defaults["mean_scale"] = mean.new_tensor(3.0)
+        if self.n_covariates:
+            self._widen(defaults, self.given_columns(X), weights)
         left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return type(self)(**(self.get_params() | left_open))
+        return self.with_arguments(left_open)
+
+    def _location_less(self, cells, weights, mean, offset):
+        """Return the columns' eta where the offset is 0."""
+        if not offset.shape[1]:
+            return self.cell.location(mean)
+        if not self.cell.counts:
+            return self.cell.location(mean) - cells.mean_of(weights, offset)
+        return self.cell.location(mean / cells.mean_of(weights, offset.exp()))
+
+    def _widen(self, defaults, given, weights):
+        """Add the scale of coefficients, and give the mean's the room to be that at c = 0."""
+        centre, variance = Cells(given, None).mean_and_variance(weights)
+        size = defaults["loading_scale"].reshape(-1, 1).expand(len(defaults["mean_loc"]), 1)
+        scale = WEAK * size / variance.sqrt()
+        defaults["coefficient_scale"] = scale
+        away = ((scale * centre) ** 2).sum(-1)
+        away = away if defaults["mean_scale"].dim() else away.mean()
+        defaults["mean_scale"] = (defaults["mean_scale"] ** 2 + away).sqrt()
 
     def _identity_defaults(self, cells, weights):
         mean, variance = cells.mean_and_variance(weights)
@@ -214,9 +268,9 @@ default="normal"
     @over_ranks
     def initial_globals(self, X, weights):
         """Probabilistic PCA of columns in units of their noise (Tipping & Bishop 1999, eq. 7-8)."""
-        n_features, k = X.shape[1], self.n_components
+        n_features, k = self.n_explained(X), self.n_components
         scale = torch.as_tensor(self.loading_scale).to(X)
-        cells = self._pseudo_cells(X)
+        cells, slopes, centre = self._regressed(X, weights)
         mean, _ = cells.mean_and_variance(weights)
         covariance = cells.covariance(weights, mean, scale)
         noise = self._initial_noise(covariance)  # in units of scale, as the covariance
@@ -229,8 +283,30 @@ default="normal"
         loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - 1).clamp_min(1e-2).sqrt()
         loadings = loadings * (sd * scale).expand(n_features).unsqueeze(-1)
         variance = noise * (scale**2 if self.noise == "diagonal" else (scale**2).mean())
-        mean = mean if self.cell.has_variance else self.location(X).clone()
-        return self.cell.start(variance) | {"loadings": loadings, "mean": mean}
+        mean = mean if self.cell.has_variance else self.location(self.explained(X)).clone()
+        known = {"coefficients": slopes} if self.n_covariates else {}
+        linear = {"loadings": loadings, **known, "mean": mean - slopes @ centre}
+        return self.cell.start(variance) | linear
+
+    def _regressed(self, X, weights):
+        """Return pseudo-cells less what covariates explain, its slopes, and covariates' means.
+
+        By least squares, a column by its own cells; a hundredth of a covariate's variance is added,
+        for covariates that explain one another.
+        """
+        cells, given = self._pseudo_cells(X), self.given_columns(X)
+        centre, variance = Cells(given, None).mean_and_variance(weights)
+        centred = given - centre
+        if not given.shape[1]:
+            return cells, given.new_zeros(self.n_explained(X), 0), centre
+        mean, _ = cells.mean_and_variance(weights)
+        squares = cells.over_rows(weights, centred.unsqueeze(-1) * centred.unsqueeze(-2))
+        count = cells.over_rows(weights, torch.ones_like(weights))
+        squares = squares + torch.diag(_RIDGE * variance) * count.reshape(-1, 1, 1)
+        cross = total((weights.unsqueeze(-1) * cells.masked(cells.values - mean)).mT @ centred)
+        slopes = torch.linalg.solve(squares, cross.unsqueeze(-1)).squeeze(-1)
+        rest = cells.masked(cells.values - centred @ slopes.mT)
+        return Cells(rest, cells.observed), slopes, centre
 
     def _initial_noise(self, covariance):
         """Return the columns' noise: mean of the eigenvalues left out, or what each has alone.
@@ -251,4 +327,8 @@ default="normal"
     def initial_locals(self, theta, X):
         """Return the factors that normal cells of the same predictor would have."""
         noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
-        return linear_start(self._pseudo_cells(X), theta["loadings"], theta["mean"], noise)
+        known = self.covariates_of(X)
+        centre = (
+            theta["mean"] if known is None else known @ theta["coefficients"].mT + theta["mean"]
+        )
+        return linear_start(self._pseudo_cells(X), theta["loadings"], centre, noise)

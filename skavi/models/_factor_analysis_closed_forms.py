@@ -14,6 +14,7 @@ from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, Ful
 from skavi.models._cellwise import CellwiseModel
 from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._factor_analysis_expansion import LatentFrame
+from skavi.models._scale_priors import is_centred_normal, normal_precision
 
 
 class LinearNormal(CellwiseModel):
@@ -29,12 +30,15 @@ class LinearNormal(CellwiseModel):
     mean_scale: Any
     noise_shape: float
     noise_scale: Any
+    coefficient_scale: Any
 
     def has_closed_form(self, family: Family, global_family: Family) -> bool:
         return self.cell.conjugate
 
     def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:
-        return self.cell.conjugate and isinstance(global_family, DiagonalNormal)
+        if not self.cell.conjugate or not isinstance(global_family, DiagonalNormal):
+            return False
+        return not self.n_covariates or is_centred_normal(self.coefficient_scale)
 
     def expected_log_local(self, factors, globals_, X):
         """E_q log p(z_n, x_n | W, m, v) for normal q(z_n) and a joint normal q(W, m, log v).
@@ -42,9 +46,10 @@ class LinearNormal(CellwiseModel):
         Under q tilted by 1/v, (W, m) stays normal with the same covariance and its mean moved by
         -Cov((W_d, m_d), log v_d); so with e_d = E[1/v_d] every term is a second moment.
         """
-        q, cells = self._moments(globals_, X.shape[1]), Cells.of(X)
-        m, second = factors.mean, self._second_moment(factors)
-        residual = cells.masked(cells.values - m @ q.loadings.mT - q.mean)
+        q, cells = self._moments(globals_, X), self.cells_of(X)
+        m, second = factors.mean, self._second_moment(factors, X)
+        fitted = self._design(m, X) @ q.slopes.mT + q.mean
+        residual = cells.masked(cells.values - self.shift(X) - fitted)
         coupling, spread = cells.over_columns(q.coupling), cells.over_columns(q.spread)
         spread = (factors.covariance() * coupling).sum((-2, -1)) + (second * spread).sum((-2, -1))
         log_det = cells.over_columns(q.log_variance + LOG_2PI)
@@ -54,12 +59,14 @@ class LinearNormal(CellwiseModel):
 
     def local_optimum(self, globals_, X, family, start=None):
         """q(z_n) = N(P^-1 W' e (x_n - m), P^-1), P = I + E[W' e W]; diagonal: sds P_kk^-1/2."""
-        q, cells = self._moments(globals_, X.shape[1]), Cells.of(X)
-        k = self.n_components
+        q, cells = self._moments(globals_, X), self.cells_of(X)
+        k, known = self.n_components, self._known(X)
         coupling, spread = cells.over_columns(q.coupling), cells.over_columns(q.spread)
         precision = torch.eye(k).to(X) + coupling + spread[:, :k, :k]
-        scaled = q.precision.unsqueeze(-1) * q.loadings
-        right = cells.masked(cells.values - q.mean) @ scaled - spread[:, :k, k]
+        scaled = q.precision.unsqueeze(-1) * q.slopes[:, :k]
+        centre = known[:, :-1] @ q.slopes[:, k:].mT + q.mean + self.shift(X)
+        right = cells.masked(cells.values - centre) @ scaled
+        right = right - (spread[:, :k, k:] * known.unsqueeze(1)).sum(-1)
         shared = right.reshape(len(precision), -1, k)  # grouped by precision: all rows, or each
         mean = torch.linalg.solve(precision, shared.mT).mT.reshape(-1, k)
         if isinstance(family, DiagonalNormal):
@@ -70,17 +77,16 @@ class LinearNormal(CellwiseModel):
 
     @over_ranks
     def global_optimum(self, globals_, factors, X, weights):
-        """One sweep: every (W_d, m_d) jointly, v (Bishop 1999, eq. 21-26), the latents' frame."""
-        n_features, k = X.shape[1], self.n_components
-        q, cells = self._moments(globals_, n_features), Cells.of(X)
-        moments = cells.over_rows(weights, self._second_moment(factors))
-        design = torch.cat([factors.mean, factors.mean.new_ones(len(X), 1)], -1)
+        """One sweep: every (W_d, B_d, m_d) jointly, v (Bishop 1999, eq. 21-26), latents' frame."""
+        n_features, k, known = self.n_explained(X), self.n_components, self._known(X)
+        q, cells = self._moments(globals_, X), self.cells_of(X)
+        moments = cells.over_rows(weights, self._second_moment(factors, X))
+        design = torch.cat([factors.mean, known], -1)
         loc = torch.as_tensor(self.mean_loc).to(X).expand(n_features)
-        centred = cells.masked(cells.values - loc)
+        centred = cells.masked(cells.values - self.shift(X) - loc)
         cross = total((weights.unsqueeze(-1) * centred).mT @ design)
-        scales = [self.loading_scale] * k + [self.mean_scale]
-        prior = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
-        precision = q.precision[:, None, None] * moments + torch.diag_embed(prior**-2)
+        prior = self.linear_precision(X)
+        precision = q.precision[:, None, None] * moments + torch.diag_embed(prior)
         solution = torch.linalg.solve(precision, q.precision.unsqueeze(-1) * cross)
         variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
         second = solution.unsqueeze(-1) * solution.unsqueeze(-2) + torch.diag_embed(variance)
@@ -97,16 +103,18 @@ class LinearNormal(CellwiseModel):
             cells,
             weights,
             (0.5 * log_variance - log_mean).exp().reshape(-1, 1).expand(n_features, 1),
-            prior[:, :1] ** -2,
+            prior[:, :1],
             isinstance(factors, DiagonalFactors),
             factors.mean,
             solution[:, :k],
             variance[:, :k],
         )
-        frame, centre = frame.shifted(solution[:, k], prior[:, k] ** -2)
+        frame, slopes = frame.shifted(known, solution[:, k:], prior[:, k:])
         frame = frame.turned()
-        mean = [log_mean.reshape(-1), frame.loadings.reshape(-1), centre + loc]
-        squared = [log_variance.reshape(-1), frame.spread.reshape(-1), variance[:, k]]
+        rest = [slopes[:, :-1].reshape(-1), slopes[:, -1] + loc]
+        mean = [log_mean.reshape(-1), frame.loadings.reshape(-1), *rest]
+        rest = [variance[:, k:-1].reshape(-1), variance[:, -1]]
+        squared = [log_variance.reshape(-1), frame.spread.reshape(-1), *rest]
         return DiagonalFactors(torch.cat(mean), torch.cat(squared).sqrt())
 
     @over_ranks
@@ -129,52 +137,76 @@ class LinearNormal(CellwiseModel):
         corners = aligned(helmert(fewer)).to(X)  # orthonormal rows, each with a sum of zero
         return mean + sd * (corners.mT @ axes), (weight / fewer).expand(fewer)
 
-    def _second_moment(self, factors):
-        """E[(z, 1)(z, 1)'], shape (n_rows, k + 1, k + 1)."""
-        m = torch.nn.functional.pad(factors.mean, (0, 1), value=1.0)
-        covariance = torch.nn.functional.pad(factors.covariance(), (0, 1, 0, 1))
+    def linear_precision(self, X: Tensor) -> Tensor:
+        """Return the prior precisions of (W_d, B_d, m_d), shape (n_features, k + p + 1)."""
+        n_features, p = self.n_explained(X), self.n_covariates
+        loadings, mean = (
+            torch.as_tensor(scale).to(X).expand(n_features).unsqueeze(-1) ** -2
+            for scale in (self.loading_scale, self.mean_scale)
+        )
+        parts = [loadings.expand(n_features, self.n_components), mean]
+        if p:
+            parts.insert(1, normal_precision(self.coefficient_scale, (n_features, p), X))
+        return torch.cat(parts, -1)
+
+    def _known(self, X):
+        """Return (c_n, 1), shape (n_rows, p + 1)."""
+        ones = X.new_ones(len(X), 1)
+        return torch.cat([self.given_columns(X), ones], -1) if self.n_covariates else ones
+
+    def _design(self, z, X):
+        """Return (z_n, c_n), shape (n_rows, k + p)."""
+        return torch.cat([z, self.given_columns(X)], -1) if self.n_covariates else z
+
+    def _second_moment(self, factors, X):
+        """E[(z, c, 1)(z, c, 1)'], shape (n_rows, k + p + 1, k + p + 1)."""
+        m, more = torch.cat([factors.mean, self._known(X)], -1), 1 + self.n_covariates
+        covariance = torch.nn.functional.pad(factors.covariance(), (0, more, 0, more))
         return m.unsqueeze(-1) * m.unsqueeze(-2) + covariance
 
-    def _moments(self, globals_, n_features):
-        return _Moments(globals_, n_features, self.n_components, self.noise)
+    def _moments(self, globals_, X):
+        sizes = self.n_explained(X), self.n_components, self.n_covariates
+        return _Moments(globals_, *sizes, self.noise)
 
 
 class _Moments:
-    """Moments of q(log v, W, m), tilted by 1/v: see `LinearNormal.expected_log_local`."""
+    """Moments of q(log v, W, B, m), tilted by 1/v: see `LinearNormal.expected_log_local`."""
 
-    def __init__(self, globals_, n_features, k, noise):
+    def __init__(self, globals_, n_features, k, p, noise):
         size, device = globals_.mean.shape[-1], globals_.mean.device
-        index = _index(size, n_features, k, noise, device)
+        index = _index(size, n_features, k, p, noise, device)
         block = globals_.block_covariance(index)
         centre = globals_.mean[index]
         tilted = centre[:, :-1] - block[:, :-1, -1]
         self.log_variance = centre[:, -1]
         self.precision = (0.5 * block[:, -1, -1] - self.log_variance).exp()
-        self.loadings, self.mean = tilted[:, :k], tilted[:, k]
+        self.slopes, self.mean = tilted[:, :-1], tilted[:, -1]  # W and B; m
+        loadings = tilted[:, :k]
         self.covariance = block[:, :-1, :-1]
         #: Contribution of a cell of column d to the precision of z_n: E[e W W'] without the spread
-        #: of W, and the spread of (W, m) itself.
+        #: of W, and the spread of (W, B, m) itself.
         weighted = self.precision[:, None, None]
-        self.coupling = weighted * self.loadings.unsqueeze(-1) * self.loadings.unsqueeze(-2)
+        self.coupling = weighted * loadings.unsqueeze(-1) * loadings.unsqueeze(-2)
         self.spread = weighted * self.covariance
 
 
-def linear_index(u: Tensor, n_features: int, k: int) -> Tensor:
-    """Return the places of (W_d, m_d), the last globals, in u, shape (n_features, k + 1)."""
-    return _linear_index(u.shape[-1], n_features, k, u.device)
+def linear_index(u: Tensor, n_features: int, k: int, p: int = 0) -> Tensor:
+    """Return the places of (W_d, B_d, m_d), the last globals, in u: (n_features, k + p + 1)."""
+    return _linear_index(u.shape[-1], n_features, k, p, u.device)
 
 
 @lru_cache(maxsize=16)
-def _linear_index(size, n_features, k, device):
+def _linear_index(size, n_features, k, p, device):
     d = torch.arange(n_features, device=device).unsqueeze(-1)
-    first = size - n_features * (k + 1)
+    first = size - n_features * (k + p + 1)
     loadings = first + d * k + torch.arange(k, device=device)
-    return torch.cat([loadings, size - n_features + d], -1)
+    coefficients = first + n_features * k + d * p + torch.arange(p, device=device)
+    return torch.cat([loadings, coefficients, size - n_features + d], -1)
 
 
 @lru_cache(maxsize=16)
-def _index(size, n_features, k, noise, device):
-    """Return the places of (W_d, m_d, log v_d)."""
+def _index(size, n_features, k, p, noise, device):
+    """Return the places of (W_d, B_d, m_d, log v_d)."""
     d = torch.arange(n_features, device=device).unsqueeze(-1)
     variance = d if noise == "diagonal" else torch.zeros_like(d)
-    return torch.cat([_linear_index(size, n_features, k, device), variance], -1)
+    return torch.cat([_linear_index(size, n_features, k, p, device), variance], -1)

@@ -69,13 +69,26 @@ class LatentFrame:
     loadings: Tensor
     spread: Tensor
 
-    def shifted(self, mean: Tensor, mean_precision: Tensor) -> tuple["LatentFrame", Tensor]:
-        """Return the frame after the best b, and the mean's, given its deviation from its prior."""
-        rows = self._row_weights.expand_as(self.z)
-        pulled = self.loadings.mT * mean_precision
-        curvature = torch.diag(total(rows.sum(0))) + pulled @ self.loadings
-        b = torch.linalg.solve(curvature, total((rows * self.z).sum(0)) - pulled @ mean)
-        return replace(self, z=self.z - b), mean + self.loadings @ b
+    def shifted(
+        self, known: Tensor, slopes: Tensor, precision: Tensor
+    ) -> tuple["LatentFrame", Tensor]:
+        """Return the frame after the best b, and the slopes that go with it.
+
+        z_n -> z_n - b g_n, B -> B + W b for what is known, g_n = (c_n, 1), and the slopes on it,
+        less their prior's centre: quadratic in b, of shape (k, p).
+        """
+        rows, k, p = self._row_weights.expand_as(self.z), self.z.shape[-1], known.shape[-1]
+        squares = known.unsqueeze(-1) * known.unsqueeze(-2)
+        curvature = self.z.new_zeros(k, p, k, p)
+        each = torch.arange(k, device=rows.device)
+        curvature[each, :, each] = total(torch.tensordot(rows.mT, squares, 1))
+        for j in range(p):
+            pulled = self.loadings.mT * precision[:, j]
+            curvature[:, j, :, j] += pulled @ self.loadings
+        gradient = total((rows * self.z).mT @ known) - self.loadings.mT @ (precision * slopes)
+        b = torch.linalg.solve(curvature.reshape(k * p, k * p), gradient.reshape(-1))
+        b = b.reshape(k, p)
+        return replace(self, z=self.z - known @ b.mT), slopes + self.loadings @ b
 
     def turned(self) -> "LatentFrame":
         """Return the frame after Newton steps in A that do not lower F; or this one."""

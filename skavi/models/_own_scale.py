@@ -51,7 +51,11 @@ class OwnScale:
         """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""
         return None
 
-    def own_scale(self, theta: Theta, z: Tensor) -> Tensor:
+    def own_given(self, X: Tensor) -> tuple[Tensor, ...]:
+        """Return what `own_scale` reads of rows X, tensors of one entry a row: nothing."""
+        return ()
+
+    def own_scale(self, theta: Theta, z: Tensor, *given: Tensor) -> Tensor:
         """Return what latents (..., n_rows, n_latents) stand for, as many numbers as latents.
 
         `theta` is one draw, or empty unless `own_scale_reads_theta`. A model that overrides it
@@ -59,11 +63,13 @@ class OwnScale:
         """
         return z
 
-    def latents_of(self, theta: Theta, values: Tensor) -> Tensor:
+    def latents_of(self, theta: Theta, values: Tensor, *given: Tensor) -> Tensor:
         """Return latents that stand for `values` on the model's own scale."""
         return values
 
-    def own_moments(self, factors: NormalFactors, globals_: NormalFactors) -> tuple[Tensor, Tensor]:
+    def own_moments(
+        self, factors: NormalFactors, globals_: NormalFactors, *given: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return means and sds of `own_scale` under every row's factor, (n_rows, n_latents) each.
 
         By fixed quasi-random points; a model with a better way, or whose scale reads theta,

@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor
 
-from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, NormalFactors
 from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
@@ -13,6 +12,7 @@ from skavi.models._poisson_frame import Prior
 from skavi.models._poisson_rates import Counts, Side, log_expected_full
 from skavi.models._poisson_rows import fitted
 from skavi.models._poisson_steps import Step
+from skavi.models._scale_priors import is_centred_normal
 
 #: Newton steps a row between steps of q(theta): rows start at what the step makes of them.
 _SWEEP_STEPS = 2
@@ -47,20 +47,22 @@ class LinearPoisson(LinearNormal):
         if not self.cell.log_linear:
             return super().has_coordinate_updates(family, global_family)
         diagonal = isinstance(family, DiagonalNormal) and isinstance(global_family, DiagonalNormal)
-        return diagonal and not self.cell.global_prior((), None)
+        known = not self.n_covariates or is_centred_normal(self.coefficient_scale)
+        return diagonal and known and not self.cell.global_prior((), None)
 
     def expected_log_local(self, factors, globals_, X):
         if not self.cell.log_linear:
             return super().expected_log_local(factors, globals_, X)
-        counts, index = self._counts(X), linear_index(globals_.mean, X.shape[1], self.n_components)
+        counts, index = self._counts(X), self._linear_index(globals_, X)
         x, mean = counts.cells.values, globals_.mean[index]
         diagonal = isinstance(factors, DiagonalFactors) and isinstance(globals_, DiagonalFactors)
+        design = self._design(factors.mean, X)
         if diagonal:
             columns = Side(mean, globals_.sd[index] ** 2)
-            rates = counts.rates(Side(factors.mean, factors.sd**2), columns)
+            rates = counts.rates(self._rows(factors, X), columns)
         else:
-            rates = _full_rates(counts, factors, mean, globals_, index)
-        eta = factors.mean @ mean[:, :-1].mT + mean[:, -1]
+            rates = _full_rates(counts, design, factors, mean, globals_, index)
+        eta = design @ mean[:, :-1].mT + mean[:, -1]
         fit = x * (eta + counts.log_exposure) + self.cell.constant(x, {})
         prior = (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
         return (counts.cells.masked(fit) - rates).sum(-1) - 0.5 * prior
@@ -76,7 +78,7 @@ class LinearPoisson(LinearNormal):
         if not self.cell.log_linear:
             return super().best_locals(globals_, X, family, start)
         if start is None:
-            mean, sd = self.initial_locals(self._at_means(globals_, X.shape[1]), X)
+            mean, sd = self.initial_locals(self._at_means(globals_, X), X)
             start = DiagonalFactors(mean, sd)
         return self._fitted(globals_, X, start)
 
@@ -95,11 +97,13 @@ class LinearPoisson(LinearNormal):
     def swept(self, globals_, factors, X, weights):
         if not self.cell.log_linear:
             return super().swept(globals_, factors, X, weights)
-        columns, rows = self._columns(globals_, X.shape[1]), Side(factors.mean, factors.sd**2)
+        columns, rows = self._columns(globals_, X), self._rows(factors, X)
+        k = self.n_components
         step = Step(self._counts(X, weights), self._column_prior(X), rows, columns)
-        rows, columns = step.end.rows, step.end.columns
+        rows, columns = step.end.rows.first(k), step.end.columns
         mean, variance = (
-            torch.cat([t[:, :-1].reshape(-1), t[:, -1]]) for t in (columns.mean, columns.variance)
+            torch.cat([t[:, :k].reshape(-1), t[:, k:-1].reshape(-1), t[:, -1]])
+            for t in (columns.mean, columns.variance)
         )
         there = DiagonalFactors(mean, variance.sqrt())
         return there, DiagonalFactors(rows.mean, rows.variance.sqrt()), step.promised
@@ -114,8 +118,9 @@ class LinearPoisson(LinearNormal):
         model = super().reading(globals_)
         if self.cell.log_linear and isinstance(globals_, DiagonalFactors):
             model = copy.copy(model)
-            columns = self._columns(globals_, globals_.mean.shape[-1] // (self.n_components + 1))
-            model.columns_read_ = torch.cat([columns.mean, columns.variance], -1).cpu().numpy()
+            index = linear_index(globals_.mean, self._n_columns(globals_), *self._widths)
+            read = globals_.mean[index], globals_.sd[index] ** 2
+            model.columns_read_ = torch.cat(read, -1).cpu().numpy()
         return model
 
     def summary(self, X):
@@ -127,54 +132,74 @@ class LinearPoisson(LinearNormal):
         if not hasattr(self, "columns_read_"):
             return super().summary(X)
         k = self.n_components
-        read = torch.as_tensor(self.columns_read_).to(X)
-        columns = Side(read[:, : k + 1], read[:, k + 1 :])
-        at_means = {"loadings": columns.mean[:, :k], "mean": columns.mean[:, k]}
-        mean, sd = self.initial_locals(at_means, X)
-        rows = fitted(self._counts(X), columns, Side(mean, sd**2), _READ_STEPS)
+        columns = Side(*torch.as_tensor(self.columns_read_).to(X).chunk(2, -1))
+        mean, sd = self.initial_locals(self._named(columns.mean), X)
+        start = self._rows(DiagonalFactors(mean, sd), X)
+        rows = fitted(self._counts(X), columns, start, _READ_STEPS).first(k)
         return torch.cat([rows.mean, 0.5 * rows.variance.log()], -1)
 
     def check_learned(self, n_features):
         super().check_learned(n_features)
         if hasattr(self, "columns_read_"):
-            self._require_learned("columns_read_", (n_features, 2 * (self.n_components + 1)))
+            self._require_learned("columns_read_", (n_features, 2 * (sum(self._widths) + 1)))
 
     # --- its parts ------------------------------------------------------------------------------
 
     def _counts(self, X, weights=None):
         weights = X.new_ones(len(X)) if weights is None else weights
-        exposure = X.new_zeros(len(X), 1) + self.log_exposure(X)
-        return Counts(Cells.of(X), exposure, weights)
+        exposure = X.new_zeros(len(X), 1) + self.shift(X)
+        return Counts(self.cells_of(X), exposure, weights, self.n_covariates)
 
-    def _columns(self, globals_, n_features):
-        index = linear_index(globals_.mean, n_features, self.n_components)
+    @property
+    def _widths(self):
+        return self.n_components, self.n_covariates
+
+    def _n_columns(self, globals_):
+        return globals_.mean.shape[-1] // (sum(self._widths) + 1)
+
+    def _linear_index(self, globals_, X):
+        return linear_index(globals_.mean, self.n_explained(X), *self._widths)
+
+    def _rows(self, factors, X):
+        """Return the rows' side: latents, then what is known."""
+        variance = factors.sd**2
+        known = X.new_zeros(len(X), self.n_covariates)
+        return Side(self._design(factors.mean, X), torch.cat([variance, known], -1))
+
+    def _columns(self, globals_, X):
+        index = self._linear_index(globals_, X)
         return Side(globals_.mean[index], globals_.sd[index] ** 2)
 
-    def _at_means(self, globals_, n_features):
-        mean = self._columns(globals_, n_features).mean
-        return {"loadings": mean[:, :-1], "mean": mean[:, -1]}
+    def _at_means(self, globals_, X):
+        return self._named(self._columns(globals_, X).mean)
+
+    def _named(self, mean):
+        """Return means of the columns' numbers by the names of globals."""
+        k = self.n_components
+        return {"loadings": mean[:, :k], "coefficients": mean[:, k:-1], "mean": mean[:, -1]}
 
     def _column_prior(self, X):
-        n_features, k = X.shape[1], self.n_components
-        scales = [self.loading_scale] * k + [self.mean_scale]
-        scale = torch.stack([torch.as_tensor(s).to(X).expand(n_features) for s in scales], -1)
-        loc = torch.nn.functional.pad(self.location(X).unsqueeze(-1), (k, 0))
-        return Prior(loc, scale**-2)
+        loc = self.location(self.explained(X)).unsqueeze(-1)
+        loc = torch.nn.functional.pad(loc, (sum(self._widths), 0))
+        return Prior(loc, self.linear_precision(X))
 
     def _fitted(self, globals_, X, start, *steps):
-        start = Side(start.mean, start.sd**2)
-        rows = fitted(self._counts(X), self._columns(globals_, X.shape[1]), start, *steps)
+        start, k = self._rows(start, X), self.n_components
+        rows = fitted(self._counts(X), self._columns(globals_, X), start, *steps).first(k)
         return DiagonalFactors(rows.mean, rows.variance.sqrt())
 
 
-def _full_rates(counts: Counts, factors: NormalFactors, mean: Tensor, globals_, index: Tensor):
+def _full_rates(
+    counts: Counts, design: Tensor, factors: NormalFactors, mean: Tensor, globals_, index: Tensor
+):
     """Return the expected rates under correlated factors, for some rows at a time."""
     if isinstance(globals_, DiagonalFactors):
         root = torch.diag_embed(globals_.sd[index])
     else:
         root = torch.linalg.cholesky(globals_.block_covariance(index))
-    design = torch.nn.functional.pad(factors.mean, (0, 1), value=1.0)
-    wide = torch.nn.functional.pad(factors.covariance(), (0, 1, 0, 1))
+    design = torch.nn.functional.pad(design, (0, 1), value=1.0)
+    more = design.shape[-1] - factors.mean.shape[-1]
+    wide = torch.nn.functional.pad(factors.covariance(), (0, more, 0, more))
     size = max(1, _NUMBERS // max(1, root.numel()))
     logs = [
         log_expected_full(design[part], wide[part], mean, root)

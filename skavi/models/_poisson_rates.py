@@ -32,7 +32,10 @@ _CELLS, _NUMBERS = 40_000, 200_000
 
 @dataclass(frozen=True)
 class Side:
-    """Independent normal factors of rows (their latents), or of columns (loadings, then mean).
+    """Independent normal factors of rows (latents), or of columns (loadings, then mean).
+
+    Known numbers of a row, its covariates, come after its latents, with variances of 0; a column
+    has its coefficients between loadings and mean.
 
     Attributes
     ----------
@@ -53,8 +56,9 @@ class Side:
         return Side(self.mean[:, :k], self.variance[:, :k])
 
     def moved(self, step: Tensor) -> "Side":
-        """Return the factors after a step (n, 2 k) in means and log sds."""
-        along, widening = step.chunk(2, -1)
+        """Return the factors after a step (n, 2 k) in means and log sds of the first k numbers."""
+        rest = self.mean.shape[-1] - step.shape[-1] // 2
+        along, widening = (torch.nn.functional.pad(t, (0, rest)) for t in step.chunk(2, -1))
         return Side(self.mean + along, self.variance * (2 * widening).exp())
 
 
@@ -65,13 +69,16 @@ class Counts:
     Attributes
     ----------
     cells : Cells
-    log_exposure : Tensor of shape (n_rows, 1)
+    log_exposure : Tensor of shape (n_rows, 1) or (n_rows, n_columns)
     weights : Tensor of shape (n_rows,)
+    n_known : int
+        How many of a row's numbers are known.
     """
 
     cells: Cells
     log_exposure: Tensor
     weights: Tensor
+    n_known: int = 0
 
     def __len__(self):
         return len(self.weights)
@@ -79,7 +86,11 @@ class Counts:
     def __getitem__(self, index):
         observed = self.cells.observed
         cells = Cells(self.cells.values[index], None if observed is None else observed[index])
-        return Counts(cells, self.log_exposure[index], self.weights[index])
+        return Counts(cells, self.log_exposure[index], self.weights[index], self.n_known)
+
+    def n_latents(self, rows: Side) -> int:
+        """Return how many of the rows' numbers are latent: the first ones."""
+        return rows.mean.shape[-1] - self.n_known
 
     def rates(self, rows: Side, columns: Side) -> Tensor:
         """Return the expected rates of the cells, 0 where one is missing, shape (n_rows, D)."""

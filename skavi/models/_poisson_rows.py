@@ -31,7 +31,8 @@ def fitted(counts: Counts, columns: Side, start: Side, steps: int = _STEPS) -> S
 
 def system(counts: Counts, columns: Side, rows: Side, rates: Tensor) -> tuple[Tensor, Tensor]:
     """Return gradients (n_rows, 2 k) of the rows' terms, and their negative Hessians."""
-    k = rows.mean.shape[-1]
+    k = counts.n_latents(rows)
+    rows = rows.first(k)
     gradient, hessian = curvature(rates, rows, columns.first(k))
     fit = counts.cells.values @ columns.mean[:, :k]
     prior = torch.cat([fit - rows.mean, 1 - rows.variance], -1)
@@ -41,8 +42,9 @@ def system(counts: Counts, columns: Side, rows: Side, rates: Tensor) -> tuple[Te
 
 def values(counts: Counts, columns: Side, rows: Side, rates: Tensor) -> Tensor:
     """Return what depends on a row's factor of its term, shape (n_rows,), in nats."""
-    k = rows.mean.shape[-1]
-    fit = ((counts.cells.values @ columns.mean[:, :k]) * rows.mean).sum(-1) - rates.sum(-1)
+    numbers = rows.mean.shape[-1]
+    fit = ((counts.cells.values @ columns.mean[:, :numbers]) * rows.mean).sum(-1) - rates.sum(-1)
+    rows = rows.first(counts.n_latents(rows))
     return fit - 0.5 * (rows.mean**2 + rows.variance - rows.variance.log()).sum(-1)
 
 

@@ -60,29 +60,27 @@ class Step:
         self.end, self.promised = self._step(self.start)
 
     def _at(self, rows, columns):
-        counts, prior, k = self.counts, self.prior, rows.mean.shape[-1]
+        counts, prior = self.counts, self.prior
         rates = counts.rates(rows, columns)
         fit = values(counts, columns, rows, rates)
-        fit = fit + counts.cells.values @ columns.mean[:, k]
+        fit = fit + counts.cells.values @ columns.mean[:, -1]
         squares = prior.precision * ((columns.mean - prior.loc) ** 2 + columns.variance)
         rest = -0.5 * (squares - columns.variance.log()).sum()
         return Point(rows, columns, rates, float(total(counts.weights @ fit) + rest))
 
     def _frame(self, point):
-        return Frame.of(self.prior, self.counts.weights, point.rows, point.columns, point.rates)
+        return Frame.of(self.prior, self.counts, point.rows, point.columns, point.rates)
 
     def _turned(self, point):
         """Return the point after the best affine change of the latents, if that gains."""
-        frame, k = self._frame(point), point.rows.mean.shape[-1]
+        frame, k = self._frame(point), self.counts.n_latents(point.rows)
         turned, gain = frame.turned()
         if not gain > _WORTH * float(total(self.counts.weights.sum())):
             return point
-        of_rows = point.rows.variance * frame.row_precision / turned.row_precision
-        loadings, mean = point.columns.variance.split([k, 1], -1)
-        loadings = loadings * frame.column_precision / turned.column_precision
-        there = self._at(
-            Side(turned.z[:, :k], of_rows), Side(turned.w, torch.cat([loadings, mean], -1))
-        )
+        of_rows, of_columns = point.rows.variance.clone(), point.columns.variance.clone()
+        of_rows[:, :k] *= frame.row_precision / turned.row_precision
+        of_columns[:, :k] *= frame.column_precision / turned.column_precision
+        there = self._at(Side(turned.z[:, :-1], of_rows), Side(turned.w, of_columns))
         return there if there.elbo > point.elbo else point
 
     def _step(self, point):
@@ -104,11 +102,12 @@ class Step:
         return point, 0.5 * float((gradient * path[-1].of_columns).sum())
 
     def _columns(self, point):
-        """Return the columns' gradient (D, 2 (k + 1)), and their blocks of the Hessian."""
+        """Return the columns' gradient (D, 2 p), and their blocks of the Hessian."""
         rows, columns, prior, counts = point.rows, point.columns, self.prior, self.counts
-        k, weights = rows.mean.shape[-1], counts.weights.unsqueeze(-1)
+        numbers, weights = rows.mean.shape[-1], counts.weights.unsqueeze(-1)
         weighted = (point.rates * weights).mT.contiguous()
-        away, bent = map(total, curvature(weighted, columns.first(k), rows, columns.variance[:, k]))
+        of_means = columns.variance[:, numbers]
+        away, bent = map(total, curvature(weighted, columns.first(numbers), rows, of_means))
         z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0)
         fit = total((counts.cells.values * weights).mT @ z)
         squares = prior.precision * columns.variance
@@ -130,7 +129,9 @@ class _Move:
         k = of_rows.shape[-1] // 2
         squares = torch.stack([t.square().sum() for t in of_rows.split(k, -1)])
         of_latents = total(squares) / max(1, n_rows * k)
-        reach = torch.cat([of_latents, of_columns[:, k + 1 :].square().mean().reshape(1)])
+        reach = torch.cat(
+            [of_latents, of_columns[:, of_columns.shape[-1] // 2 :].square().mean().reshape(1)]
+        )
         return cls(of_columns, of_rows, math.sqrt(float(reach.max())))
 
 
@@ -204,23 +205,23 @@ def _moved(point, of_columns, of_rows):
     Along a straight line a turn of rows and columns would stretch both.
     """
     rows, columns = point.rows, point.columns
-    k = rows.mean.shape[-1]
+    k, p = of_rows.shape[-1] // 2, columns.mean.shape[-1]
     z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0)
     change = _change_within(point, of_columns, of_rows)
     turn = torch.nn.functional.pad(z @ change.mT, (0, k))
-    turned = torch.nn.functional.pad(columns.mean[:, :k] @ change, (0, k + 1))
+    turned = torch.nn.functional.pad(columns.mean[:, :k] @ change, (0, p))
     rows, columns = rows.moved(of_rows + turn), columns.moved(of_columns - turned)
     matrix, inverse = exponentials(change)
     z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0) @ inverse.mT
-    return Side(z[:, :k], rows.variance), Side(columns.mean @ matrix, columns.variance)
+    return Side(z[:, :-1], rows.variance), Side(columns.mean @ matrix, columns.variance)
 
 
 def _change_within(point, of_columns, of_rows):
-    """Return the change (k, k + 1) of the latents that is nearest to a move, in log rates.
+    """Return the change (k, p) of the latents that is nearest to a move, in log rates.
 
     The variances count as well: a component that all but dies out is not stretched.
     """
-    rows, k = point.rows, point.rows.mean.shape[-1]
+    rows, k, p = point.rows, of_rows.shape[-1] // 2, point.columns.mean.shape[-1]
     columns = point.columns.first(k)
     loadings = columns.mean
     z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0)
@@ -231,9 +232,9 @@ def _change_within(point, of_columns, of_rows):
     widths = widths + torch.diag((at_columns * columns.variance).sum(0))
     of_z, of_w = second / total(at_rows.sum()), widths / at_columns.sum()
     left = torch.kron(widths, of_z) + torch.kron(of_w, second)
-    right = (at_columns * loadings).mT @ of_columns[:, : k + 1] @ of_z
+    right = (at_columns * loadings).mT @ of_columns[:, :p] @ of_z
     right = right - of_w @ total((at_rows * of_rows[:, :k]).mT @ z)
-    return torch.linalg.solve(left, right.reshape(-1)).reshape(k, k + 1)
+    return torch.linalg.solve(left, right.reshape(-1)).reshape(k, p)
 
 
 def _times(blocks, vectors):
@@ -263,11 +264,15 @@ class _Coupled:
 
     def __init__(self, counts, point, inverse):
         self.counts, self.inverse, self.rates = counts, inverse, point.rates
-        self.rows, self.columns = point.rows, point.columns
-        k = self.k = point.rows.mean.shape[-1]
-        m, s2 = point.rows.mean, point.rows.variance
+        self.columns = point.columns
+        k = self.k = counts.n_latents(point.rows)
+        self.p = counts.n_known
+        m, known = point.rows.mean.split([k, self.p], -1)
+        s2 = point.rows.variance[:, :k]
+        self.m, self.s2 = m, s2
         u, t2 = (each[:, :k] for each in (point.columns.mean, point.columns.variance))
-        self.of_rows = torch.cat([m, s2, m**2 + s2, torch.ones_like(m[:, :1])], -1)
+        ones = torch.ones_like(m[:, :1])
+        self.of_rows = torch.cat([m, s2, m**2 + s2, known, known**2, ones], -1)
         self.of_columns = torch.cat([u, t2, u**2 + t2], -1)
         self.settled_rows = torch.zeros_like(inverse[..., 0])
 
@@ -276,13 +281,13 @@ class _Coupled:
         return _times(self.inverse, gradient)
 
     def response(self, move):
-        """Return what rows do at a move of the columns (D, 2 (k + 1)), shape (n_rows, 2 k)."""
-        k, m, s2 = self.k, self.rows.mean, self.rows.variance
-        u, t2 = self.columns.mean[:, :k], self.columns.variance[:, :k]
-        along, mean, log_t, log_v = move.split([k, 1, k, 1], -1)
-        widening = 2 * t2 * log_t
-        mean_moved = mean + self.columns.variance[:, k:] * log_v
-        moved = self.of_rows @ torch.cat([along, u * along, 0.5 * widening, mean_moved], -1).mT
+        """Return what rows do at a move of the columns (D, 2 p), shape (n_rows, 2 k)."""
+        k, p, m, s2 = self.k, self.p, self.m, self.s2
+        u, (t2, of_known, v) = self.columns.mean[:, :k], self.columns.variance.split([k, p, 1], -1)
+        along, known, mean, log_t, log_known, log_v = move.split([k, p, 1, k, p, 1], -1)
+        widening, mean_moved = 2 * t2 * log_t, mean + v * log_v
+        parts = [along, u * along, 0.5 * widening, known, of_known * log_known, mean_moved]
+        moved = self.of_rows @ torch.cat(parts, -1).mT
         at_cells = (self.rates * moved) @ self.of_columns
         direct = torch.cat([along, widening, 2 * u * along + widening], -1)
         direct = self.rates @ torch.cat([direct, t2 * along, 2 * t2 * widening], -1)
@@ -295,8 +300,8 @@ class _Coupled:
 
     def to_columns(self, move):
         """Return what a move of the rows (n_rows, 2 k) does to the columns' gradient, negative."""
-        k, m, s2 = self.k, self.rows.mean, self.rows.variance
-        u, (t2, v) = self.columns.mean[:, :k], self.columns.variance.split([k, 1], -1)
+        k, p, m, s2 = self.k, self.p, self.m, self.s2
+        u, (t2, of_known, v) = self.columns.mean[:, :k], self.columns.variance.split([k, p, 1], -1)
         along, log_s = move.split(k, -1)
         widening = 2 * s2 * log_s
         moved = torch.cat([along, m * along, 0.5 * widening], -1) @ self.of_columns.mT
@@ -309,5 +314,7 @@ class _Coupled:
         at_cells, direct, pull = (total(each) for each in (at_cells, direct, pull))
         slope, of_u, of_t = (at_cells[:, : 3 * k] + direct[:, : 3 * k]).split(k, -1)
         slope = slope + t2 * direct[:, 3 * k : 4 * k]
-        of_t, mean = of_t + t2 * direct[:, 4 * k :], at_cells[:, 3 * k :]
-        return torch.cat([slope + u * of_u - pull, mean, t2 * of_t, v * mean], -1)
+        of_t = of_t + t2 * direct[:, 4 * k :]
+        known, squares, mean = at_cells[:, 3 * k :].split([p, p, 1], -1)
+        of_sds = [t2 * of_t, of_known * squares, v * mean]
+        return torch.cat([slope + u * of_u - pull, known, mean, *of_sds], -1)

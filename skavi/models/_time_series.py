@@ -13,11 +13,10 @@ from skavi.models._base import (
     LIKELIHOOD_NEEDED,
     HierarchicalModel,
     LatentVariableModel,
-    for_latents,
     overrides,
-    start_at,
 )
 from skavi.models._global_space import Theta
+from skavi.models._priors_of_rows import for_latents, start_at
 from skavi.models._written import left_open, require_written
 
 
@@ -77,7 +76,7 @@ class TimeSeriesModel(HierarchicalModel):
         return torch.cat([torch.full_like(X[:1], self.initial), X[:-1]])
 
     def prior_of_rows(self, theta, X):
-        return self.latent_prior(X.shape[1], theta, self.previous(X))
+        return self.latent_prior(self.n_explained(X), theta, self.previous(X))
 
     def simulate(self, theta, n_samples, n_features=1):
         x = torch.full((1, n_features), float(self.initial))

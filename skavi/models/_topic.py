@@ -248,11 +248,11 @@ class TopicModel(LogisticNormal):
     def latent_names(self, n_features):
         return [f"topic{k}" for k in range(self.n_components)]
 
-    def own_scale(self, theta, z):
+    def own_scale(self, theta, z, *given):
         """Return the topics' proportions in documents of these logits."""
         return torch.softmax(z, -1)
 
-    def latents_of(self, theta, values):
+    def latents_of(self, theta, values, *given):
         """Return logits of the topics' proportions in documents, whose rows sum to one.
 
         Raises

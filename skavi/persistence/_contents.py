@@ -18,6 +18,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skavi._component import Component
+from skavi._data.column_roles import ColumnRoles
 from skavi._estimators.base import VariationalInference
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
@@ -181,7 +182,7 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
     for component in components.values():
         component.check()
     _check_fit_is_of(estimator, own)
-    n_features, raw = fitted["n_features_in_"], fitted["_raw_globals"]
+    raw, (width, n_features) = fitted["_raw_globals"], _widths(fitted)
     for name in ("model", "model_"):
         if name in components and own(components[name]):
             check_theta(components[name], n_features, raw)
@@ -194,7 +195,19 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
         for name in ("noise", "noise_"):
             if name in components:
                 check_noise(components[name], objective)
-    check_function(fitted, objective, n_features, own(fitted["inference_function_"]))
+    check_function(fitted, objective, width, own(fitted["inference_function_"]))
+
+
+def _widths(fitted):
+    """Return the columns of a row as the model gets it, and those that it explains."""
+    model, n_features = fitted["model_"], fitted["n_features_in_"]
+    roles = model.columns_
+    if not isinstance(roles, ColumnRoles) or roles.n_columns not in (0, n_features):
+        raise ValueError(f"columns_ are not those of a table of {n_features} columns")
+    counted = {role: len(columns) for role, columns in roles.given.items() if columns}
+    if counted != {role: len(columns) for role, columns in model.named_columns().items()}:
+        raise ValueError(f"columns_ are not those that {type(model).__name__} names")
+    return roles.row_width(n_features), roles.n_explained(n_features)
 
 
 def _check_attributes(estimator, fitted):
@@ -261,7 +274,7 @@ def _objective(estimator, n_features) -> Objective:
         raise ValueError(f"n_features_in_={n_features} is more than the globals tell of")
     if not is_whole(model.count_latents(n_features), model.fewest_latents):
         raise ValueError(f"{type(model).__name__} has {model.count_latents(n_features)!r} latents")
-    like = torch.zeros(1, n_features, dtype=torch.float64)
+    like = torch.zeros(1, n_features + model.columns_.width, dtype=torch.float64)
     objective = bind(model, family, estimator.global_family_, like)
     needed = estimator.global_family_.n_parameters(objective.space.size)
     if needed != estimator._raw_globals.size:

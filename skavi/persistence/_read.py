@@ -11,6 +11,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 
 from skavi._component import Component
+from skavi._data.column_roles import ColumnRoles
 from skavi._numerics.whole_numbers import is_whole
 from skavi.inference_functions import TorchFunction
 from skavi.persistence._contents import check_contents, check_name
@@ -97,6 +98,9 @@ class _Reader:
         if len(items) < len(node["items"]):
             raise ValueError("one key twice")
         return items
+
+    def columns(self, node):
+        return ColumnRoles.from_plain(self.value(node["value"]))
 
     def schedule(self, node):
         return _look_up(SCHEDULES, node["name"])
@@ -201,6 +205,7 @@ _READERS = {
     "list": (("items",), _Reader.list_),
     "tuple": (("items",), _Reader.tuple_),
     "dict": (("items",), _Reader.dict_),
+    "columns": (("value",), _Reader.columns),
     "device": (("value",), _Reader.device),
     "schedule": (("name",), _Reader.schedule),
     "random_state": (("state",), _Reader.random_state),
@@ -277,7 +282,7 @@ def _make_fitted(cls, params, attributes, handed):
     fitted.setdefault("tol_", estimator.tol)  # files of older versions hold none
     with np.errstate(all="ignore"):
         check_contents(estimator, is_own, handed)
-    raw, n_features = estimator._raw_globals, estimator.n_features_in_
+    raw, n_features = estimator._raw_globals, estimator._row_width
     estimator.global_posterior_ = GlobalPosterior(
         estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted)
     )

@@ -25,7 +25,9 @@ def check_theta(model: LatentVariableModel, n_features: int, raw: np.ndarray) ->
             f"has {raw.size} numbers"
         )
     # A row of ones is valid for all of skavi's models, and this one takes no memory.
-    model.check_data(torch.ones((), dtype=torch.float64).expand(1, n_features))
+    model.check_data(
+        torch.ones((), dtype=torch.float64).expand(1, n_features + model.columns_.width)
+    )
 
 
 def check_noise(noise: Noise, objective: Objective) -> None:

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 
 from skavi import families, inference_functions, models, noise, solvers
 from skavi._component import Component
+from skavi._data.column_roles import ColumnRoles
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
 from skavi._fit.defaults import falling
@@ -141,6 +142,10 @@ class Writer:
     def _(self, value: dict, where):
         items = [[self.node(k, where), self.node(v, f"{where}[{k!r}]")] for k, v in value.items()]
         return {"kind": "dict", "items": items}
+
+    @node.register
+    def _(self, value: ColumnRoles, where):
+        return {"kind": "columns", "value": self.node(value.to_plain(), where)}
 
     @node.register
     def _(self, value: FunctionType, where):

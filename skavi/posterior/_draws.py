@@ -142,9 +142,9 @@ def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, rand
     seed = drawn_seed(state)
     with seeded(seed):
         groups = _groups(fitted, fitted.draws(n_draws, state))
-    observed = X.toarray() if scipy.sparse.issparse(X) else X
+    observed = fitted.model.explained(X.toarray() if scipy.sparse.issparse(X) else X)
     groups["observed_data"] = {"x": np.array(observed, dtype=np.float64)}
-    features = np.arange(X.shape[1]) if names.features is None else names.features
+    features = np.arange(observed.shape[1]) if names.features is None else names.features
     coords = {
         "row": row_labels(names.rows, X.shape[0]),
         "feature": features,
@@ -160,11 +160,11 @@ def _groups(fitted, draws):
     columns: dict[tuple[str, str], list[np.ndarray]] = {}
     for draw in draws:
         known = {("posterior", name): value for name, value in draw.theta.items()}
-        known[("posterior", "z")] = model.own_scale(draw.theta, draw.z)
+        known[("posterior", "z")] = model.own_scale(draw.theta, draw.z, *model.own_given(X))
         known[("sample_stats", "lp")] = draw.log_joint
         known[("sample_stats", "log_q")] = draw.log_q
         for group, method in (
-            ("posterior_predictive", model.replicate),
+            ("posterior_predictive", lambda *draw: model.explained(model.replicate(*draw))),
             ("log_likelihood", model.log_likelihood),
         ):
             with suppress(NotImplementedError):

@@ -38,8 +38,10 @@ class OwnScalePosterior(LatentPosterior):
     globals_ : GlobalPosterior or None
         q(theta), if the model's scale depends on theta.
     own_scale : callable
-        Map from one draw of theta (empty without `globals_`), and draws of latents, to the model's
-        scale.
+        Map from one draw of theta (empty without `globals_`), draws of latents, and what is given,
+        to the model's scale.
+    given : tuple of Tensor
+        What that map reads of each row.
 
     Examples
     --------
@@ -56,9 +58,10 @@ class OwnScalePosterior(LatentPosterior):
     latents: LatentPosterior = field(kw_only=True, repr=False)
     globals_: GlobalPosterior | None = field(kw_only=True, repr=False)
     own_scale: Callable = field(kw_only=True, repr=False)
+    given: tuple[torch.Tensor, ...] = field(kw_only=True, repr=False, default=())
 
     @classmethod
-    def of(cls, latents, globals_, own_scale, mean, sd):
+    def of(cls, latents, globals_, own_scale, mean, sd, given=()):
         """Return the posterior that belongs to normal factors, with moments that are known."""
         posterior = cls(
             mean,
@@ -69,6 +72,7 @@ class OwnScalePosterior(LatentPosterior):
             latents=latents,
             globals_=globals_,
             own_scale=own_scale,
+            given=given,
         )
         for rows, values in posterior._fixed_draws():
             away = (values - values.mean(0)) / len(values) ** 0.5
@@ -120,15 +124,17 @@ class OwnScalePosterior(LatentPosterior):
         for first in range(0, n_rows, max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))):
             rows = slice(first, min(n_rows, first + max(1, _FIXED_NUMBERS // (_FIXED_DRAWS * k))))
             z = np.einsum("nij,dj->dni", self.latents.scale[rows], noise)
-            yield rows, self._on_own_scale(self.latents.mean[rows] + z, of_globals)
+            yield rows, self._on_own_scale(self.latents.mean[rows] + z, of_globals, rows)
 
     @property
     def _n_globals(self):
         return 0 if self.globals_ is None else self.globals_.size
 
-    def _on_own_scale(self, z, noise):
-        """Map draws of latents, (n_draws, n_rows, n_latents), and noise of theta of each draw."""
+    def _on_own_scale(self, z, noise, rows=slice(None)):
+        """Map draws of latents of rows, (n_draws, n_rows, n_latents), and noise of each theta."""
+        given = tuple(each[rows] for each in self.given)
         if self.globals_ is None:
-            return self.own_scale({}, aligned(z)).numpy()
+            return self.own_scale({}, aligned(z), *given).numpy()
         theta = self.globals_.draws(noise)
-        return torch.func.vmap(self.own_scale)(theta, aligned(z)).numpy()
+        in_dims = (0, 0, *(None for _ in given))
+        return torch.func.vmap(self.own_scale, in_dims)(theta, aligned(z), *given).numpy()

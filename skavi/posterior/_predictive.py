@@ -33,9 +33,10 @@ def _draws(objective: Objective, raw_globals: Tensor, n_draws: int):
 
 
 def cell_moments(objective: Objective, raw: Tensor, raw_globals: Tensor, X: Tensor):
-    """Return the predictive mean and variance of every cell under q, each of the shape of X."""
+    """Return the predictive mean and variance of every cell under q, explained columns alone."""
     factors = objective.local_factors(raw)
-    mean, spread, within = torch.zeros_like(X), torch.zeros_like(X), torch.zeros_like(X)
+    like = objective.model.explained(X)
+    mean, spread, within = (torch.zeros_like(like) for _ in range(3))
     for i, (theta, noise) in enumerate(_draws(objective, raw_globals, _N_DRAWS), 1):
         with defaults_of(X):
             centre, variance = objective.model.cell_moments(theta, factors.draw(noise), X)

@@ -60,11 +60,41 @@ def elbo(frame, mean, X, family):
     return float(objective.summed(terms, raw_globals, frame.weights))
 
 
+def shifted(frame, mean):
+    """Return the frame after the best shift, and the mean, of a prior sd of 2 about 0."""
+    known = torch.ones(len(frame.z), 1, dtype=mean.dtype)
+    frame, slopes = frame.shifted(known, mean.unsqueeze(-1), torch.full((5, 1), 0.25).to(mean))
+    return frame, slopes[:, 0]
+
+
+def test_the_shift_along_covariates_is_the_best_one():
+    """z_n - b g_n, slopes + W b: of -1/2 (sum_n r_n z_n^2 + sum_dj p_j B_dj^2) the highest."""
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    start = frame_of(normal(12, 5), DiagonalNormal())
+    known = torch.cat([normal(12, 2), torch.ones(12, 1, dtype=torch.float64)], 1)
+    slopes, precision = normal(5, 3), 0.1 + normal(5, 3) ** 2
+
+    def value(b):
+        z, moved = start.z - known @ b.mT, slopes + start.loadings @ b
+        return -0.5 * ((start._row_weights * z**2).sum() + (precision * moved**2).sum())
+
+    frame, there = start.shifted(known, slopes, precision)
+    b = torch.linalg.lstsq(known, start.z - frame.z).solution.mT
+    torch.testing.assert_close(there, slopes + start.loadings @ b)
+    slope = torch.func.grad(value)(b)
+    assert float(slope.abs().max()) < 1e-10
+    assert float(value(b) - value(torch.zeros_like(b))) > 0.1
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_what_a_change_gains_is_what_the_elbo_gains(table, family):
     """F leaves out only what no change of the latents moves: differences agree to rounding."""
     frame, mean = frame_of(table, family), torch.linspace(-1, 1, 5, dtype=table.dtype)
-    frame, mean = frame.shifted(mean, torch.full_like(mean, 0.25))
+    frame, mean = shifted(frame, mean)
     change = torch.tensor([[0.2, -0.3], [0.1, -0.15]], dtype=table.dtype)
     turned = frame._changed(change)
     gain = float(turned._value() - frame._value())
@@ -79,7 +109,7 @@ def test_the_shift_is_the_best_one(table, family):
     A shift changes no covariance, so the ELBO is quadratic in b and its maximum unique.
     """
     start, mean = frame_of(table, family), torch.linspace(-1, 1, 5, dtype=table.dtype)
-    frame, centre = start.shifted(mean, torch.full_like(mean, 0.25))
+    frame, centre = shifted(start, mean)
     predictors = [f.z @ f.loadings.mT + m for f, m in ((start, mean), (frame, centre))]
     assert torch.allclose(*predictors, atol=1e-12)
     best = elbo(frame, centre, table, family)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from skavi._data.missing_cells import Cells
 from skavi.models._poisson_frame import Frame, Prior
-from skavi.models._poisson_rates import Side
+from skavi.models._poisson_rates import Counts, Side
 
 
 @pytest.fixture
@@ -17,7 +18,8 @@ def frame():
         Side(normal(5, 3), normal(5, 3) ** 2),
     )
     prior = Prior(normal(5, 3) * torch.tensor([0.0, 0.0, 1.0]), 0.5 + normal(5, 3) ** 2)
-    return Frame.of(prior, 0.5 + normal(7) ** 2, rows, columns, normal(7, 5) ** 2)
+    counts = Counts(Cells(normal(7, 5), None), normal(7, 1), 0.5 + normal(7) ** 2)
+    return Frame.of(prior, counts, rows, columns, normal(7, 5) ** 2)
 
 
 def change_of(frame, flat):

@@ -1,0 +1,381 @@
+"""Columns of X that a model is given, not asked to explain: found by name or place, and encoded.
+
+A user's table holds them anywhere. Inside, a row is what is explained, then what is given, role by
+role, so that batches, weights, copies and files carry it along.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.preprocessing import OneHotEncoder
+
+from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.private_names import feature_names, safe_indexing
+
+#: Kinds of numpy's that are numbers.
+_NUMBERS = "biuf"
+#: Levels of a column that are named in an error, at most.
+_NAMED = 8
+
+Named = Mapping[str, tuple[str | int, ...]]
+
+
+@dataclass(frozen=True)
+class GivenColumn:
+    """A column of the user's table, and how it is read.
+
+    Attributes
+    ----------
+    place : int
+        In the user's table.
+    name : str
+    levels : tuple of str
+        Of a column of categories; the first one is the reference, without a column of its own.
+        Empty for numbers.
+    """
+
+    place: int
+    name: str
+    levels: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the columns that it becomes."""
+        return [f"{self.name}_{level}" for level in self.levels[1:]] or [self.name]
+
+    def encoded(self, values: Any, asked_by: str) -> np.ndarray:
+        """Return a column as numbers, shape (n_rows, number of labels)."""
+        if not self.levels:
+            return _numbers(values, f"column {self.name!r}", asked_by)[:, None]
+        texts = _texts(values, self.name, asked_by)
+        known = np.array(self.levels, dtype=object)
+        unknown = sorted(set(texts) - set(self.levels))
+        if unknown:
+            raise ValueError(
+                f"{asked_by}: column {self.name!r} holds {_listed(unknown)}, but the fit knows "
+                f"only {_listed(self.levels)}."
+            )
+        encoder = OneHotEncoder(categories=[known], drop="first", sparse_output=False)
+        return encoder.fit_transform(texts[:, None])
+
+
+@dataclass(frozen=True)
+class ColumnRoles:
+    """Which columns of a user's table are given, by role; all others are explained.
+
+    Attributes
+    ----------
+    given : dict of str to tuple of GivenColumn
+    n_columns : int
+        Of the user's table; 0 where nothing is given.
+    """
+
+    given: Mapping[str, tuple[GivenColumn, ...]]
+    n_columns: int = 0
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Return the places of given columns in the user's table."""
+        return [column.place for columns in self.given.values() for column in columns]
+
+    @cached_property
+    def explained(self) -> list[int]:
+        """Return the places of explained columns in the user's table."""
+        return [place for place in range(self.n_columns) if place not in set(self.places)]
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """How many columns of a row each role has."""
+        return {role: len(self.labels(role)) for role in self.given}
+
+    @cached_property
+    def width(self) -> int:
+        """How many given columns a row has."""
+        return sum(self.widths.values())
+
+    def labels(self, role: str) -> list[str]:
+        """Return the names of a role's columns of a row."""
+        return [label for column in self.given.get(role, ()) for label in column.labels]
+
+    def n_explained(self, n_columns: int) -> int:
+        """Return how many columns of a user's table are explained."""
+        return n_columns - len(set(self.places))
+
+    def row_width(self, n_columns: int) -> int:
+        """Return the number of columns of a row, for a user's table of `n_columns`."""
+        return self.n_explained(n_columns) + self.width
+
+    def slice(self, role: str, width: int) -> slice:
+        """Return where a role's columns are in a row of `width` numbers."""
+        first = width - self.width
+        for name, size in self.widths.items():
+            if name == role:
+                return slice(first, first + size)
+            first += size
+        return slice(width, width)
+
+    def encoded(self, X: Any, role: str, asked_by: str) -> np.ndarray:
+        """Return a role's columns of a user's table as numbers, shape (n_rows, width)."""
+        parts = [
+            column.encoded(safe_indexing(X, column.place, axis=1), asked_by)
+            for column in self.given[role]
+        ]
+        return np.hstack(parts) if parts else np.empty((X.shape[0], 0))
+
+    def rows(self, X: Any, asked_by: str) -> tuple[Any, np.ndarray]:
+        """Return the explained columns of a user's table, and the given ones as numbers."""
+        parts = [self.encoded(X, role, asked_by) for role in self.given]
+        return safe_indexing(X, self.explained, axis=1), np.hstack(parts)
+
+    def apart(self, C: Any, role: str, asked_by: str) -> np.ndarray:
+        """Return the columns of a role as numbers, from a table that holds no others.
+
+        By name from a frame, else in the order in which the model names them.
+        """
+        columns, C = self.given[role], as_table(C)
+        names, shape = feature_names(C), tuple(getattr(C, "shape", ()))
+        if names is None and len(shape) == len(columns) == 1:
+            C = C[:, None]
+        if names is None and tuple(C.shape[1:]) != (len(columns),):
+            raise ValueError(
+                f"{asked_by}: {role} has shape {shape}, but needs {len(columns)} columns: "
+                f"{_listed([column.name for column in columns])}."
+            )
+        places = [
+            i if names is None else _place(column.name, role, names, C.shape[1], asked_by)
+            for i, column in enumerate(columns)
+        ]
+        pairs = zip(columns, places, strict=True)
+        parts = [column.encoded(safe_indexing(C, at, axis=1), asked_by) for column, at in pairs]
+        return np.hstack(parts)
+
+    # --- as plain data --------------------------------------------------------------------------
+
+    def to_plain(self) -> dict:
+        """Return names, numbers and lists that say the same."""
+        given = {
+            role: [[c.place, c.name, list(c.levels)] for c in columns]
+            for role, columns in self.given.items()
+        }
+        return {"n_columns": self.n_columns, "given": given}
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "ColumnRoles":
+        """Return what `to_plain` has written; refuse anything else."""
+        try:
+            given = {
+                role: tuple(GivenColumn(p, n, tuple(levels)) for p, n, levels in columns)
+                for role, columns in plain["given"].items()
+            }
+            roles, known = cls(given, plain["n_columns"]), plain.keys() == {"given", "n_columns"}
+            columns = [column for each in given.values() for column in each]
+            fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
+            fine = fine and all(c.place < roles.n_columns for c in columns)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            fine = False
+        if not fine:
+            raise ValueError("columns_ names no columns as a fit does")
+        return roles
+
+
+def _is_column(column: GivenColumn) -> bool:
+    texts = [column.name, *column.levels]
+    fine = is_whole(column.place, 0) and all(type(text) is str for text in texts)
+    return fine and len(column.levels) != 1 and len(set(column.levels)) == len(column.levels)
+
+
+#: Every column is explained.
+ALL_EXPLAINED = ColumnRoles({})
+
+
+# --- what a user names ----------------------------------------------------------------------------
+
+
+def named_columns(value: Any) -> tuple[str | int, ...]:
+    """Return the columns that an argument names, as a tuple; none for None."""
+    if value is None:
+        return ()
+    if isinstance(value, str) or _is_place(value):
+        return (value,)
+    return tuple(value)
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def are_columns(value: Any) -> bool:
+    """Say whether an argument may name columns: names and places, each once."""
+    try:
+        columns = named_columns(value)
+    except TypeError:
+        return False
+    fine = all(isinstance(each, str) or _is_place(each) for each in columns)
+    return fine and len(set(columns)) == len(columns)
+
+
+def find_columns(X: Any, named: Named, asked_by: str, alone: bool = True) -> ColumnRoles:
+    """Return the roles of the columns of a training table.
+
+    Parameters
+    ----------
+    X : array, frame or sparse matrix of shape (n_rows, n_columns)
+    named : dict of str to tuple of (str or int)
+        Names or places of columns, by role.
+    asked_by : str
+        Of the model, for errors.
+    alone : bool
+        Whether X is the whole table; else a part may well be constant, or lack a level.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the column that is missing, named twice, constant, or not to be read.
+    """
+    names, found = feature_names(X), {}
+    taken: dict[int, str] = {}
+    for role, columns in named.items():
+        own = []
+        for column in columns:
+            place = _place(column, role, names, X.shape[1], asked_by)
+            if place in taken:
+                raise ValueError(
+                    f"{asked_by}: column {column!r} is in {taken[place]} and in {role}: a column "
+                    "has one role."
+                )
+            taken[place] = role
+            name = f"x{place}" if names is None else str(names[place])
+            own.append(_read(safe_indexing(X, place, axis=1), place, name, asked_by, alone))
+        found[role] = tuple(own)
+    if len(taken) == X.shape[1]:
+        raise ValueError(f"{asked_by}: every column of X is given, and none is left to explain.")
+    return ColumnRoles(found, X.shape[1])
+
+
+def as_table(X: Any) -> Any:
+    """Return X as something whose columns can be taken one by one."""
+    if hasattr(X, "shape") or scipy.sparse.issparse(X):
+        return X
+    plain = np.asarray(X)
+    return np.array(X, dtype=object) if plain.dtype.kind in "US" else plain
+
+
+def _place(column, role, names, n_columns, asked_by):
+    """Return where a named column is."""
+    said = f"{asked_by}({role}=...)"
+    if isinstance(column, str):
+        if names is None:
+            raise ValueError(
+                f"{said} names the column {column!r}, but X has no column names: give places, or "
+                "X as a data frame."
+            )
+        if column not in names:
+            raise ValueError(f"{said}: X has no column {column!r}; it has {_listed(names)}.")
+        return list(names).index(column)
+    if not -n_columns <= column < n_columns:
+        raise ValueError(f"{said}: X has no column {column}; it has {n_columns} of them.")
+    return int(column) % n_columns
+
+
+def _read(values, place, name, asked_by, alone):
+    """Return how a column of the training table is read: as numbers, or by its levels."""
+    levels = _declared_levels(values)
+    if levels is None and _dtype_kind(values) not in _NUMBERS:
+        if not alone:
+            raise TypeError(
+                f"{asked_by}: column {name!r} holds text, whose levels a part of the table does "
+                "not tell: make it a categorical column with all of its levels, or numbers."
+            )
+        levels = tuple(sorted(set(_texts(values, name, asked_by))))
+    if levels is not None:
+        present = set(_texts(values, name, asked_by)) if alone else set(levels)
+        levels = tuple(level for level in levels if level in present)
+        if len(levels) < 2:
+            _refuse_constant(name, levels[0], asked_by)
+        return GivenColumn(place, name, levels)
+    numbers = _numbers(values, f"column {name!r}", asked_by)
+    if alone and len(numbers) > 1 and numbers.min() == numbers.max():
+        _refuse_constant(name, f"{numbers[0]:g}", asked_by)
+    return GivenColumn(place, name)
+
+
+def _refuse_constant(name, value, asked_by):
+    raise ValueError(
+        f"{asked_by}: column {name!r} is constant ({value}), and tells nothing beside the mean: "
+        "leave it out."
+    )
+
+
+def _declared_levels(values):
+    """Return the levels of a column of a categorical dtype as text, in their order; else None."""
+    dtype = getattr(values, "dtype", None)
+    if str(dtype) == "category":
+        return tuple(map(str, values.cat.categories))
+    if str(dtype).startswith(("Categorical", "Enum")):
+        return tuple(map(str, values.cat.get_categories().to_list()))
+    return None
+
+
+def _dtype_kind(values) -> str:
+    """Return the kind of a column's numpy dtype; of objects, whether all are numbers."""
+    array = _dense(values)
+    if array.dtype.kind != "O":
+        return array.dtype.kind
+    missing = (type(None), float, int, bool, np.number, np.bool_)
+    return "f" if all(isinstance(each, missing) for each in array) else "O"
+
+
+def _dense(values) -> np.ndarray:
+    values = values.toarray() if scipy.sparse.issparse(values) else values
+    return np.asarray(values).reshape(-1)
+
+
+def _numbers(values, what, asked_by) -> np.ndarray:
+    """Return a column as finite floats."""
+    array = _dense(values)
+    if _dtype_kind(values) not in _NUMBERS:
+        raise TypeError(
+            f"{asked_by}: {what} is not numeric (dtype {array.dtype}): give numbers, or at the fit "
+            "text or categories."
+        )
+    numbers = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise ValueError(
+            f"{asked_by}: {what} has {len(bad)} cells that are missing or infinite (first at row "
+            f"{bad[0]}), but what is given must be known: fill them, or leave these rows out."
+        )
+    return numbers
+
+
+def _texts(values, name, asked_by) -> np.ndarray:
+    """Return a column of categories as text."""
+    array = _dense(values)
+    if array.dtype.kind in "mM":
+        raise TypeError(
+            f"{asked_by}: column {name!r} is not numeric ({array.dtype}): turn dates into numbers, "
+            "such as days since the first."
+        )
+    if array.dtype.kind != "O":
+        return array.astype(str).astype(object)
+    missing = [n for n, each in enumerate(array) if _is_missing(each)]
+    if missing:
+        raise ValueError(
+            f"{asked_by}: column {name!r} has {len(missing)} missing cells (first at row "
+            f"{missing[0]}), but what is given must be known: fill them, or leave these rows out."
+        )
+    return np.array([str(each) for each in array], dtype=object)
+
+
+def _is_missing(cell) -> bool:
+    return cell is None or cell != cell or str(cell) == "<NA>"
+
+
+def _listed(names) -> str:
+    some = [repr(str(name)) for name in list(names)[:_NAMED]]
+    return ", ".join(some) + (", ..." if len(names) > _NAMED else "")

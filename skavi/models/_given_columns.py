@@ -1,0 +1,52 @@
+"""Columns of X that a model is given: which ones, and where they are in a row."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skavi._data.column_roles import ALL_EXPLAINED, ColumnRoles, are_columns, named_columns
+
+
+class GivenColumns:
+    """Every column of X is explained, unless an argument among `roles` names some."""
+
+    #: Arguments that name columns of X which the model is given.
+    roles: tuple[str, ...] = ()
+    #: Where the given columns of the training table were; a fit sets it.
+    columns_: ColumnRoles = ALL_EXPLAINED
+
+    def named_columns(self) -> dict[str, tuple[str | int, ...]]:
+        """Return the columns that each role names, for those roles that name any."""
+        named = {role: named_columns(getattr(self, role)) for role in self.roles}
+        return {role: columns for role, columns in named.items() if columns}
+
+    def check_roles(self) -> None:
+        """Raise a ValueError that names the first of `roles` that names no columns."""
+        for role in self.roles:
+            value = getattr(self, role)
+            if not are_columns(value):
+                raise ValueError(
+                    f"{type(self).__name__}({role}={value!r}): {role} must name columns of X, by "
+                    "name or by place, each once."
+                )
+
+    def n_explained(self, X: Any) -> int:
+        """Return how many columns of rows X, as the model gets them, are explained."""
+        return X.shape[1] - self.columns_.width
+
+    def explained(self, X: Any) -> Any:
+        """Return the explained columns of rows X: the first ones."""
+        return X[:, : self.n_explained(X)] if self.columns_.width else X
+
+    def given_columns(self, X: Any, role: str = "covariates") -> Any:
+        """Return the columns of rows X that are given in a role, (n_rows, 0) where there are none.
+
+        Columns of categories are encoded: 0 and 1 for each level but the first.
+        """
+        return X[:, self.columns_.slice(role, X.shape[1])]
+
+    def with_given(self, explained: Tensor, X: Tensor) -> Tensor:
+        """Return rows of new explained columns, with the given columns of X."""
+        n = self.n_explained(X)
+        return torch.cat([explained, X[:, n:]], 1) if self.columns_.width else explained
