@@ -50,7 +50,7 @@ from skavi._platform.random_state import drawn_seed, private_state
 from skavi._platform.user_warnings import warn
 from skavi._platform.version import SavedVersionWarning, __version__
 from skavi.callbacks import Checkpoint
-from skavi.families import DiagonalNormal, Family
+from skavi.families import Family
 from skavi.inference_functions import Table
 from skavi.models import LatentVariableModel, PriorConflictWarning
 from skavi.noise import Noise
@@ -239,7 +239,7 @@ class VariationalInference(
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
         if roles.places:
             model.columns_ = roles
-        family = clone(self.family) if self.family is not None else DiagonalNormal()
+        family = clone(self.family) if self.family is not None else None
         global_family = clone(model.global_family(self.global_family))
         function = self._function()
         for component in (model, function, self.noise, self.solver, family, global_family):
@@ -253,7 +253,7 @@ class VariationalInference(
         model = _ask(rows, model.adapted)
         objective = validated_objective(model, family, global_family, rows, generator)
         model = self._with_context(objective.model, function, rows.X)
-        no_factors = not objective.n_latents  # which a function could give
+        no_factors = not objective.has_factors  # which a function could give
         function = Table() if no_factors else function
         return Plan(
             replace(objective, model=model),
@@ -341,8 +341,7 @@ class VariationalInference(
     def _n_features_out(self):
         if not hasattr(self, "n_features_in_") or not hasattr(self, "model_"):
             raise AttributeError("not fitted")
-        n_latents = self.model_.count_latents(self._n_explained)
-        return n_latents * (2 if self.output == "mean_sd" else 1)
+        return self._fitted_model.objective.n_columns * (2 if self.output == "mean_sd" else 1)
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of `transform`'s columns: the model's, or the estimator's own.
@@ -359,7 +358,7 @@ class VariationalInference(
         """
         check_is_fitted(self)
         self._validate_params()
-        names = self.model_.latent_names(self._n_explained)
+        names = self._fitted_model.objective.column_names(self._n_explained)
         if names is None:
             return super().get_feature_names_out(input_features)  # type: ignore[call-arg]
         sds = [f"{name}_sd" for name in names] if self.output == "mean_sd" else []

@@ -48,16 +48,18 @@ class Generation(FittedEstimator):
         """
         check_is_fitted(self)
         Z = np.asarray(Z)
-        k = self.model_.count_latents(self._n_explained)
+        objective = self._fitted_model.on_cpu().objective
+        k = objective.n_columns
         given = self._given_apart(covariates, len(Z))
         if Z.ndim != 2 or Z.shape[1] not in (k, 2 * k):
-            raise ValueError(f"Z has shape {Z.shape}, but the model has {k} latents a row.")
+            raise ValueError(
+                f"Z has shape {Z.shape}, but the model has {k} latents a row, or states."
+            )
         values = aligned(Z[:, :k])
         total, draws = values.new_zeros(()), self._theta_draws(32)
         for theta in draws:
             with defaults_of(values):
-                z = self.model_.latents_of(theta, values, *given)
-                total = total + self.model_.predicted_mean(theta, z, *given) / len(draws)
+                total = total + objective.predicted_mean(theta, values, *given) / len(draws)
         if bool(total.isnan().any()):
             widest = max((float(sd.max()) for sd in self.global_posterior_.sd.values()), default=0)
             raise FloatingPointError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sklearn.base import TransformerMixin
+from sklearn.utils.metaestimators import available_if
 
 from skavi._data.blockwise import COPIED_ROWS
 from skavi._estimators.fitted_estimator import FittedEstimator
@@ -12,9 +13,15 @@ from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
-from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior
+from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior, StatePosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
+
+
+def _has_states(estimator):
+    """Say whether a fitted estimator's latents take finitely many values."""
+    fitted = hasattr(estimator, "model_")
+    return fitted and not estimator._fitted_model.objective.has_own_numbers
 
 
 # scikit-learn's set_output wraps `transform` only in subclasses of TransformerMixin.
@@ -57,6 +64,24 @@ class RowInference(FittedEstimator, TransformerMixin):
         columns = [mean, sd] if self.output == "mean_sd" else [mean]
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
+    @available_if(_has_states)
+    def predict(self, X):
+        """Return the rows' most probable states, where latents take finitely many values.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of int of shape (n_samples,)
+            Numbers of `transform`'s columns.
+        """
+        return self._call_in_pieces(X, self._predict_rows)
+
+    def _predict_rows(self, fit, X):
+        return fit.at(self._rows(X)).raw_states()
+
     def _call_in_pieces(self, X, method):
         """Call a method on pieces of X, so that memory beside X is bounded; join the results."""
         X, fit = self._validate(X), self._fitted_model
@@ -86,13 +111,18 @@ class RowInference(FittedEstimator, TransformerMixin):
         Returns
         -------
         LatentPosterior
-            On the model's own scale, if it has one: `OwnScalePosterior`.
+            On the model's own scale, if it has one: `OwnScalePosterior`; of latents that take
+            finitely many values: `StatePosterior`.
         """
         index = X.index if hasattr(X, "iloc") else None
         X = self._validate(X)
         require_memory_of_rows(self, X, covariances=True)
         here = self._fitted_model.at(self._rows(X))
         factors = here.factors()
+        if not here.objective.has_own_numbers:  # probabilities of states
+            atoms = factors.atoms.cpu().numpy().copy()
+            names = tuple(map(str, self.get_feature_names_out()[: len(atoms)]))
+            return StatePosterior(factors.mean.cpu().numpy().copy(), atoms, index, names)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
@@ -156,10 +186,19 @@ class RowInference(FittedEstimator, TransformerMixin):
         names = DrawNames(
             rows=index,
             features=self._explained_names,
-            latents=self.get_feature_names_out(),
+            latents=self._latent_names(),
         )
         fitted = FittedPosterior.of(self._fitted_model.at(self._rows(X)))
         return arviz_tree(fitted, X, names, self.elbo_, n_draws, random_state)
+
+    def _latent_names(self):
+        """Return names of the latents themselves, as draws have them."""
+        names, k = self.get_feature_names_out(), self.model_.count_latents(self._n_explained)
+        return (
+            names
+            if k == self._fitted_model.objective.n_latents
+            else np.array([f"latent{i}" for i in range(k)])
+        )
 
     def score_samples(self, X, n_draws=None):
         """Return each row's held-out ELBO with q(theta) fixed, in nats.

@@ -294,8 +294,8 @@ def _check_solver(plan, setting):
         return
     if plan.function is None:
         objective = plan.objective
-        n_outputs = objective.family.n_parameters(objective.n_latents)
-        setting = replace(setting, function=default_function(n_outputs, objective.model))
+        function = default_function(objective.n_outputs, objective.model)
+        setting = replace(setting, function=function)
     plan.solver.check_setting(setting)
 
 
@@ -319,7 +319,9 @@ def _reference_fit(plan, noise, rows, few, start):
     noise = plan.noise or default_noise(replace(setting, n_rows=few.n_total))
     fitted = fit_model(plan, few, StartingPoint(start, noise), unwatched)
     there = fitted.outcome.state
-    if not everyone or fitted.problem.rows.X is not rows.X:
+    assert there.raw_locals is not None
+    whole = there.raw_locals.shape[1] == objective.n_outputs
+    if not everyone or fitted.problem.rows.X is not rows.X or not whole:
         problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
         raw = plan.journal.once(lambda: solve_rows(problem, raw_globals, plan.tol)[0].clone())
         there = State(raw, {}, raw_globals)
@@ -329,20 +331,21 @@ def _reference_fit(plan, noise, rows, few, start):
 def _bind(plan, rows, start):
     """Bind all components to the rows; return the problem, its solver, and the first state."""
     objective, noise = plan.objective, start.noise
-    targets, raw_globals = start.state.raw_locals, start.state.raw_globals
-    function = plan.function or default_function(targets.shape[1], objective.model)
+    raw_globals = start.state.raw_globals
+    function = plan.function or default_function(objective.n_outputs, objective.model)
     q_theta = objective.global_factor(raw_globals)
     objective = replace(objective, model=function.reading(objective.model, q_theta))
     inputs = rows.ask(inputs_of, objective.model, function, rows.X)
     function = rows.ask(function.fit_inputs, inputs, rows.weights)
     features = function.features(inputs)
-    n_parameters = function.n_parameters(features.shape[1], targets.shape[1])
+    n_parameters = function.n_parameters(features.shape[1], objective.n_outputs)
     setting = Setting(objective, function, noise, rows.n_total, n_parameters)
     solver = plan.solver or default_solver(setting)
     stochastic = not solver.needs_deterministic_noise
     # Such a fit's own noise is far above the rounding of single precision.
     single = plan.single or (plan.solver is None and stochastic and objective.model.stochastic)
     problem = Problem(objective, function, rows, features, noise, plan.generator, single=single)
+    targets = function.targets(problem, start.state)
     if plan.solver is None and stochastic and start.fitted and objective.has_coordinate_updates:
         # q(theta) stays at the factorized optimum, and only the function is fitted.
         problem = replace(problem, frozen_globals=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from skavi._fit.nonfinite import named_singularity, require_finite
 from skavi._fit.problem import Problem, inputs_of, windows_of
 from skavi._numerics.aligned import aligned
 from skavi._platform.user_warnings import warn
-from skavi.families import Family, NormalFactors
+from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Parameters, Table
 from skavi.models import LatentVariableModel
 from skavi.noise import Noise
@@ -210,7 +211,7 @@ class Position:
         """The ELBO of the fitted components."""
         return self.fit.objective
 
-    def factors(self) -> NormalFactors:
+    def factors(self) -> Any:
         """Return the rows' factors.
 
         Raises
@@ -220,10 +221,14 @@ class Position:
         """
         with torch.no_grad():
             factors = self.objective.local_factors(self.raw)
-        spread = factors.sd + factors.sd.reciprocal()
-        if not bool(torch.isfinite(self.raw.sum() + spread.sum())):
-            require_finite(self.raw + spread.sum(-1, keepdim=True), "posterior")
+        size = factors.size()  # not finite where a factor is none
+        if not bool(torch.isfinite(self.raw.sum() + size.sum())):
+            require_finite(self.raw + size.unsqueeze(-1), "posterior")
         return factors
+
+    def raw_states(self) -> np.ndarray:
+        """Return the number of each row's most probable state."""
+        return self.factors().mean.argmax(-1).cpu().numpy()
 
     def own_moments(self) -> tuple[Tensor, Tensor]:
         """Return the rows' posterior means and sds on the model's own scale."""

@@ -41,7 +41,7 @@ def require_linear_predictor(objective: Objective, rows: Rows, noise) -> None:
 def _is_known(objective, rows):
     """Say whether no row changes across its slope; False where the model cannot be asked."""
     plain = objective.model.coupling is INDEPENDENT and isinstance(rows.X, Tensor)
-    without = not objective.n_latents and objective.n_drawn_globals == objective.space.size > 1
+    without = not objective.has_factors and objective.n_drawn_globals == objective.space.size > 1
     if not (plain and without and objective.batched and objective.global_family.random):
         return False
     if objective.model.has_closed_form(objective.family, objective.global_family):

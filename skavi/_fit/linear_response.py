@@ -106,7 +106,7 @@ def require_feasible(objective, weights: Tensor) -> None:
         raise NoResponseError(f"{name} couples its rows: sample_weight must be one.")
     unknowns = objective.global_family.n_parameters(objective.space.size)
     if _BY_COUPLING[type(how)] is _from_dense:
-        unknowns += len(weights) * objective.family.n_parameters(objective.n_latents)
+        unknowns += len(weights) * objective.n_outputs
     if unknowns > _MOST_UNKNOWNS:
         raise NoResponseError(
             f"{name} has {unknowns} variational parameters that meet in one matrix, but linear "
@@ -207,7 +207,7 @@ def correction_of(fitted: Solution) -> Correction:
     reason = _refusal(fitted)
     if reason is not None:
         return Correction.without(reason)
-    raw, raw_globals = problem.raw(state).detach(), state.raw_globals.detach()
+    raw, raw_globals = objective.free(problem.raw(state)).detach(), state.raw_globals.detach()
     if objective.has_coordinate_updates:  # a model may know fewer rows that are equivalent
         table = State(raw, {}, raw_globals)
         problem, table = CoordinateAscent().prepare(problem, table)
@@ -249,7 +249,7 @@ def _refusal_of_size(problem, solver):
             f"to {MOST_GLOBALS} with {_MOST_PARAMETERS}. Call linear_response(estimator, X)."
         )
     n_nodes = 1 if problem.nodes is None else len(problem.nodes.weights)
-    passes = objective.n_colours(len(rows)) * objective.family.n_parameters(k) + n_global
+    passes = objective.n_colours(len(rows)) * objective.n_outputs + n_global
     cells = cells_a_row(rows.X) * objective.model.passes_a_cell
     numbers = len(rows) * (cells + k * n_nodes) * passes
     if numbers > _MOST_NUMBERS and not solver.second_order:

@@ -54,11 +54,9 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     converged : bool
     """
     objective, X = problem.objective, problem.rows.X
-    if objective.has_coordinate_updates:
-        q_theta = objective.global_factor(raw_globals)
-        known = None if start is None else objective.local_factors(start)
-        best = objective.model.best_locals(q_theta, X, objective.family, known)
-        return objective.family.raw(best), True
+    best = objective.best_raw(raw_globals, X, problem.nodes, start)
+    if best is not None:
+        return best, True
     raw = start_locals(objective, raw_globals, X) if start is None else start
     if not objective.n_latents:
         return raw, True  # a row's factor has no numbers

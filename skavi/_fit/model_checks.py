@@ -30,7 +30,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     TypeError, ValueError
         Naming the method of the model at fault, what it returned, and what is needed.
     """
-    if not family.random:
+    if family is not None and not family.random:
         raise ValueError(
             f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
             "global_family."
@@ -49,13 +49,14 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
-    zeros = few.weights.new_zeros(len(few), n_latents)
+    some = objective.some_latents(few.weights, len(few))
     _check_traceable(objective, raw_globals, few if model.coupling.independent else rows)
-    declared = _check_parameters(model, model.declared, theta, zeros, few.X)
+    declared = _check_parameters(model, model.declared, theta, some, few.X)
     _check_declared(model, declared)
-    _check_latents(model, declared)
+    if objective.n_latents:
+        _check_latents(model, declared)
     raw = start_locals(objective, raw_globals, rows.X)
-    z = objective.local_factors(raw).mean
+    z = objective.typical_latents(raw, raw_globals, rows.X)
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_likelihood(model, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)
@@ -80,9 +81,9 @@ def _check_traceable(objective, raw_globals, rows):
 
     Whatever else is wrong is found later, with better words.
     """
-    zeros = rows.weights.new_zeros(len(rows), objective.n_latents)
+    some = objective.some_latents(rows.weights, len(rows))
     try:
-        _evaluate_twice(objective, raw_globals, zeros, rows.X)
+        _evaluate_twice(objective, raw_globals, some, rows.X)
     except LeavesTorchError:
         raise
     except Exception:
@@ -223,10 +224,7 @@ def _evaluate_twice(objective, raw_globals, z, X):
     """Evaluate the log joint at two equal draws, under vmap."""
     u = objective.global_factor(raw_globals).mean
 
-    def density(u, z):
-        return objective.model.log_terms(objective.space.constrain(u), z, X)
-
-    return torch.func.vmap(density)(torch.stack([u, u]), torch.stack([z, z]))
+    return objective.evaluate_batch(torch.stack([u, u]), torch.stack([z, z]), X)
 
 
 def _goes_through_vmap(objective, raw_globals, z, X):

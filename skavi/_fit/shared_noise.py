@@ -94,25 +94,25 @@ class _Probe:
     def __init__(self, objective, X, spread, generator):
         self.objective, self.X = objective, X
         centre, width = (each.to(X.dtype) for each in objective.space.start(generator))
-        n, k, size = len(X), objective.n_latents, objective.space.size
+        n, size = len(X), objective.space.size
         noise = torch.randn(3, size, generator=generator, dtype=X.dtype)
         self.at, self.steps = centre + spread * width * noise[0], spread * width * noise[1]
         # Steps of at least half a spread: short ones would hide what meets.
         self.steps = self.steps + 0.5 * spread * width * self.steps.sign()
         start = objective.global_family.raw(DiagonalFactors(self.at, width))
         self.factors = objective.local_factors(start_locals(objective, start, X))
+        k = self.factors.mean.shape[1]
         z = torch.randn(1, n, k, generator=generator, dtype=X.dtype)
         self.z, self.rest = self.factors.draw(z)[0], objective.global_factor(start)
 
     def terms(self, moves) -> Tensor:
-        """Return the rows' terms after moves of the globals, shape (n_moves, n_rows)."""
+        """Return the rows' terms after moves of the globals, shape (n_moves, n_terms)."""
+        objective, points = self.objective, self.at + moves * self.steps
+        at_points = objective.density(self.factors, self.rest.given_first(len(self.at)), self.X)
 
         def density(u, z):
-            theta, rest = objective.space.constrain(u), self.rest.given_first(len(u))
-            terms = objective.model.half_expected_terms(theta, z, self.factors, rest, self.X)
-            return terms.reshape(-1)
+            return at_points(u, z).reshape(-1)
 
-        objective, points = self.objective, self.at + moves * self.steps
         at_once = max(1, EVALUATED_NUMBERS // max(1, len(self.X) * cells_a_row(self.X)))
         with torch.no_grad():
             return torch.cat(

@@ -61,6 +61,8 @@ def _backed_off(objective, rows, centre, away):
 
 def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor:
     """Return raw local parameters at the closed-form optimum, or at the model's own start."""
+    if not objective.has_own_numbers:
+        return X.new_zeros(len(X), 0)
     model, family, factor = objective.model, objective.family, objective.global_factor(raw_globals)
     mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
     mean, sd = mean.to(factor.mean), sd.to(factor.mean)
@@ -82,6 +84,7 @@ def density_at_start(objective: Objective, rows: Rows) -> float:
     generator = torch.Generator().manual_seed(0)
     raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
-    z = objective.local_factors(start_locals(objective, raw_globals, rows.X)).mean
+    raw = start_locals(objective, raw_globals, rows.X)
+    z = objective.typical_latents(raw, raw_globals, rows.X)
     with torch.no_grad():
         return float(objective.model.log_terms(theta, z, rows.X).sum())

@@ -17,7 +17,7 @@ from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import defaults_of
 from skavi.families import DiagonalNormal
-from skavi.objective import Objective
+from skavi.objective import bind
 
 #: Relative effects below this count as rounding.
 TOLERANCE = 1e-8
@@ -41,12 +41,8 @@ class Probe:
     def __init__(self, model, X, spare, generator):
         self.model, self.X, self.spare, self.generator = model, X, spare, generator
         self.n = len(X)
-        family = DiagonalNormal()
-        space = model.global_space(X)
-        self.objective = Objective(
-            model, space, family, family, model.count_latents(model.n_explained(X))
-        )
-        self.centre, self.spread = (t.to(X) for t in space.start(generator))
+        self.objective = bind(model, None, DiagonalNormal(), X)
+        self.centre, self.spread = (t.to(X) for t in self.objective.space.start(generator))
         self.new_point()
 
     def first(self, n_rows):
@@ -59,9 +55,8 @@ class Probe:
             noise = self._randn(self.objective.space.size)
             u = self.centre + spread * self.spread.clamp_max(3.0) * noise
             self.theta = self.objective.space.constrain(u)
-            centre, sd = self.model.initial_locals(self.theta, self.X)
-            self.sd = torch.nan_to_num(sd, nan=1.0)
-            self.z = torch.nan_to_num(centre) + spread * self.sd * self._randn(*centre.shape)
+            self.latents = self.objective.probed_latents(self.theta, self.X)
+            self.z = self.latents.draw(spread, self.generator)
             self.base = self.score(self.z, self.X)
             if bool(torch.isfinite(self.base).all()):
                 moved = torch.nan_to_num(self.score(self._move(self.z, 0.1), self.X), posinf=0.0)
@@ -79,7 +74,7 @@ class Probe:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
     def _move(self, z, factor):
-        return z + factor * self.sd * self._randn(*z.shape)
+        return self.latents.moved(z, factor, self.generator)
 
     def _others(self):
         """Return for each row a different row to exchange it for: an equal one has no effect."""
@@ -93,14 +88,8 @@ class Probe:
             return self.model.log_terms(self.theta, z, X).sum()
 
     def score(self, z: Tensor, X: Tensor) -> Tensor:
-        """d log p / d z, shape (n_rows, n_latents)."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            value = self.log_joint(z, X)
-            if not value.requires_grad:
-                return torch.zeros_like(z)
-            (gradient,) = torch.autograd.grad(value, z, allow_unused=True)
-        return torch.zeros_like(z) if gradient is None else gradient
+        """d log p / d z, shape (n_rows, n_latents), or differences over states."""
+        return self.latents.score(lambda z: self.log_joint(z, X), z)
 
     def change(self, score, rows=slice(None)):
         """Return the change of the rows' scores from those at the point, relative to their size."""

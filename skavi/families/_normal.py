@@ -7,6 +7,7 @@ methods, so the ELBO and the solvers do not depend on the family.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,10 @@ class NormalFactors(ABC):
         if n >= self.mean.shape[-1]:
             return type(self)(self.mean, self.scale.new_zeros(()).expand_as(self.scale))
         return type(self)(self.mean, torch.nn.functional.pad(self.scale[..., n:], (n, 0)))
+
+    def size(self) -> Tensor:
+        """Return a number a factor, not finite where an sd is 0 or not finite, shape (...)."""
+        return (self.sd + self.sd.reciprocal()).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""
@@ -210,15 +215,15 @@ class Family(Component):
         """Count the unconstrained numbers that describe one factor of `n_latents` latents."""
 
     @abstractmethod
-    def factors(self, raw: Tensor, n_latents: int) -> NormalFactors:
+    def factors(self, raw: Tensor, n_latents: int) -> Any:
         """Read unconstrained numbers, shape (..., n_parameters), as factors."""
 
     @abstractmethod
-    def raw(self, factors: NormalFactors) -> Tensor:
+    def raw(self, factors: Any) -> Tensor:
         """Write factors of any family as unconstrained numbers, with equal moments if possible."""
 
     @abstractmethod
-    def steps(self, factors: NormalFactors) -> Tensor:
+    def steps(self, factors: Any) -> Tensor:
         """Return the natural length of a step in each number, shape (..., n_parameters).
 
         One over the root of the diagonal of the Fisher information: in these units the ELBO near

@@ -174,6 +174,11 @@ class InferenceFunction(Component):
         """Return the model with its `summary` of rows fixed by the current q(theta)."""
         return model.reading(q_theta)
 
+    def targets(self, problem, state) -> Tensor:
+        """Return the raw factors of a state, near which a fit starts."""
+        nodes, X = problem.current_nodes(), problem.rows.X
+        return problem.objective.explicit(state.raw_locals, state.raw_globals, X, nodes)
+
     def row_factors(self, fit, rows) -> Tensor:
         """Return the raw factors of any rows under a fitted model."""
         return fit.evaluate_locals(rows)

@@ -41,5 +41,8 @@ class Table(InferenceFunction):
     def reading(self, model, q_theta):
         return model
 
+    def targets(self, problem, state):
+        return problem.objective.free(state.raw_locals)
+
     def row_factors(self, fit, rows):
         return fit.solve_locals(rows)

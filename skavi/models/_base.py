@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
 from skavi._numerics.whole_numbers import is_whole
-from skavi.distributions import defaults_of, expected_log_prob, log_prob
+from skavi.distributions import atoms_of, defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.models._closed_forms import ClosedForms
 from skavi.models._given_columns import GivenColumns
@@ -232,7 +232,9 @@ class HierarchicalModel(LatentVariableModel):
     Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`, or in place of the
     last one ``log_likelihood(theta, z, X)``, of shape (n_rows,); they may override `log_local` for
     speed. Univariate distributions are read as independent over the last dimension; a local prior
-    of one number serves one latent. Latents are real numbers: any other support is refused.
+    of one number serves one latent. Latents are real numbers, or take finitely many values (a local
+    prior such as Categorical or Bernoulli): z then holds one of them for all rows, of the dtype
+    of draws, and q(z_n) is `skavi.families.Categorical`. Any other support is refused.
 
     With `n_latents` 0 there is no `local_prior`, and all that speaks of latents has no columns.
 
@@ -329,6 +331,17 @@ class HierarchicalModel(LatentVariableModel):
         """Return log p(x_n | z_n, theta), shape (n_rows,)."""
         with defaults_of(z):
             return log_prob(self.observation_of_rows(z, theta, X), self.explained(X))
+
+    def atoms(self, space, X):
+        if any(overrides(self, HierarchicalModel, name) for name in ("log_local", "log_prior")):
+            return None
+        centre, _ = space.start(torch.Generator().manual_seed(0))
+        try:
+            with defaults_of(X):
+                prior = self.prior_of_rows(space.constrain(centre.to(X)), X[:1])
+        except (ValueError, TypeError, RuntimeError, AttributeError):
+            return None  # the checks of a fit say what is wrong
+        return atoms_of(prior) if isinstance(prior, Distribution) else None
 
     def replicate(self, theta, z, X):
         with defaults_of(z):

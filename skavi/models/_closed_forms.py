@@ -31,6 +31,10 @@ class ClosedForms:
         """Return E_q log p(z_n, x_n | theta) in closed form, shape (n_rows,)."""
         raise NotImplementedError
 
+    def expected_log_joints(self, globals_: NormalFactors, X: Tensor) -> Tensor:
+        """Return E_q log p(x_n, s | theta) of all states in closed form, (n_rows, n_states)."""
+        raise NotImplementedError
+
     # --- optima ---------------------------------------------------------------------------------
 
     def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, sobol_normal
 from skavi.families import NormalFactors
-from skavi.models._global_space import Theta
+from skavi.models._global_space import GlobalSpace, Theta
 
 #: Quasi-random points: means to 0.003, sds to 0.008 (rms) for wide factors of proportions.
 _N_POINTS = 128
@@ -46,6 +46,13 @@ class OwnScale:
     has_own_scale: bool = False
     #: Whether `own_scale` reads theta, so that its spread under q is also that of theta.
     own_scale_reads_theta: bool = False
+
+    def atoms(self, space: GlobalSpace, X: Tensor) -> Tensor | None:
+        """Return the values of latents of finite support, (n_states, n_latents); None: real ones.
+
+        `space` is that of the globals for data like X.
+        """
+        return None
 
     def latent_names(self, n_features: int) -> list[str] | None:
         """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""

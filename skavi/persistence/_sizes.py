@@ -56,7 +56,7 @@ def check_function(fitted: dict, objective: Objective, n_features: int, own: boo
     """
     model, function = fitted["model_"], fitted["inference_function_"]
     parameters = fitted["_parameters"]
-    n_outputs = objective.family.n_parameters(objective.n_latents)
+    n_outputs = objective.n_outputs
     if isinstance(function, Table):
         inputs, shapes = None, {}
     elif own or function.input_mean_ is not None:
@@ -92,6 +92,5 @@ def _check_output(function, parameters, inputs, objective):
     with torch.no_grad():
         raw = function.evaluate(shared, function.features(rows))
         factors = objective.local_factors(raw)
-        spread = factors.sd + factors.sd.reciprocal()
-    if not (torch.isfinite(raw).all() and torch.isfinite(spread).all()):
+    if not (torch.isfinite(raw).all() and torch.isfinite(factors.size()).all()):
         raise ValueError(f"{function!r} gives no finite factor at its training inputs' mean")

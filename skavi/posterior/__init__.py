@@ -3,5 +3,6 @@
 from skavi.posterior._global import GlobalPosterior
 from skavi.posterior._latent import LatentPosterior
 from skavi.posterior._own_scale import OwnScalePosterior
+from skavi.posterior._states import StatePosterior
 
-__all__ = ["GlobalPosterior", "LatentPosterior", "OwnScalePosterior"]
+__all__ = ["GlobalPosterior", "LatentPosterior", "OwnScalePosterior", "StatePosterior"]

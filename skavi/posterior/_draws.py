@@ -148,7 +148,9 @@ def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, rand
     coords = {
         "row": row_labels(names.rows, X.shape[0]),
         "feature": features,
-        "latent": np.array(names.latents[: fitted.factors.mean.shape[1]]),
+        "latent": np.array(
+            names.latents[: fitted.model.count_latents(fitted.model.n_explained(fitted.X))]
+        ),
     }
     attrs = {"inference_library": "skavi", "elbo": elbo}
     return data_tree(groups, {**fitted.model.global_dims(), **_DIMS}, coords, attrs)

@@ -39,7 +39,7 @@ def cell_moments(objective: Objective, raw: Tensor, raw_globals: Tensor, X: Tens
     mean, spread, within = (torch.zeros_like(like) for _ in range(3))
     for i, (theta, noise) in enumerate(_draws(objective, raw_globals, _N_DRAWS), 1):
         with defaults_of(X):
-            centre, variance = objective.model.cell_moments(theta, factors.draw(noise), X)
+            centre, variance = objective.cell_moments(theta, factors, noise, X)
         change = centre - mean
         mean += change / i
         spread += change * (centre - mean)
@@ -59,8 +59,7 @@ def importance_bound(
     whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
     factors, X, total = objective.local_factors(raw[whole]), rows[whole].X, None
     for theta, noise in _draws(objective, raw_globals, n_draws):
-        z = factors.draw(noise)
-        log_weight = objective.model.log_terms(theta, z, X) - factors.log_prob(noise)
+        log_weight = objective.log_weights(theta, factors, noise, X)
         total = log_weight if total is None else torch.logaddexp(total, log_weight)
     assert total is not None
     return total[: len(raw)] - math.log(2 * max(n_draws // 2, 1))

@@ -55,7 +55,7 @@ class Setting:
     @property
     def n_outputs(self) -> int:
         """Count the numbers that describe the factors of all rows."""
-        return self.n_rows * self.objective.family.n_parameters(self.objective.n_latents)
+        return self.n_rows * self.objective.n_outputs
 
     @property
     def n_unknowns(self) -> int:

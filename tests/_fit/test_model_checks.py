@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import (
-    Bernoulli,
     Beta,
     Categorical,
     Cauchy,
@@ -92,10 +91,8 @@ BOUNDED = {
     "TransformedDistribution": TransformedDistribution(Normal(0.0, ONE), [ExpTransform()]),
 }
 DISCRETE = {
-    "Bernoulli": Bernoulli(0.5),
     "Poisson": Poisson(2.0),
     "Geometric": Geometric(0.3),
-    "Categorical": Categorical(torch.ones(3) / 3),
 }
 
 

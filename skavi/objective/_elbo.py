@@ -9,11 +9,13 @@ form.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skavi._curvature import gradient_of
+from skavi._data.latent_moves import RealLatents
 from skavi._numerics.sums import inner
 from skavi.distributions import LeavesTorchError, refuses_parameters
 from skavi.families import Family, NormalFactors
@@ -60,9 +62,82 @@ class Objective:
         model = self.model.given(self.global_factor(raw_globals))
         return replace(self, model=model, known_term=self.global_term(raw_globals))
 
-    def local_factors(self, raw: Tensor) -> NormalFactors:
+    def local_factors(self, raw: Tensor) -> Any:
         """Read raw parameters (n_rows, P) as factors q(z_n)."""
         return self.family.factors(raw, self.n_latents)
+
+    def typical_latents(self, raw: Tensor, raw_globals: Tensor, X: Tensor) -> Tensor:
+        """Return a value of the rows' latents that is typical of their factors."""
+        return self.local_factors(raw).mean
+
+    @property
+    def n_outputs(self) -> int:
+        """Count the raw parameters of a row's factor."""
+        return self.family.n_parameters(self.n_latents)
+
+    @property
+    def n_columns(self) -> int:
+        """Count the numbers by which a row's posterior is told: its latents."""
+        return self.n_latents
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether a row has a factor at all."""
+        return self.n_latents > 0
+
+    #: Whether the rows' factors of factorized VI have numbers that a solver moves.
+    has_own_numbers = True
+
+    def some_latents(self, like: Tensor, n_rows: int) -> Tensor:
+        """Return values that the latents of rows may have, to try a model with."""
+        return like.new_zeros(n_rows, self.n_latents)
+
+    def probed_latents(self, theta, X: Tensor) -> Any:
+        """Return how the latents of rows X are moved to see on what their factors depend."""
+        centre, sd = self.model.initial_locals(theta, X)
+        return RealLatents(torch.nan_to_num(centre), torch.nan_to_num(sd, nan=1.0))
+
+    def column_names(self, n_features: int) -> list[str] | None:
+        """Return the names of these numbers; None: the estimator's own."""
+        return self.model.latent_names(n_features)
+
+    # --- factors that are known given q(theta) --------------------------------------------------
+
+    def best_raw(
+        self, raw_globals: Tensor, X: Tensor, nodes: Nodes | None, start: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the rows' best raw factors given q(theta), no worse than `start`, or None."""
+        if not self.has_coordinate_updates:
+            return None
+        known = None if start is None else self.local_factors(start)
+        best = self.model.best_locals(self.global_factor(raw_globals), X, self.family, known)
+        return self.family.raw(best)
+
+    def free(self, raw: Tensor) -> Tensor:
+        """Return the numbers of the rows that factorized VI moves."""
+        return raw
+
+    def explicit(self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None) -> Tensor:
+        """Return all raw parameters of the rows' factors."""
+        return raw
+
+    # --- predictions ----------------------------------------------------------------------------
+
+    def predicted_mean(self, theta, values: Tensor, *given: Tensor) -> Tensor:
+        """Return E[x | z, theta] for latents as `transform` returns them."""
+        return self.model.predicted_mean(
+            theta, self.model.latents_of(theta, values, *given), *given
+        )
+
+    def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of every cell given theta, at a draw of the latents."""
+        return self.model.cell_moments(theta, factors.draw(noise), X)
+
+    def log_weights(self, theta, factors, noise, X) -> Tensor:
+        """Return log p(x_n, z_n | theta) - log q(z_n) at a draw of the latents, (n_rows,)."""
+        return self.model.log_terms(theta, factors.draw(noise), X) - factors.log_prob(noise)
+
+    # --- the ELBO -------------------------------------------------------------------------------
 
     def global_factor(self, raw: Tensor) -> NormalFactors:
         """Read raw parameters as q(u), the factor of the unconstrained globals."""
@@ -123,12 +198,7 @@ class Objective:
         if nodes.slopes_at is not None:
             return self._expected_along_slopes(q_theta, X, nodes)
         drawn = self.n_drawn_globals
-        rest = q_theta.given_first(drawn)
-
-        def density(u, z):
-            theta = self.space.constrain(u)
-            return self.model.half_expected_terms(theta, z, factors, rest, X)
-
+        density = self.density(factors, q_theta.given_first(drawn), X)
         z = factors.draw(nodes.locals_)
         noise = nodes.globals_
         if drawn < self.space.size:
@@ -137,6 +207,15 @@ class Objective:
         if len(z) == 1:  # a single draw has weight one
             return density(u.squeeze(0), z.squeeze(0))
         return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)
+
+    def density(self, factors, rest, X):
+        """Return the rows' terms as a function of draws of theta and of the latents."""
+
+        def terms(u, z):
+            theta = self.space.constrain(u)
+            return self.model.half_expected_terms(theta, z, factors, rest, X)
+
+        return terms
 
     # --- rows that read theta through one number ------------------------------------------------
 
@@ -210,6 +289,14 @@ class Objective:
                 pass
         return torch.stack([density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)])
 
+    def evaluate_batch(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
+        """Evaluate the log joint at pairs of draws, under vmap as a fit does."""
+
+        def density(u, z):
+            return self.model.log_terms(self.space.constrain(u), z, X)
+
+        return torch.func.vmap(density)(u, z)
+
     def global_term(self, raw_globals: Tensor) -> Tensor:
         """E_q[log p(theta)] + H[q(theta)], a scalar."""
         if self.known_term is not None:
@@ -236,9 +323,3 @@ def _expanded(function, mean, variance):
         bend = sum(0.5 * h * other for h, other in zip(curved[i], moves, strict=True))
         value = value + (slopes[i].detach() + bend) * move
     return value
-
-
-def bind(model, family: Family, global_family: Family, X: Tensor) -> Objective:
-    """Return the objective of a model for data like X."""
-    n_latents = model.count_latents(model.n_explained(X))
-    return Objective(model, model.global_space(X), family, global_family, n_latents)

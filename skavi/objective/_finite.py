@@ -1,0 +1,172 @@
+"""The ELBO of latents that take finitely many values, and the choice of a model's objective."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skavi._data.latent_moves import FiniteLatents
+from skavi.distributions import refuses_parameters
+from skavi.families import Categorical, CategoricalFactors, DiagonalNormal, Family
+from skavi.objective._elbo import Objective
+
+#: Nats: stands for the log of zero, whose derivatives are not finite.
+_LEAST_LOG = -1e12
+
+
+@dataclass(frozen=True)
+class FiniteObjective(Objective):
+    """The ELBO of a model whose latents take finitely many values: exact sums over the states.
+
+    Given q(theta), the best factor of a row is the softmax over the states of E log p(x_n, s |
+    theta), and its term of the ELBO their log sum of exponentials. So rows of raw parameters
+    without columns stand for the best factors: factorized VI then moves theta alone.
+
+    Attributes
+    ----------
+    atoms : Tensor of shape (n_states, a row's latents)
+        The values. No noise is drawn for them, so that `n_latents` is 0.
+    """
+
+    atoms: Tensor = field(default_factory=lambda: torch.zeros(1, 1), kw_only=True)
+
+    has_own_numbers = False
+
+    def some_latents(self, like, n_rows):
+        return self.atoms[:1].to(like.device).expand(n_rows, -1)
+
+    def local_factors(self, raw):
+        n_states = raw.shape[1] + 1
+        return Categorical.of_logits(raw, self.atoms[:n_states].to(raw.device))
+
+    def typical_latents(self, raw, raw_globals, X):
+        """Return the rows' most probable states at the mean of q(theta)."""
+        u = self.global_factor(raw_globals).mean
+        logs = self.log_joints_at(self.space.constrain(u), X)
+        return self.atoms.to(raw.device)[logs.argmax(-1)]
+
+    @property
+    def n_columns(self):
+        return len(self.atoms)
+
+    @property
+    def n_outputs(self):
+        return self.family.n_parameters(len(self.atoms))
+
+    @property
+    def has_factors(self):
+        return True
+
+    @property
+    def width(self):
+        return len(self.atoms)
+
+    def probed_latents(self, theta, X):
+        return FiniteLatents(self.atoms.to(X.device), len(X))
+
+    def column_names(self, n_features):
+        names = self.model.latent_names(n_features)
+        return [f"state{i}" for i in range(len(self.atoms))] if names is None else names
+
+    # --- the ELBO -------------------------------------------------------------------------------
+
+    def log_joints_at(self, theta, X) -> Tensor:
+        """Return log p(x_n, s | theta) at all states, shape (n_rows, n_states), for one theta."""
+        parts = [self.model.log_terms(theta, z, X) for z in self._values(X)]
+        return torch.stack(parts, -1).clamp_min(_LEAST_LOG)
+
+    def expected_log_joints(self, q_theta, X, nodes) -> Tensor:
+        """Return E log p(x_n, s | theta) at all states, shape (n_rows, n_states)."""
+        if nodes is None:
+            return self.model.expected_log_joints(q_theta, X)
+        drawn = self.n_drawn_globals
+        u = q_theta.draw(nodes.globals_) if drawn else q_theta.mean.unsqueeze(0)
+        if len(u) == 1:
+            return self.log_joints_at(self.space.constrain(u[0]), X)
+
+        return torch.tensordot(nodes.weights, self._evaluate(self.density(None, None, X), u, u), 1)
+
+    def density(self, factors, rest, X):
+        """Return the rows' terms at all states, (n_rows, n_states); draws of states are ignored."""
+        return lambda u, _: self.log_joints_at(self.space.constrain(u), X)
+
+    def evaluate_batch(self, u, z, X):
+        """States are never in a batch: each is evaluated on its own."""
+        return torch.func.vmap(lambda u: self.model.log_terms(self.space.constrain(u), z[0], X))(u)
+
+    def row_terms(self, raw, raw_globals, X, nodes):
+        q_theta = self.global_factor(raw_globals)
+        try:
+            logs = self.expected_log_joints(q_theta, X, nodes)
+        except ValueError as error:
+            if not refuses_parameters(error):
+                raise
+            return math.nan * (raw.sum() + raw_globals.sum()).expand(len(raw))
+        if not raw.shape[1]:
+            return torch.logsumexp(logs, -1)
+        factors = self.local_factors(raw)
+        return (factors.mean * logs).sum(-1) + factors.entropy()
+
+    def best_raw(self, raw_globals, X, nodes, start=None):
+        logs = self.expected_log_joints(self.global_factor(raw_globals), X, nodes)
+        best: Any = CategoricalFactors(torch.log_softmax(logs, -1), self.atoms)
+        return self.family.raw(best)
+
+    def free(self, raw):
+        return raw[:, :0]
+
+    def explicit(self, raw, raw_globals, X, nodes):
+        return raw if raw.shape[1] else self.best_raw(raw_globals, X, nodes)
+
+    def _values(self, X):
+        """Yield the rows' latents in each state, shape (n_rows, a row's latents)."""
+        return (atom.expand(len(X), -1) for atom in self.atoms.to(_device(X)))
+
+    # --- predictions ----------------------------------------------------------------------------
+
+    def predicted_mean(self, theta, values, *given):
+        means = [self.model.predicted_mean(theta, z, *given) for z in self._values(values)]
+        return torch.einsum("ns,snd->nd", values, torch.stack(means))
+
+    def cell_moments(self, theta, factors, noise, X):
+        each = [self.model.cell_moments(theta, z, X) for z in self._values(X)]
+        means, variances = (torch.stack(part) for part in zip(*each, strict=True))
+        mean = torch.einsum("ns,snd->nd", factors.mean, means)
+        square = torch.einsum("ns,snd->nd", factors.mean, variances + (means - mean) ** 2)
+        return mean, square
+
+    def log_weights(self, theta, factors, noise, X):
+        return torch.logsumexp(self.log_joints_at(theta, X), -1)
+
+
+def _device(X):
+    return X.device if isinstance(X, Tensor) else "cpu"
+
+
+def bind(model, family: Family | None, global_family: Family, X: Tensor) -> Objective:
+    """Return the objective of a model for data like X; None: the family that its latents need.
+
+    Raises
+    ------
+    ValueError
+        If `family` does not suit the model's latents.
+    """
+    n_latents, space = model.count_latents(model.n_explained(X)), model.global_space(X)
+    atoms = model.atoms(space, X) if n_latents else None
+    if atoms is None:
+        family = DiagonalNormal() if family is None else family
+        if isinstance(family, Categorical):
+            raise ValueError(
+                f"family={family}: {type(model).__name__} has no latents of finite support, as "
+                "torch.distributions' Categorical or Bernoulli: leave family at None."
+            )
+        return Objective(model, space, family, global_family, n_latents)
+    family = Categorical() if family is None else family
+    if not isinstance(family, Categorical):
+        raise ValueError(
+            f"family={family}: the latents of {type(model).__name__} take {len(atoms)} values, "
+            "which only families.Categorical() describes: leave family at None."
+        )
+    return FiniteObjective(model, space, family, global_family, 0, atoms=atoms)
