@@ -241,18 +241,20 @@ def jacobian(values: Tensor, unknowns) -> tuple[Tensor, ...]:
 
 
 def _batched_jacobian(values, unknowns):
-    parts = [
-        torch.autograd.grad(
+    rows = [values.new_empty(0, *unknown.shape) for unknown in unknowns]
+    for directions in torch.eye(len(values)).to(values).split(_BATCH):
+        parts = torch.autograd.grad(
             values,
             unknowns,
             directions,
             retain_graph=True,
             is_grads_batched=True,
-            materialize_grads=True,
+            allow_unused=True,
         )
-        for directions in torch.eye(len(values)).to(values).split(_BATCH)
-    ]
-    return tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
+        for i, (part, unknown) in enumerate(zip(parts, unknowns, strict=True)):
+            new = values.new_zeros(len(directions), *unknown.shape) if part is None else part
+            rows[i] = torch.cat([rows[i], new])
+    return tuple(rows)
 
 
 # --- the rows' part, inverted -------------------------------------------------------------------

@@ -6,6 +6,7 @@ from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
 from skavi.models._local_level import LocalLevel
+from skavi.models._mixture import MixtureModel
 from skavi.models._one_column import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
 from skavi.models._time_series import (
@@ -28,6 +29,7 @@ __all__ = [
     "LinearModel",
     "LocalLevel",
     "MarkovModel",
+    "MixtureModel",
     "NonlinearModel",
     "PriorConflictWarning",
     "RandomEffects",

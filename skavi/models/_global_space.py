@@ -14,6 +14,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 from torch.distributions import (
+    Dirichlet,
     Distribution,
     IndependentTransform,
     Normal,
@@ -21,6 +22,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.transforms import identity_transform
+from torch.nn import functional as F
 
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import hermite_rule, sobol_normal
@@ -54,6 +56,26 @@ N_MOMENT_DRAWS = 4096
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
     nodes, weights = hermite_rule(N_PRIOR_NODES)
     return aligned(nodes).to(like), aligned(weights).to(like)
+
+
+def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
+    """Return E log w of weights w = StickBreakingTransform(u), (n + 1,), for normal u, (n,).
+
+    log w_k = log s(y_k) + sum_{j < k} log(1 - s(y_j)), with s the logistic function and y_k equal
+    to u_k but for a constant: quadrature in one dimension each.
+    """
+    nodes, weights = _nodes(mean)
+    offset = torch.arange(len(mean), 0, -1).to(mean).log()
+    y = (mean - offset) + sd * nodes.unsqueeze(-1)
+    taken, left = weights @ F.logsigmoid(y), weights @ F.logsigmoid(-y)
+    return F.pad(taken, (0, 1)) + F.pad(left.cumsum(0), (1, 0))
+
+
+def _expected_log_dirichlet(concentration, mean, sd):
+    """E log density of u = StickBreakingTransform^-1(w): the Jacobian is the product of all w."""
+    alpha = concentration.to(mean)
+    constant = torch.lgamma(alpha.sum()) - torch.lgamma(alpha).sum()
+    return constant + alpha @ expected_log_weights(mean, sd)
 
 
 def _is_scalar(prior) -> bool:
@@ -203,7 +225,10 @@ class GlobalSpace:
             if not _is_scalar(run.prior):
                 shape = self.raw_shapes[name]
                 mean, sd = mean.reshape(shape), sd.reshape(shape)
-            if run.expectation is not None:
+            base = innermost(run.prior)
+            if isinstance(base, Dirichlet) and not base.batch_shape:
+                total = total + _expected_log_dirichlet(base.concentration, mean, sd)
+            elif run.expectation is not None:
                 total = total + add_up(run.expectation(mean, sd).reshape(-1))
             elif not self.prior[name].event_shape:
                 nodes, weights = _nodes(mean)

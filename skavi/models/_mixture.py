@@ -1,0 +1,290 @@
+"""Mixtures: rows of a few kinds, each kind with its own mean (and variance) of every column."""
+
+import math
+from typing import Any
+
+import torch
+from torch.distributions import (
+    Categorical,
+    Dirichlet,
+    InverseGamma,
+    LogNormal,
+    Normal,
+    SigmoidTransform,
+    TransformedDistribution,
+)
+
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks
+from skavi.families import LOG_2PI, DiagonalNormal
+from skavi.models._base import HierarchicalModel
+from skavi.models._global_space import expected_log_weights
+from skavi.models._likelihoods import LIKELIHOODS
+
+#: Likelihoods whose expectations need no draws of theta, with the link from a mean to eta.
+_LINKS: dict[str, Any] = {
+    "normal": torch.Tensor.clone,
+    "poisson": torch.log,
+    "bernoulli": torch.logit,
+}
+#: Prior sds of a component's means, in those of the column; of log rates and logits.
+_WIDE, _WIDE_ETA = 3.0, 3.0
+#: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
+_STARTS = 3
+#: Steps of Lloyd's algorithm from a draw of centres: the fit itself goes on. Not measured.
+_STEPS = 10
+#: Of a column's variance: least variance of a component at the start.
+_LEAST_SHARE = 1e-3
+
+
+class MixtureModel(HierarchicalModel):
+    """Clusters: s_n ~ Categorical(weights); cells of a row given s_n are independent.
+
+    Normal cells have a mean and a variance for each component and column ("diagonal" covariances),
+    "poisson" and "bernoulli" ones a mean. Missing cells (NaN) are marginalised exactly. `transform`
+    gives the probabilities of the components, `predict` the most probable one.
+
+    Parameters
+    ----------
+    n_components : int, default=2
+        Number of components.
+    likelihood : {"normal", "poisson", "bernoulli"}, default="normal"
+        Distribution of a cell given its component.
+    covariance : {"diagonal"}, default="diagonal"
+        Covariance of normal cells within a component.
+    concentration : float, default=1.0
+        Of the weights' Dirichlet prior; less than 1 lets components empty.
+    mean_loc, mean_scale : array of shape (n_features,), default=None
+        Prior mean and sd of the means: of their logs for "poisson", of their logits for
+        "bernoulli". None: the columns' means, and 3 of their standard deviations, or 3.
+    variance_shape : float, default=2.0
+        Shape of the variances' inverse gamma prior.
+    variance_scale : array of shape (n_features,), default=None
+        Its scale, in squared units of X. None: the columns' variances over the squared number of
+        components.
+
+    Notes
+    -----
+    Globals: "weights" (n_components,), "means" (n_components, n_features) and, for normal cells,
+    "variances" (n_components, n_features). Expectations under q(theta) are in closed form, those of
+    log weights by quadrature in one dimension each; the best factor of every row given q(theta) is
+    put in, so that a solver moves theta alone. Fits start from `k-means++` (Arthur & Vassilvitskii
+    2007), largest cluster first, which orders the states; the best of several starts is kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import MixtureModel
+    >>> X = np.array([[0.0, 1.0], [0.2, np.nan], [0.1, 0.9], [5.0, 7.0], [5.1, 6.8]])
+    >>> vi = FactorizedVI(MixtureModel(2), random_state=0).fit(X)
+    >>> vi.predict(X)
+    array([0, 0, 0, 1, 1])
+    """
+
+    ideal_context = (0, 0)
+    allows_missing = True
+    likelihood = "normal"  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        n_components=2,
+        likelihood="normal",
+        covariance="diagonal",
+        *,
+        concentration=1.0,
+        mean_loc=None,
+        mean_scale=None,
+        variance_shape=2.0,
+        variance_scale=None,
+    ):
+        self.n_components = n_components
+        self.likelihood = likelihood
+        self.covariance = covariance
+        self.concentration = concentration
+        self.mean_loc = mean_loc
+        self.mean_scale = mean_scale
+        self.variance_shape = variance_shape
+        self.variance_scale = variance_scale
+
+    @property
+    def cell(self):
+        """The likelihood that the argument names."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def positive_only(self):  # type: ignore[override]
+        return self.likelihood == "poisson"
+
+    def check(self):
+        self._require_integer("n_components", 1)
+        known = self.likelihood in list(_LINKS)
+        self._require("likelihood", known, f"one of {list(_LINKS)}")
+        self._require("covariance", self.covariance == "diagonal", '"diagonal"')
+        for name in ("concentration", "variance_shape"):
+            self._require_positive(name)
+        for name in ("mean_scale", "variance_scale"):
+            self._require_vector(name, positive=True)
+        self._require_vector("mean_loc")
+
+    def check_data(self, X):
+        asked_by = f"MixtureModel(likelihood={self.likelihood!r})"
+        self.cell.require_valid(Cells.of(X).values, asked_by)
+        for name in ("mean_loc", "mean_scale", "variance_scale"):
+            self._require_size(name, X.shape[1])
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def n_latents(self, n_features):
+        return 1
+
+    def atoms(self, space, X):
+        return torch.arange(self.n_components)[:, None]
+
+    def latent_names(self, n_features):
+        return [f"component{i}" for i in range(self.n_components)]
+
+    def least_globals(self, n_features):
+        return self.n_components * n_features
+
+    def global_dims(self):
+        shape = ("component", "feature")
+        return {"weights": ("component",), "means": shape, "variances": shape}
+
+    def global_prior(self, n_features):
+        if self.mean_loc is None or self.mean_scale is None or self.variance_scale is None:
+            raise ValueError(
+                "MixtureModel takes the priors left at None from data: use the fitted estimator's "
+                "model_, or set mean_loc, mean_scale and variance_scale."
+            )
+        ones = torch.ones(self.n_components, n_features)
+        loc, scale = (ones * torch.as_tensor(v) for v in (self.mean_loc, self.mean_scale))
+        means = {
+            "normal": Normal(loc, scale),
+            "poisson": LogNormal(loc, scale),
+            "bernoulli": TransformedDistribution(Normal(loc, scale), [SigmoidTransform()]),
+        }[self.likelihood]
+        own = {"weights": Dirichlet(self.concentration * ones[:, 0]), "means": means}
+        if self.likelihood != "normal":
+            return own
+        shape, scale = self.variance_shape * ones, ones * torch.as_tensor(self.variance_scale)
+        return own | {"variances": InverseGamma(shape, scale)}
+
+    def local_prior(self, theta):
+        return Categorical(theta["weights"])
+
+    def log_prior(self, theta, z, X):
+        return theta["weights"][z[:, 0].long()].log()
+
+    def _cells_of(self, theta, z):
+        """Return eta and the likelihood's own globals of rows in states z."""
+        state = z[:, 0].long()
+        own = {"noise_variance": theta["variances"][state]} if "variances" in theta else {}
+        return _LINKS[self.likelihood](theta["means"][state]), own
+
+    def log_likelihood(self, theta, z, X):
+        cells, (eta, own) = Cells.of(X), self._cells_of(theta, z)
+        x = cells.values
+        density = self.cell.kernel(x, eta, own) + self.cell.constant(x, own)
+        return cells.masked(density).sum(-1)
+
+    def observation(self, z, theta):
+        return self.cell.distribution(*self._cells_of(theta, z))
+
+    def predicted_mean(self, theta, z):
+        return self.cell.mean(*self._cells_of(theta, z))
+
+    def cell_moments(self, theta, z, X):
+        eta, own = self._cells_of(theta, z)
+        return self.cell.mean(eta, own), self.cell.variance(eta, own)
+
+    def simulate(self, theta, n_samples, n_features=1):
+        z = Categorical(theta["weights"]).sample((n_samples, 1))
+        return self.observation(z, theta).sample(), z
+
+    # --- closed forms ---------------------------------------------------------------------------
+
+    def has_closed_form(self, family, global_family):
+        return isinstance(global_family, DiagonalNormal)
+
+    def expected_log_joints(self, globals_, X):
+        k, d = self.n_components, X.shape[1]
+        sizes = [k - 1, k * d, globals_.mean.shape[0] - k + 1 - k * d]
+        u, eta, log_variance = globals_.mean.split(sizes)
+        u_sd, eta_sd, log_variance_sd = globals_.sd.split(sizes)
+        weights, cells = expected_log_weights(u, u_sd), Cells.of(X)
+        eta, variance = eta.reshape(k, d), eta_sd.reshape(k, d) ** 2
+        if not len(log_variance):
+            rows = [
+                self.cell.expected_log_rows(cells, e.expand_as(X), v.expand_as(X), {})
+                for e, v in zip(eta, variance, strict=True)
+            ]
+            return torch.stack(rows, -1) + weights
+        precision = (0.5 * log_variance_sd**2 - log_variance).exp().reshape(k, d)
+        centre = torch.as_tensor(self.mean_loc).to(X)
+        x, eta = cells.masked(cells.values - centre), eta - centre
+        squares = x**2 @ precision.mT - 2 * x @ (precision * eta).mT
+        constant = precision * (eta**2 + variance) + log_variance.reshape(k, d) + LOG_2PI
+        return weights - 0.5 * (squares + cells.over_columns(constant.mT))
+
+    # --- where to start -------------------------------------------------------------------------
+
+    @over_ranks
+    def adapted(self, X, weights):
+        cells = Cells.of(X)
+        mean, variance = cells.mean_and_variance(weights)
+        variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
+        normal = self.likelihood == "normal"
+        defaults = {
+            "mean_loc": mean if normal else self.cell.location(mean),
+            "mean_scale": _WIDE * variance.sqrt() if normal else torch.full_like(mean, _WIDE_ETA),
+            "variance_scale": variance / self.n_components**2,
+        }
+        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
+        return type(self)(**(self.get_params() | left_open))
+
+    def n_starts(self, X):
+        return _STARTS if self.n_components > 1 else 1
+
+    def initial_globals(self, X, weights):
+        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
+
+    @over_ranks
+    def drawn_globals(self, X, weights, generator):
+        """Return the moments of clusters by k-means from k-means++ centres, largest first."""
+        cells = Cells.of(X)
+        mean, variance = cells.mean_and_variance(weights)
+        sd = variance.clamp_min(1e-300).sqrt()
+        rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
+        state = _k_means(rows, weights, self.n_components, generator)
+        share = torch.nn.functional.one_hot(state, self.n_components).to(X) * weights[:, None]
+        share = share[:, share.sum(0).argsort(descending=True)]
+        seen = torch.ones_like(X) if cells.observed is None else cells.observed.to(X)
+        count = share.mT @ seen + 1  # a row of the whole table for each cluster
+        centre = (share.mT @ cells.values + mean) / count
+        own = torch.stack([cells.masked(cells.values - each) ** 2 for each in centre])
+        spread = (torch.einsum("nk,knd->kd", share, own) + _LEAST_SHARE * variance) / count
+        given = {"weights": (share.sum(0) + 1) / (share.sum() + self.n_components)}
+        if self.likelihood == "normal":
+            return given | {"means": centre, "variances": spread.clamp_min(1e-12)}
+        least = 0.01 * mean.clamp_min(1e-3)
+        top = math.inf if self.likelihood == "poisson" else 0.99
+        return given | {"means": torch.maximum(centre, least).clamp_max(top)}
+
+
+def _k_means(rows, weights, k, generator):
+    """Return a cluster for every row: Lloyd's steps from centres drawn by k-means++."""
+    chance = weights / weights.sum()
+    centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]
+    for _ in range(k - 1):
+        away = torch.cdist(rows, centres).amin(1) ** 2 * weights
+        away = away if bool(away.sum() > 0) else weights
+        chosen = torch.multinomial(away.cpu(), 1, generator=generator).to(rows.device)
+        centres = torch.cat([centres, rows[chosen]])
+    for _ in range(_STEPS):
+        state = torch.cdist(rows, centres).argmin(1)
+        member = torch.nn.functional.one_hot(state, k).to(rows) * weights[:, None]
+        count = member.sum(0)[:, None]
+        moved = member.mT @ rows / count.clamp_min(1e-300)
+        centres = torch.where(count > 0, moved, centres)
+    return torch.cdist(rows, centres).argmin(1)
