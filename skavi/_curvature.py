@@ -243,14 +243,8 @@ def jacobian(values: Tensor, unknowns) -> tuple[Tensor, ...]:
 def _batched_jacobian(values, unknowns):
     rows = [values.new_empty(0, *unknown.shape) for unknown in unknowns]
     for directions in torch.eye(len(values)).to(values).split(_BATCH):
-        parts = torch.autograd.grad(
-            values,
-            unknowns,
-            directions,
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
+        how = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
+        parts = torch.autograd.grad(values, unknowns, directions, **how)  # type: ignore[arg-type]
         for i, (part, unknown) in enumerate(zip(parts, unknowns, strict=True)):
             new = values.new_zeros(len(directions), *unknown.shape) if part is None else part
             rows[i] = torch.cat([rows[i], new])
