@@ -231,7 +231,7 @@ def defaults_of(tensor: Tensor):
     Tensors made from Python numbers in the body have its device as well.
     """
     before, wanted = getattr(_THREAD, "inside", None), (tensor.dtype, tensor.device)
-    if not tensor.is_floating_point():  # states: they say nothing of the numbers' dtype
+    if not tensor.dtype.is_floating_point:  # states: they say nothing of the numbers' dtype
         wanted = (torch.float64, tensor.device) if before is None else before
     if before == wanted:
         yield
