@@ -256,8 +256,7 @@ class HierarchicalModel(LatentVariableModel):
     ...
     ...     def likelihood(self, z, theta):
     ...         return Normal(theta["theta"] + z, 0.5)
-    >>> X = [[1.0], [2.0], [3.0]]
-    >>> FactorizedVI(Shift()).fit(X).transform(X).shape
+    >>> FactorizedVI(Shift()).fit_transform([[1.0], [2.0], [3.0]]).shape
     (3, 1)
 
     Without latents: logistic regression of the last column on the others.
@@ -335,12 +334,12 @@ class HierarchicalModel(LatentVariableModel):
     def atoms(self, space, X):
         if any(overrides(self, HierarchicalModel, name) for name in ("log_local", "log_prior")):
             return None
-        centre, _ = space.start(torch.Generator().manual_seed(0))
+        theta = space.constrain(space.start(torch.Generator().manual_seed(0))[0].to(X))
         try:
             with defaults_of(X):
-                prior = self.prior_of_rows(space.constrain(centre.to(X)), X[:1])
-        except (ValueError, TypeError, RuntimeError, AttributeError):
-            return None  # the checks of a fit say what is wrong
+                prior = self.prior_of_rows(theta, X[:1])
+        except (ValueError, TypeError, RuntimeError, AttributeError):  # a fit's checks tell
+            return None
         return atoms_of(prior) if isinstance(prior, Distribution) else None
 
     def replicate(self, theta, z, X):
