@@ -334,10 +334,10 @@ class HierarchicalModel(LatentVariableModel):
     def atoms(self, space, X):
         if any(overrides(self, HierarchicalModel, name) for name in ("log_local", "log_prior")):
             return None
-        theta = space.constrain(space.start(torch.Generator().manual_seed(0))[0].to(X))
+        theta = space.start(torch.Generator().manual_seed(0))[0].to(X.device, X.dtype)
         try:
             with defaults_of(X):
-                prior = self.prior_of_rows(theta, X[:1])
+                prior = self.prior_of_rows(space.constrain(theta), X[:1])
         except (ValueError, TypeError, RuntimeError, AttributeError):  # a fit's checks tell
             return None
         return atoms_of(prior) if isinstance(prior, Distribution) else None
