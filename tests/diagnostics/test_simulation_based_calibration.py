@@ -107,7 +107,7 @@ def test_refitting_sees_how_narrow_mean_field_is():
     row = wide.summary().set_index("name").loc["theta"]
     assert row["spread"] == pytest.approx(spread, rel=0.15)  # 100 simulations: 5 % error
     tight = calibration(
-        FactorizedVI(Conjugate(0.05, known=False)), 100, n_samples=12, random_state=0
+        FactorizedVI(Conjugate(0.05, known=False)), 40, n_samples=12, random_state=0
     )
     assert tight.p_value > 0.01
 
