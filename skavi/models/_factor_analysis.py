@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
-from torch.distributions import InverseGamma, Normal
+from torch.distributions import Normal
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
+from skavi.distributions import PriorOfVariance
 from skavi.models._cellwise import linear_start
 from skavi.models._poisson_closed_forms import LinearPoisson
 from skavi.models._scale_priors import WEAK, check_scale, scale_prior
@@ -184,7 +185,7 @@ default=None
             return None
         scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
         scale = zeros + scale if self.noise == "diagonal" else scale.reshape(())
-        return InverseGamma(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
+        return PriorOfVariance(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
 
     def _require_adapted(self):
         scales = [self.loading_scale, self.mean_loc, self.mean_scale]

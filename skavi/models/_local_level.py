@@ -4,9 +4,10 @@ import math
 
 import torch
 from scipy.linalg import solveh_banded
-from torch.distributions import InverseGamma, Normal
+from torch.distributions import Normal
 
 from skavi._numerics.aligned import aligned
+from skavi.distributions import PriorOfVariance
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
 from skavi.models._base import FAR
 from skavi.models._closed_forms import log_inverse_gamma
@@ -96,7 +97,7 @@ class LocalLevel(MarkovModel):
 
     def global_prior(self, n_features):
         scale = 0.1 * self.variance_scale_
-        prior = InverseGamma(torch.tensor(_PRIOR_SHAPE), torch.tensor(scale))
+        prior = PriorOfVariance(torch.tensor(_PRIOR_SHAPE), torch.tensor(scale))
         return {name: prior for name in self._latent_variances()}
 
     def _latent_variances(self):
