@@ -172,9 +172,9 @@ _WORKS, _RAISES = "0", "3"
         (2, "used", 0, "fit", _RAISES),
         (2, "unused", 0, "fit", _WORKS),
         pytest.param(2, "used", 0, "transform", _RAISES, marks=pytest.mark.slow),
-        pytest.param(2, "used", 1, "fit", _WORKS, marks=pytest.mark.slow),
-        pytest.param(1, "used", 0, "fit", _WORKS, marks=pytest.mark.slow),
-        pytest.param(1, "used", 0, "transform", _WORKS, marks=pytest.mark.slow),
+        pytest.param(2, "used", 1, "fit", _WORKS, marks=pytest.mark.nightly),
+        pytest.param(1, "used", 0, "fit", _WORKS, marks=pytest.mark.nightly),
+        pytest.param(1, "used", 0, "transform", _WORKS, marks=pytest.mark.nightly),
     ],
 )
 def test_a_fork_works_or_raises_but_never_hangs(threads, used, threads_of_child, action, expected):
