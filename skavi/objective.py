@@ -110,6 +110,13 @@ class Objective:
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
+    def row_derivatives(self, raw, raw_globals, X, nodes, weights):
+        """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
+        if nodes is None or nodes.slopes_at is not None or self.n_drawn_globals:
+            return None
+        factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
+        return self.model.row_derivatives(factors, q_theta, X, nodes, weights)
+
     def expected_log_terms(self, factors, q_theta, X, nodes):
         """E_q[log p(z, X | theta)], one term per row, or a scalar."""
         if nodes is None:
