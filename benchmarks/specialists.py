@@ -140,23 +140,29 @@ def remarks(load):
 
 
 def draw(figure, runs):
-    """Draw every contestant's seconds of `fit`, a line a job."""
+    """Draw every contestant's processor seconds of `fit`, a line a job."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes = figure.subplots()
-    jobs = list(dict.fromkeys(run.job for run in runs if run.fit_seconds))
+    runs = [run for run in runs if run.fit_seconds is not None]
+    jobs = list(dict.fromkeys(run.job for run in runs))
     for ours, marker, label in ((True, "o", "skavi"), (False, "x", "specialist")):
-        some = [run for run in runs if run.ours == ours and run.fit_seconds]
+        some = [run for run in runs if run.ours == ours]
         at = [jobs.index(run.job) for run in some]
-        axes.scatter([run.fit_seconds for run in some], at, marker=marker, label=label)
+        axes.scatter([run.fit_processor_seconds for run in some], at, marker=marker, label=label)
         for run, y in zip(some, at, strict=True):
             axes.annotate(
                 run.name.removeprefix("skavi "),
-                (run.fit_seconds, y),
+                (run.fit_processor_seconds, y),
                 xytext=(0, 5 if ours else -11),
                 textcoords="offset points",
                 fontsize=6,
                 ha="center",
             )
-    axes.set(xscale="log", xlabel="seconds of fit (median)", yticks=range(len(jobs)))
+    axes.set(xscale="log", xlabel="processor seconds of fit (median)", yticks=range(len(jobs)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticklabels(jobs, fontsize=7)
     axes.set_ylim(len(jobs) - 0.5, -0.5)
     axes.legend(fontsize=7)
