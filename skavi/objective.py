@@ -136,14 +136,15 @@ class Objective:
             theta = self.space.constrain(u)
             return self.model.half_expected_terms(theta, z, factors, rest, X)
 
-        z = factors.draw(nodes.locals_)
         noise = nodes.globals_
         if drawn < self.space.size:
             noise = torch.nn.functional.pad(noise, (0, self.space.size - drawn))
         u = q_theta.draw(noise) if drawn else q_theta.mean.unsqueeze(0)
-        if len(z) == 1:  # a single draw has weight one
-            return density(u.squeeze(0), z.squeeze(0))
-        return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)
+        expected = None
+        for z, served in factors.term_draws(nodes.locals_):
+            terms = self._average(density, u, z, nodes.weights)
+            expected = terms if expected is None else torch.where(served, terms, expected)
+        return expected
 
     # --- rows that read theta through one number ------------------------------------------------
 
@@ -203,6 +204,12 @@ class Objective:
         if not (mean.requires_grad or variance.requires_grad):
             return expectation(mean, variance)
         return _expanded(expectation, mean, variance)
+
+    def _average(self, density, u, z, weights):
+        """Average the terms over draws."""
+        if len(z) == 1:  # a single draw has weight one
+            return density(u.squeeze(0), z.squeeze(0))
+        return torch.tensordot(weights, self._evaluate(density, u, z), 1)
 
     def _evaluate(self, density, u, z):
         """Evaluate at every pair of draws; a single u is paired with every z."""

@@ -173,10 +173,12 @@ def _check_kind(estimator, kind, name):
 def factorized_like(amortized, init):
     """Return an unfitted factorized estimator of the same problem."""
     given = {k: v for k, v in amortized.get_params(deep=False).items() if k in _SHARED}
+    # Within the function's own family: that of factorized VI may know more of neighbours.
+    given["family"] = clone(amortized.family_)
     return FactorizedVI(model=clone(amortized.model_), init=init, **given)
 
 
-_SHARED = ("family", "global_family", "noise", "max_iter", "tol", "device", "random_state")
+_SHARED = ("global_family", "noise", "max_iter", "tol", "device", "random_state")
 
 
 def _elbo(position, noise):

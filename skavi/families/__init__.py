@@ -1,5 +1,6 @@
 """Variational families: the possible shapes of a factor q(z_n), or of q(theta)."""
 
+from skavi.families._chain import Chain, ChainFactors
 from skavi.families._normal import (
     LOG_2PI,
     DiagonalFactors,
@@ -14,6 +15,8 @@ from skavi.families._normal import (
 
 __all__ = [
     "LOG_2PI",
+    "Chain",
+    "ChainFactors",
     "DiagonalFactors",
     "DiagonalNormal",
     "Family",

@@ -75,6 +75,29 @@ class NormalFactors(ABC):
             return type(self)(self.mean, self.scale.new_zeros(()).expand_as(self.scale))
         return type(self)(self.mean, torch.nn.functional.pad(self.scale[..., n:], (n, 0)))
 
+    def neighbour_covariance(self) -> Tensor:
+        """Covariances of each row with the row before it, shape (n, k, k); 0 for the first."""
+        return self.mean.new_zeros(*self.mean.shape, self.mean.shape[-1])
+
+    def term_draws(self, noise: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return draws of all rows, and which rows' terms each of them serves (None: all)."""
+        return [(self.draw(noise), None)]
+
+    def joint_draw(self, noise: Tensor) -> Tensor:
+        """Map standard normals (..., n, k) to draws of all rows together."""
+        return self.draw(noise)
+
+    def joint_log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of ``joint_draw(noise)``, a term a row, in nats."""
+        return self.log_prob(noise)
+
+    def alone(self, noise: Tensor) -> Tensor:
+        """Return noise whose joint draw moves only rows that have any, no two of them neighbours.
+
+        Each of them is then drawn given all others at their means.
+        """
+        return noise
+
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""
         return self.log_det_scale + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
@@ -204,6 +227,8 @@ class Family(Component):
 
     #: Whether a factor has any spread: draws of a point need no noise.
     random: bool = True
+    #: Whether a row's factor depends on the row before: only for latents in a chain.
+    links_rows: bool = False
 
     @abstractmethod
     def n_parameters(self, n_latents: int) -> int:
