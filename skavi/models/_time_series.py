@@ -184,12 +184,13 @@ class CouplingBiasWarning(UserWarning):
     --------
     >>> import warnings
     >>> from skavi import FactorizedVI
+    >>> from skavi.families import DiagonalNormal
     >>> from skavi.models import CouplingBiasWarning, LocalLevel
     >>> X = [[1.0], [2.0], [1.5], [3.0]]
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always", CouplingBiasWarning)
-    ...     unknown = FactorizedVI(LocalLevel()).fit(X)
-    ...     known = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=0.5)).fit(X)
+    ...     unknown = FactorizedVI(LocalLevel(), family=DiagonalNormal()).fit(X)
+    ...     chain = FactorizedVI(LocalLevel()).fit(X)
     >>> [w.category.__name__ for w in caught]
     ['CouplingBiasWarning']
     """
@@ -200,9 +201,10 @@ class MarkovModel(LatentVariableModel):
 
     Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
     Neighbouring latents are coupled, so no function of a window of rows closes the amortization
-    gap; a wider window narrows it. The default ``context`` is (2, 2). Unknown variances and
-    persistence among the globals are biased by independent factors, which a fit warns of
-    (`CouplingBiasWarning`): give known values, for example maximum likelihood by a Kalman filter.
+    gap; a wider window narrows it. The default ``context`` is (2, 2). The factors of `FactorizedVI`
+    know their neighbours (`skavi.families.Chain`). Independent ones bias unknown variances and
+    persistence among the globals, which a fit warns of (`CouplingBiasWarning`). Missing cells (NaN
+    in X) are left out of a likelihood of independent columns.
 
     Examples
     --------
@@ -237,8 +239,8 @@ class MarkovModel(LatentVariableModel):
     bias_of_globals = (
         "independent factors of latents in a chain bias estimates of unknown variances and "
         "persistence, not only their sds, and corrected sds do not cover that: estimate these by "
-        "exact filtering (Kalman) or MCMC and give them to the model as known; see the how-to on "
-        "time series"
+        "FactorizedVI with factors that know their neighbours, family=Chain() (its default); see "
+        "the how-to on time series"
     )
 
     @property
