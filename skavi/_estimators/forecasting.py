@@ -47,8 +47,8 @@ class Forecasting(FittedEstimator):
         >>> vi = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=1.0)).fit(X)
         >>> mean, sd = vi.forecast(X, 2)
         >>> mean.round(2), sd.round(2)
-        (array([[1.58],
-               [1.58]]), array([[1.62],
+        (array([[1.56],
+               [1.56]]), array([[1.62],
                [1.9 ]]))
         """
         if not is_whole(steps, 1):

@@ -54,10 +54,10 @@ class LocalLevel(MarkovModel):
     >>> X = [[1.0], [2.0], [np.nan], [1.5]]
     >>> vi = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=1.0)).fit(X)
     >>> vi.transform(X).round(3)
-    array([[1.386],
-           [1.774],
-           [1.682],
-           [1.591]])
+    array([[1.32 ],
+           [1.637],
+           [1.591],
+           [1.546]])
     """
 
     learned = (*MarkovModel.learned, "variance_scale_", "initial_mean_", "initial_sd_")
