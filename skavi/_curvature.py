@@ -100,12 +100,12 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
 
 
 def _differentiate_part(problem, raw, raw_globals, part):
-    """Return derivatives of some rows' terms, in plain units: g, H, C of each row, and the rows'
-    sum of the derivatives in q(theta).
-    """
+    """Return g, H and C of each row of a part, and the rows' sums in q(theta), in plain units."""
     weights, whole = problem.rows.weights[part], len(raw)
     some = problem if part == slice(0, whole) else problem.restricted(part)
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
+    if (known := some.row_derivatives(raw[part], raw_globals)) is not None:
+        return known
     with torch.enable_grad():
         raw = raw[part].detach().requires_grad_(True)
         raw_globals = raw_globals.detach().requires_grad_(n_global > 0)

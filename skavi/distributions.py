@@ -20,6 +20,7 @@ from torch.distributions import (
     InverseGamma,
     LogNormal,
     Normal,
+    PowerTransform,
     TransformedDistribution,
     Weibull,
     constraints,
@@ -307,6 +308,32 @@ def _expected_exponential(constant, slope, factor, power, mean, sd):
     return torch.addcmul(torch.addcmul(constant, slope, mean), factor, mean_power)
 
 
+class _Reciprocal(PowerTransform):
+    """1 / y, of y's shape: torch's own asks `broadcast_shapes`, whose first call imports sympy."""
+
+    def forward_shape(self, shape):
+        return shape
+
+    inverse_shape = forward_shape
+
+
+class PriorOfVariance(InverseGamma):
+    """Inverse gamma distribution without an import of sympy, which takes as long as a small fit.
+
+    Examples
+    --------
+    >>> PriorOfVariance(torch.tensor(3.0), torch.tensor(4.0)).mean
+    tensor(2.)
+    """
+
+    def __init__(self, concentration, rate):
+        base = Gamma(concentration, rate)
+        TransformedDistribution.__init__(self, base, _Reciprocal(-base.rate.new_ones(())))
+
+    def expand(self, batch_shape, _instance=None):
+        return super().expand(batch_shape, _instance or type(self).__new__(type(self)))
+
+
 def _gamma(shape, rate, sign):
     """Return c, s, r, p of log p(e^u) + u = c + s u - r e^(p u) if e^(sign u) is gamma."""
     constant = shape * rate.log() - torch.lgamma(shape)
@@ -329,6 +356,7 @@ _OF_LOG: dict[type, Callable] = {
     Chi2: lambda base: _gamma(base.concentration, base.rate, 1),
     Exponential: lambda base: _gamma(torch.ones_like(base.rate), base.rate, 1),
     InverseGamma: lambda base: _gamma(base.concentration, base.rate, -1),
+    PriorOfVariance: lambda base: _gamma(base.concentration, base.rate, -1),
     HalfNormal: lambda base: _half_normal(base.scale),
     Weibull: lambda base: _weibull(base.scale, base.concentration),
 }

@@ -24,7 +24,7 @@ import skavi
 from skavi import AmortizedVI, FactorizedVI
 from skavi._platform.forks_and_threads import LostThreadsError
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis, TopicModel
+from skavi.models import FactorAnalysis, LocalLevel, TopicModel
 
 #: Public names that need no guard, and why. A name may stand for all members of a class.
 EXEMPT = {
@@ -106,11 +106,17 @@ def make_fits() -> SimpleNamespace:
         factorized = FactorizedVI(FactorAnalysis(2), random_state=0).fit(few)
         amortized = AmortizedVI(FactorAnalysis(2), Polynomial(1), random_state=0).fit(few)
         simple = FactorizedVI(FactorAnalysis(1), max_iter=3).fit(few[:, :2])
+        level = LocalLevel(1.0, 1.0)
+        levels = {
+            "FactorizedVI": FactorizedVI(level).fit(few[:, :1]),
+            "AmortizedVI": AmortizedVI(level, Polynomial(1)).fit(few[:, :1]),
+        }
         topics = FactorizedVI(TopicModel(2), max_iter=3, n_init=1, random_state=0).fit(counts)
     fits = SimpleNamespace(
         X=X,
         few=few,
         simple=simple,
+        levels=levels,
         counts=counts,
         skavi_FactorizedVI=factorized,
         skavi_AmortizedVI=amortized,
@@ -140,6 +146,7 @@ def _of_estimator(name: str) -> dict[str, Callable]:
         "score_samples": lambda f: getattr(f, at).score_samples(f.X, n_draws=4),
         "inverse_transform": lambda f: getattr(f, at).inverse_transform(f.Z),
         "impute": lambda f: getattr(f, at).impute(f.X),
+        "forecast": lambda f: f.levels[name].forecast(f.few[:, :1], 5),
         "sample": lambda f: getattr(f, at).sample(20_000),
         "to_arviz": lambda f: getattr(f, at).to_arviz(f.few, n_draws=2000),
         "get_feature_names_out": lambda f: getattr(f, at).get_feature_names_out(),

@@ -1,4 +1,4 @@
-"""Seeds of tests: the first runs in CI, the others every night."""
+"""Seeds of tests, and other cases like one another: the first runs in CI, others every night."""
 
 import pytest
 

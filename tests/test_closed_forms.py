@@ -8,6 +8,7 @@ from scipy import integrate, stats
 from scipy.optimize import minimize
 
 import closed_forms as cf
+from seeds import seeds
 
 X = np.array([0.3, -1.2, 2.5])
 W = np.array([1.0, 2.5, 0.4])
@@ -144,7 +145,7 @@ def test_linear_rows_of_weight_two_are_rows_twice_and_of_weight_zero_absent():
     assert cf.linear_evidence(X, TAU, SIGMA, [2, 1, 0]) == pytest.approx(evidence, rel=1e-13)
 
 
-@pytest.mark.parametrize("w", [PLAIN, W])
+@pytest.mark.parametrize("w", seeds(W, PLAIN))
 def test_linear_evidence_is_the_double_integral(w):
     def density(theta):
         def row_densities(z):

@@ -31,6 +31,7 @@ from skavi import FactorizedVI
 from skavi._numerics.quadrature import product_rule
 from skavi.distributions import (
     Flat,
+    PriorOfVariance,
     defaults_of,
     expected_log_prob,
     innermost,
@@ -102,6 +103,7 @@ OF_LOG = [
     Chi2(double(3.0)),
     Exponential(double(1.7)),
     InverseGamma(double(1.5), double(0.4)),
+    PriorOfVariance(double(1.5), double(0.4)),
     HalfNormal(double(1.3)),
     Weibull(double(1.2), double(0.8)),
     LogNormal(double(-0.4), double(0.6)),

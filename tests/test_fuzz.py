@@ -25,7 +25,7 @@ from skavi import AmortizedVI, FactorizedVI
 from skavi._fit import final_elbo, local_problems, other_optima, starts_of_theta
 from skavi.closability import AmortizationWarning
 from skavi.diagnostics import SeveralOptimaWarning
-from skavi.families import DiagonalNormal, FullNormal
+from skavi.families import Chain, DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import (
     BayesianDecoder,
@@ -82,7 +82,7 @@ MODELS = {
         GaussianProcess, number, number, st.sampled_from(["normal", "bernoulli", "poisson"]), number
     ),
     "LinearModel": st.builds(LinearModel, number, number),
-    "LocalLevel": st.builds(LocalLevel, scale, scale, number, number),
+    "LocalLevel": st.builds(LocalLevel, scale, scale, number, number, scale, scale),
     "NonlinearModel": st.builds(NonlinearModel),
     "RandomEffects": st.builds(
         RandomEffects,
@@ -124,7 +124,7 @@ NOISES = st.one_of(
     st.builds(QuasiMonteCarlo, either(st.sampled_from([2, 3, 16]), COUNTS)),
     st.builds(GaussHermite, either(st.sampled_from([1, 2, (2, 1), (3, 1)]), COUNTS)),
 )
-FAMILIES = st.one_of(st.none(), st.builds(DiagonalNormal), st.builds(FullNormal))
+FAMILIES = st.one_of(st.none(), *map(st.builds, (DiagonalNormal, FullNormal, Chain)))
 
 
 # Data: made for the model, then spoiled, then laid out in memory.

@@ -118,8 +118,8 @@ def shortfall(kind, response, scale, sd, seed):
 @pytest.mark.parametrize("response", list(LIKELIHOODS))
 @pytest.mark.parametrize(("scale", "sd"), [(1e-3, 100.0), (1e6, 1.0), (1e6, 100.0)])
 def test_corner_cases_reach_the_optimum(kind, response, scale, sd):
-    for seed in range(3):
-        assert abs(shortfall(kind, response, scale, sd, seed)) < 0.01
+    """One seed each: the grid of every night has three."""
+    assert abs(shortfall(kind, response, scale, sd, seed=0)) < 0.01
 
 
 @pytest.mark.nightly

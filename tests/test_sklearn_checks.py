@@ -86,8 +86,8 @@ def _name(value):
     return repr(value).replace("\n", "") if hasattr(value, "fit") else value.__name__
 
 
-SLOW = [
-    pytest.param(clone(estimator), marks=pytest.mark.slow)
+NIGHTLY = [  # what wraps their output is common to all
+    pytest.param(clone(estimator), marks=pytest.mark.nightly)
     for estimator in ESTIMATORS
     if "diagonal" in repr(estimator)
 ]
@@ -97,7 +97,7 @@ QUICK = [e for e in ESTIMATORS if "diagonal" not in repr(e)]
 @pytest.mark.changes_globals
 @pytest.mark.filterwarnings("ignore:X .* feature names")  # the checks' own doing
 @pytest.mark.parametrize("check", NOT_YIELDED, ids=_name)
-@pytest.mark.parametrize("estimator", QUICK + SLOW, ids=_name)
+@pytest.mark.parametrize("estimator", QUICK + NIGHTLY, ids=_name)
 def test_check_that_is_not_yielded(estimator, check):
     check(type(estimator).__name__, clone(estimator))
 

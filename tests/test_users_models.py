@@ -375,13 +375,16 @@ def test_a_constant_function_solves_no_row_better():
 
 
 @pytest.mark.slow
-def test_topics_of_every_seed_are_within_a_thousandth():
-    """Fits of one start each ended up to 2.7 % lower."""
+@pytest.mark.parametrize("n_seeds", [3, pytest.param(10, marks=pytest.mark.nightly)])
+def test_topics_of_every_seed_are_within_a_thousandth(n_seeds):
+    """Fits of one start each ended up to 2.7 % lower. One seed in ten may."""
     rng = np.random.default_rng(1)
     topics, share = rng.dirichlet(np.full(120, 0.1), 6), rng.dirichlet(np.full(6, 0.3), 300)
     X = np.stack([rng.multinomial(60, p) for p in share @ topics]).astype(float)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one start may stand alone, and says so
-        elbos = [FactorizedVI(TopicModel(7), random_state=seed).fit(X).elbo_ for seed in range(10)]
+        elbos = [
+            FactorizedVI(TopicModel(7), random_state=seed).fit(X).elbo_ for seed in range(n_seeds)
+        ]
     short = (max(elbos) - np.array(elbos)) / abs(max(elbos))
-    assert (short < 1e-3).sum() >= 9
+    assert (short >= 1e-3).sum() <= n_seeds // 10

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from closed_forms import kalman_smoother, local_level_factorized, local_level_windowed_linear
+from skavi.families import DiagonalNormal
 from skavi.inference_functions import Polynomial
 from skavi.models import LocalLevel
 
@@ -46,7 +47,7 @@ def data(settings):
 def run(settings: Settings = Settings(), n_jobs: int = 1) -> Report:
     """Compare F-VI with the smoother, windows with least squares, and the two equal places."""
     x = data(settings)
-    factorized = fit(LocalLevel(**_SDS), x[:, None])
+    factorized = fit(LocalLevel(**_SDS), x[:, None], family=DiagonalNormal())
     windows = [_windowed(x, w) for w in range(settings.widest + 1)]
     gaps = _gaps(x, factorized, windows)
 

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 from skavi import FactorizedVI
 from skavi.diagnostics import calibration
 from skavi.displays import CalibrationDisplay
+from skavi.families import DiagonalNormal
 from skavi.models import LocalLevel
 
-vi = FactorizedVI(LocalLevel(level_sd=0.1, noise_sd=1.0, initial_sd=1.0))
+vi = FactorizedVI(LocalLevel(0.1, 1.0, initial_mean=0.0, initial_sd=1.0))
 report = calibration(vi, 80, n_samples=1, random_state=0)
 print(report.advice)
 
@@ -21,11 +22,11 @@ CalibrationDisplay.from_calibration(report)
 plt.show()
 
 # %%
-# With four rows in a chain the latents are correlated, which mean-field factors cannot say: q is
-# too narrow, and the histogram has a valley.
+# With four rows in a chain the latents are correlated, which independent factors cannot say (the
+# default family, `Chain`, can): q is too narrow, and the histogram has a valley.
 
 narrow = calibration(
-    FactorizedVI(LocalLevel(level_sd=0.1, noise_sd=1.0, initial_sd=1.0)),
+    FactorizedVI(LocalLevel(0.1, 1.0, initial_mean=0.0, initial_sd=1.0), family=DiagonalNormal()),
     80,
     n_samples=4,
     random_state=0,

@@ -24,7 +24,9 @@ class AmortizedVI(VariationalInference):
     inference_function : InferenceFunction or torch.nn.Module, default=None
         `Constant`, `Polynomial`, `MLP` or any module. None: an `MLP` with two hidden layers sized
         from the factor.
-    family, global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
+    family : Family, default=None
+        Family of q(z_n). None: `DiagonalNormal`.
+    global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
 random_state, verbose : as in FactorizedVI
         Documented there.
 

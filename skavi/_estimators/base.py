@@ -22,6 +22,7 @@ from skavi._data.validated_tables import (
 from skavi._estimators.component_names import with_public_names
 from skavi._estimators.fit_identity import describe_fit
 from skavi._estimators.fitted_attributes import fitted_attributes, learn_use, unchanged_on_error
+from skavi._estimators.forecasting import Forecasting
 from skavi._estimators.generation import Generation
 from skavi._estimators.partial_fit import PartialFit
 from skavi._estimators.process_rank_checks import check_agreement, check_joint, ranks_of
@@ -29,7 +30,7 @@ from skavi._estimators.reporting import Reporter, progress_bar, warn_of_end, war
 from skavi._estimators.row_inference import RowInference
 from skavi._fit.algorithm import Plan, best_of, fit_every_start, simplified, with_suboptimality
 from skavi._fit.checkpoint_journal import Journal, StoredJournal, versions
-from skavi._fit.defaults import default_model, is_network, tolerance
+from skavi._fit.defaults import default_family, default_model, is_network, tolerance
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.linear_response import correction_of
 from skavi._fit.model_checks import validated_objective
@@ -62,6 +63,7 @@ from skavi.solvers import Solver
 class VariationalInference(
     RowInference,
     Generation,
+    Forecasting,
     PartialFit,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -239,9 +241,9 @@ class VariationalInference(
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
         if roles.places:
             model.columns_ = roles
-        family = clone(self.family) if self.family is not None else None
-        global_family = clone(model.global_family(self.global_family))
         function = self._function()
+        family = default_family(model, function) if self.family is None else clone(self.family)
+        global_family = clone(model.global_family(self.global_family))
         for component in (model, function, self.noise, self.solver, family, global_family):
             if component is not None:
                 component.check()
@@ -303,7 +305,8 @@ class VariationalInference(
     @property
     def bias_note_(self):
         check_is_fitted(self)
-        names, bias = ", ".join(self.global_posterior_.mean), self.model_.bias_of_globals
+        names = ", ".join(self.global_posterior_.mean)
+        bias = "" if self.family_.links_rows else self.model_.bias_of_globals
         return f"{type(self.model_).__name__} ({names}): {bias}." if names and bias else ""
 
     def _notes(self):

@@ -13,7 +13,7 @@ class FactorizedVI(VariationalInference):
         The model. None: `FactorAnalysis` with as many components as have more than average
         variance (at most 20).
     family : Family, default=None
-        Family of q(z_n). None: `DiagonalNormal`.
+        Family of q(z_n). None: `Chain` for a `MarkovModel`, else `DiagonalNormal` (the paper's).
     global_family : Family, default=None
         Family of q(theta) on the unconstrained scale. None: `DiagonalNormal`.
     noise : Noise, default=None

@@ -13,6 +13,7 @@ from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
+from skavi.families import ChainFactors
 from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior, StatePosterior
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
@@ -126,7 +127,8 @@ class RowInference(FittedEstimator, TransformerMixin):
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
-        latents = LatentPosterior(mean=mean, sd=sd, scale=scale, index=index, names=names)
+        link = factors.link.cpu().numpy().copy() if isinstance(factors, ChainFactors) else None
+        latents = LatentPosterior(mean, sd, scale, index, names, link=link)
         if not self.model_.has_own_scale:
             return latents
         mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())

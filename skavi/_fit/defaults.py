@@ -21,8 +21,10 @@ rows x nodes beyond the budget          MonteCarlo                  Adam, miniba
 
 import torch
 
+from skavi._data.coupling import Chain as Chained
 from skavi._data.missing_cells import Cells
 from skavi._fit.spherical_noise import RotatedSpheres
+from skavi.families import Chain, Family
 from skavi.inference_functions import MLP, InferenceFunction, Table
 from skavi.inference_functions._linear import LinearFunction
 from skavi.models import FactorAnalysis, LatentVariableModel
@@ -127,6 +129,16 @@ def default_function(n_outputs, model):
     """
     sizes = (n_outputs,) if model.accepts_sparse else (2 * n_outputs,) * 2
     return MLP(hidden_layer_sizes=tuple(max(_FEWEST_UNITS, size) for size in sizes))
+
+
+def default_family(model: LatentVariableModel, function: InferenceFunction | None) -> Family | None:
+    """Choose factors that know their neighbours in factorized VI of a chain; else None.
+
+    None is the independent factors that suit the latents (`skavi.objective.bind`).
+    Independent ones give the Nile's level variance as 12,200 where the posterior has 2,500.
+    """
+    chained = isinstance(model.coupling, Chained) and isinstance(function, Table)
+    return Chain() if chained else None
 
 
 def is_network(function: InferenceFunction | None) -> bool:

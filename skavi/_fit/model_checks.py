@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch.distributions import Distribution
 
+from skavi._data.coupling import Chain
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals, start_locals
 from skavi._numerics.whole_numbers import is_whole
@@ -35,6 +36,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
             "global_family."
         )
+    _check_links(model, family, global_family)
     n_latents = _count_latents(model, model.n_explained(rows.X))
     model = fixed_modules(model, rows.weights)
     if not bool((rows.weights == 1).all()):
@@ -62,6 +64,21 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     _check_support(model, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
     return replace(objective, batched=_goes_through_vmap(objective, raw_globals, z, rows.X))
+
+
+def _check_links(model, family, global_family):
+    """Refuse factors that know their neighbours where latents are not in a chain."""
+    if global_family.links_rows:
+        raise ValueError(
+            f"global_family={global_family} is a family of rows' latents: use DiagonalNormal() or "
+            "FullNormal() for q(theta)."
+        )
+    if family is not None and family.links_rows and not isinstance(model.coupling, Chain):
+        raise ValueError(
+            f"family={family} links each row to the row before, but the latents of "
+            f"{type(model).__name__} are not in a chain: use it with a MarkovModel, or "
+            "DiagonalNormal() or FullNormal() here."
+        )
 
 
 def _count_latents(model, n_features) -> int:
@@ -173,8 +190,9 @@ def _check_support(model, theta, z, X):
     declared = model.declared(theta, z, X)
     if "likelihood" not in declared:
         return
-    support = declared["likelihood"][0].support
-    bad = (~support.check(model.explained(X))).nonzero()
+    likelihood, values = declared["likelihood"]
+    support = likelihood.support
+    bad = (~support.check(values)).nonzero()
     if len(bad):
         column = f", column {int(bad[0, 1])}" if bad.shape[1] > 1 else ""
         raise ValueError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from skavi._curvature import gradient_of
 from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
 from skavi._fit.problem import Problem
@@ -113,6 +114,19 @@ class PenalisedProblem(Problem):
     def row_terms(self, raw, raw_globals):
         assert self.penalty is not None
         return self.penalty.mix(super().row_terms(raw, raw_globals), raw)
+
+    def row_derivatives(self, raw, raw_globals):
+        assert self.penalty is not None
+        known = super().row_derivatives(raw, raw_globals)
+        if known is None:
+            return None
+        g, H, *rest = (self.penalty.share * each for each in known)
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_(True)
+            value = (self.rows.weights * self.penalty.mix(torch.zeros_like(raw[:, 0]), raw)).sum()
+            (slope,) = gradient_of(value, (raw,), create_graph=True)
+            columns = [gradient_of(column.sum(), (raw,))[0] for column in slope.unbind(-1)]
+        return g + slope.detach(), H + torch.stack(columns, -1), *rest
 
 
 def best_start(problem: Problem, targets: Tensor, raw_globals: Tensor) -> State:

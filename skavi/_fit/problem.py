@@ -140,6 +140,15 @@ class Problem:
         pieces = [self.objective.row_terms(raw[p], raw_globals, X[p], nodes) for p in parts]
         return torch.cat(pieces)
 
+    def row_derivatives(self, raw: Tensor, raw_globals: Tensor):
+        """Return derivatives of the rows' weighted terms where the model knows them, or None."""
+        rows, nodes = self.rows, self.current_nodes()
+        known = self.objective.row_derivatives(raw, raw_globals, rows.X, nodes, rows.weights)
+        if known is None or not self.frozen_globals:
+            return known
+        g, H, C, g_globals, H_globals = known
+        return g, H, C[..., :0], g_globals[:0], H_globals[:0, :0]
+
     def parts(self) -> list[slice]:
         """Split the rows into pieces whose evaluation takes bounded memory.
 

@@ -177,7 +177,9 @@ def _row_weights(fitted, n_draws, state):
             local = torch.zeros_like(fitted.factors.mean)
             shape = len(index), local.shape[1]
             local[index] = torch.as_tensor(state.standard_normal(shape))
-            draw = fitted.at(local, still)
+            draw = fitted.at(fitted.factors.alone(local), still)
             terms = coupling.shares(draw.log_terms, index)
-            logs[s, index.numpy()] = (terms - draw.log_q_rows[index]).numpy()
+            by_row = draw.log_terms.dim() > 0
+            own = coupling.shares(draw.log_q_rows, index) if by_row else draw.log_q_rows[index]
+            logs[s, index.numpy()] = (terms - own).numpy()
     return logs

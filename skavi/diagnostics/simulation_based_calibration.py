@@ -191,7 +191,7 @@ def calibration(
     >>> from skavi import FactorizedVI
     >>> from skavi.diagnostics import calibration
     >>> from skavi.models import LocalLevel
-    >>> vi = FactorizedVI(LocalLevel(level_sd=0.1, noise_sd=1.0, initial_sd=1.0))
+    >>> vi = FactorizedVI(LocalLevel(0.1, 1.0, initial_mean=0.0, initial_sd=1.0))
     >>> report = calibration(vi, 20, n_samples=1, random_state=0)
     >>> report.ranks["z"].shape
     (20, 1)

@@ -33,7 +33,7 @@ class CalibrationDisplay(Display):
     >>> from skavi import FactorizedVI
     >>> from skavi.displays import CalibrationDisplay
     >>> from skavi.models import LocalLevel
-    >>> vi = FactorizedVI(LocalLevel(level_sd=0.1, noise_sd=1.0, initial_sd=1.0))
+    >>> vi = FactorizedVI(LocalLevel(0.1, 1.0, initial_mean=0.0, initial_sd=1.0))
     >>> display = CalibrationDisplay.from_estimator(vi, 20, n_samples=1, random_state=0)
     >>> display.ax_.get_xlabel()
     'rank of the truth under q'

@@ -130,7 +130,7 @@ class LatentPosteriorDisplay(Display):
         self._key()
         return self
 
-    def plot_series(self, X=None, *, times=None, latents=None, ax=None):
+    def plot_series(self, X=None, *, times=None, latents=None, forecast=None, ax=None):
         """Draw latents against time with bands that hold 50 and 90 %.
 
         Parameters
@@ -141,6 +141,8 @@ class LatentPosteriorDisplay(Display):
             Where the rows are. None: the rows' labels if they are numbers or dates, else 0, 1, ...
         latents : sequence of int, default=None
             Which latents. None: all, at most seven.
+        forecast : (mean, sd), default=None
+            What `forecast` returned for one column, drawn after the series with the same bands.
         ax : matplotlib Axes, default=None
             None: a new figure.
 
@@ -155,17 +157,25 @@ class LatentPosteriorDisplay(Display):
         for i, latent in enumerate(chosen):
             k = self._check_latent(latent)
             mean, sd = self.posterior.mean[:, k], self.posterior.sd[:, k]
-            for width, alpha in ((_INTERVAL, 0.18), (0.6745, 0.28)):
-                band = {"color": colour(i), "alpha": alpha, "lw": 0}
-                self.ax_.fill_between(times, mean - width * sd, mean + width * sd, **band)
             name = self.posterior.coords["latent"][k]
-            self.ax_.plot(times, mean, color=colour(i), lw=1.8, label=name)
+            self._draw_band(times, mean, sd, color=colour(i), label=name)
+        if forecast is not None:
+            mean, sd = (np.asarray(each, dtype=float).reshape(-1) for each in forecast)
+            ahead = times[-1] + (times[-1] - times[-2]) * np.arange(1, len(mean) + 1)
+            self._draw_band(ahead, mean, sd, color=colour(len(chosen)), label="forecast")
         if X is not None:
             dots = {"s": 12, "color": "0.25", "zorder": 3, "linewidths": 0, "label": "observed"}
             self.ax_.scatter(times, np.asarray(X, dtype=float).reshape(len(times)), **dots)
         self.ax_.set(xlabel="time", ylabel="latent")
         self.ax_.set_title("posterior means; bands hold 50 and 90 %", fontsize="medium")
         return self._end(**BESIDE)
+
+    def _draw_band(self, times, mean, sd, **look):
+        """Draw means with bands that hold 50 and 90 %."""
+        for width, alpha in ((_INTERVAL, 0.18), (0.6745, 0.28)):
+            band = {"color": look["color"], "alpha": alpha, "lw": 0}
+            self.ax_.fill_between(times, mean - width * sd, mean + width * sd, **band)
+        self.ax_.plot(times, mean, lw=1.8, **look)
 
     def _times(self):
         labels = self.posterior.coords["row"]

@@ -1,6 +1,7 @@
 """Variational families: the possible shapes of a factor q(z_n), or of q(theta)."""
 
 from skavi.families._categorical import Categorical, CategoricalFactors
+from skavi.families._chain import Chain, ChainFactors
 from skavi.families._normal import (
     LOG_2PI,
     DiagonalFactors,
@@ -17,6 +18,8 @@ __all__ = [
     "LOG_2PI",
     "Categorical",
     "CategoricalFactors",
+    "Chain",
+    "ChainFactors",
     "DiagonalFactors",
     "DiagonalNormal",
     "Family",

@@ -7,7 +7,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from skavi.families._normal import Family
+from skavi.families._normal import Apart, Family
 
 #: Of p (1 - p), for the length of a step in a logit: rows that are nearly sure have no length.
 _LEAST_INFORMATION = 1e-2
@@ -16,7 +16,7 @@ _LARGEST_LOGIT = 1e6
 
 
 @dataclass(frozen=True)
-class CategoricalFactors:
+class CategoricalFactors(Apart):
     """A batch of distributions over the same states.
 
     Attributes

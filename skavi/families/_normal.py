@@ -20,8 +20,35 @@ LOG_2PI = math.log(2 * math.pi)
 _POINT_STEP = 0.1
 
 
+class Apart(ABC):
+    """Factors of rows that know nothing of one another: one that does overrides this."""
+
+    @abstractmethod
+    def draw(self, noise: Tensor) -> Tensor:
+        """Map standard normals to draws of each row."""
+
+    @abstractmethod
+    def log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of ``draw(noise)``, in nats."""
+
+    def joint_draw(self, noise: Tensor) -> Tensor:
+        """Map standard normals (..., n, k) to draws of all rows together."""
+        return self.draw(noise)
+
+    def joint_log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of ``joint_draw(noise)``, a term a row, in nats."""
+        return self.log_prob(noise)
+
+    def alone(self, noise: Tensor) -> Tensor:
+        """Return noise whose joint draw moves only rows that have any, no two of them neighbours.
+
+        Each of them is then drawn given all others at their means.
+        """
+        return noise
+
+
 @dataclass(frozen=True)
-class NormalFactors(ABC):
+class NormalFactors(Apart):
     """A batch of normal distributions with means of shape (..., k).
 
     Examples
@@ -79,6 +106,14 @@ class NormalFactors(ABC):
     def size(self) -> Tensor:
         """Return a number a factor, not finite where an sd is 0 or not finite, shape (...)."""
         return (self.sd + self.sd.reciprocal()).sum(-1)
+
+    def neighbour_covariance(self) -> Tensor:
+        """Covariances of each row with the row before it, shape (n, k, k); 0 for the first."""
+        return self.mean.new_zeros(*self.mean.shape, self.mean.shape[-1])
+
+    def term_draws(self, noise: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return draws of all rows, and which rows' terms each of them serves (None: all)."""
+        return [(self.draw(noise), None)]
 
     def entropy(self) -> Tensor:
         """Entropy in nats, shape (...)."""
@@ -209,6 +244,8 @@ class Family(Component):
 
     #: Whether a factor has any spread: draws of a point need no noise.
     random: bool = True
+    #: Whether a row's factor depends on the row before: only for latents in a chain.
+    links_rows: bool = False
 
     @abstractmethod
     def n_parameters(self, n_latents: int) -> int:

@@ -35,6 +35,17 @@ class ClosedForms:
         """Return E_q log p(x_n, s | theta) of all states in closed form, (n_rows, n_states)."""
         raise NotImplementedError
 
+    def row_derivatives(
+        self, factors: NormalFactors, globals_: NormalFactors, X: Tensor, nodes, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """Return derivatives of the rows' ELBO terms at nodes in the latents alone, where known.
+
+        In raw parameters: slopes (n_rows, P) and Hessians (n_rows, P, P) of each row's weighted
+        term, mixed derivatives (n_rows, P, Q), and what the rows add up to in q(theta): slope (Q,)
+        and Hessian (Q, Q).
+        """
+        return None
+
     # --- optima ---------------------------------------------------------------------------------
 
     def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:

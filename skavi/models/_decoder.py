@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import InverseGamma, Normal
+from torch.distributions import Normal
 from torch.nn import functional as F
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
 from skavi._numerics.whole_numbers import is_whole
+from skavi.distributions import PriorOfVariance
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel, linear_start
 from skavi.models._factor_analysis import FactorAnalysis
@@ -211,7 +212,7 @@ default="normal"
     def _variance_prior(self):
         scale = 1.0 if self.output_scale is None else self.output_scale
         variance = torch.as_tensor(scale, dtype=torch.float64).square().mean()
-        return InverseGamma(torch.tensor(1.0), 0.01 * variance)
+        return PriorOfVariance(torch.tensor(1.0), 0.01 * variance)
 
     @over_ranks
     def adapted(self, X, weights):

@@ -2,14 +2,21 @@
 
 import numpy as np
 import torch
-from torch.distributions import InverseGamma, Normal
+from torch.distributions import Normal
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
+from skavi.distributions import PriorOfVariance
+from skavi.families import DiagonalFactors
+from skavi.models._base import overrides
 from skavi.models._cellwise import linear_start
+from skavi.models._linear_cells import LinearCells, arrow_of_cells
 from skavi.models._poisson_closed_forms import LinearPoisson
+from skavi.models._poisson_rates import Side
 from skavi.models._scale_priors import WEAK, check_scale, scale_prior
 
+#: What `row_derivatives` differentiates.
+_TERMS = "half_expected_terms", "expected_log_prior", "log_prior", "predictor", "eta", "cell"
 #: Of a column's variance: noise that every column has at the start, at least.
 _LEAST_SHARE = 1e-3
 #: Of a covariate's variance: added where a start solves for slopes. Not measured.
@@ -184,7 +191,7 @@ default=None
             return None
         scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
         scale = zeros + scale if self.noise == "diagonal" else scale.reshape(())
-        return InverseGamma(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
+        return PriorOfVariance(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
 
     def _require_adapted(self):
         scales = [self.loading_scale, self.mean_loc, self.mean_scale]
@@ -211,6 +218,24 @@ default=None
         eta = self.eta(theta, z, X)
         fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
         return self.expected_log_prior(theta, z, factors, X) + fit
+
+    def row_derivatives(self, factors, globals_, X, nodes, weights):
+        """Differentiate cell by cell, where nothing but the rows' latents is drawn."""
+        families = {type(factors), type(globals_)}
+        own = all(not overrides(self, FactorAnalysis, name) for name in _TERMS)
+        if families != {DiagonalFactors} or len(nodes.locals_[0]) != 1 or not own:
+            return None
+        if self.cell.conjugate or self.cell.global_prior((), None):
+            return None
+        rows, cells = Side(factors.mean, factors.sd**2), self.cells_of(X)
+
+        def expected(mean, variance):
+            return self.cell.expected_kernel(cells.values, mean, variance, {})
+
+        by_cell = LinearCells(cells, self._known(X), self.shift(X), expected)
+        columns, noise = self._columns(globals_, X), nodes.locals_[:, 0]
+        found = by_cell.derivatives(rows, columns, noise, nodes.weights)
+        return arrow_of_cells(rows, found, self._linear_index(globals_, X), weights)
 
     # --- where to start -------------------------------------------------------------------------
 

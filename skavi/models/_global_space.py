@@ -18,6 +18,7 @@ from torch.distributions import (
     Distribution,
     IndependentTransform,
     Normal,
+    Transform,
     biject_to,
     constraints,
 )
@@ -117,6 +118,16 @@ class Theta(dict):
         raise ValueError(f"theta has no global {name!r}; global_prior names: {known}.")
 
 
+def _raw_shape(bijection: Transform, shape: torch.Size) -> torch.Size:
+    """Return the unconstrained shape: number by number it is the same.
+
+    torch's own answer asks `broadcast_shapes`, whose first call imports sympy: half a second.
+    """
+    if bijection.domain.event_dim == bijection.codomain.event_dim == 0:
+        return shape
+    return bijection.inverse_shape(shape)
+
+
 class GlobalSpace:
     """The unconstrained space R^size of a model's globals.
 
@@ -143,7 +154,7 @@ class GlobalSpace:
         self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
-            name: self.bijections[name].inverse_shape(shape) for name, shape in self.shapes.items()
+            name: _raw_shape(self.bijections[name], shape) for name, shape in self.shapes.items()
         }
         self.slices = {}
         self.size = 0

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from skavi.models._global_space import Theta
+from skavi.families import NormalFactors
+from skavi.models._global_space import GlobalSpace, Theta
 
 
 class Predictions:
@@ -19,6 +20,18 @@ class Predictions:
     def cell_moments(self, theta: Theta, z: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell of rows like X given z and theta."""
         raise NotImplementedError(f"{type(self).__name__} does not define cell_moments.")
+
+    def forecast(
+        self, last: NormalFactors, q_theta: NormalFactors, space: GlobalSpace, n_steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return means and variances, (n_steps, n_features), of the rows that follow a series.
+
+        `last` is the factor of its last row, of one row; draws come from torch's current generator.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define forecast: its latents are not in a chain, as "
+            "those of a MarkovModel are."
+        )
 
     def global_dims(self) -> dict[str, tuple[str, ...]]:
         """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from skavi._data.coupling import CHAIN, SERIES, Coupling
-from skavi.distributions import Flat, defaults_of, log_prob
+from skavi._data.missing_cells import Cells
+from skavi.distributions import Flat, defaults_of, innermost, log_prob, unvalidated
 from skavi.families import LOG_2PI
 from skavi.models._base import (
     LIKELIHOOD_NEEDED,
@@ -16,8 +17,12 @@ from skavi.models._base import (
     overrides,
 )
 from skavi.models._global_space import Theta
+from skavi.models._own_scale import fixed_noise
 from skavi.models._priors_of_rows import for_latents, start_at
 from skavi.models._written import left_open, require_written
+
+#: Paths of a forecast, and draws of theta among them: a mean is a hundredth of an sd off.
+_PATHS, _THETAS = 10_000, 200
 
 
 class TimeSeriesModel(HierarchicalModel):
@@ -144,6 +149,29 @@ class SawTimeSeries(TimeSeriesModel):
         return (-0.5 * ((z - self.previous(X)) ** 2 + residual**2) - LOG_2PI).sum(-1)
 
 
+def _filled(cells, X):
+    """Return X with an observed value of its column in every missing cell, or 1 if it has none."""
+    if cells.observed is None:
+        return X
+    values = torch.nan_to_num(X.nanmedian(0).values, nan=1.0)
+    return torch.where(cells.observed, X, values)
+
+
+def _log_prob_of_seen(distribution, X):
+    """Log density of each row's observed cells: what is missing is left out."""
+    cells = Cells.of(X)
+    if cells.observed is None:
+        return log_prob(distribution, X)
+    if distribution.event_shape:
+        raise ValueError(
+            f"X has missing cells, which {type(innermost(distribution)).__name__} cannot leave "
+            "out: a likelihood of independent columns (Normal, Poisson, ...) can; or fill them, or "
+            "write log_likelihood."
+        )
+    density = unvalidated(distribution).log_prob(_filled(cells, X))
+    return cells.masked(density).sum(-1)
+
+
 class CouplingBiasWarning(UserWarning):
     """A `MarkovModel` was fitted whose unknown globals are biased by independent factors.
 
@@ -156,12 +184,13 @@ class CouplingBiasWarning(UserWarning):
     --------
     >>> import warnings
     >>> from skavi import FactorizedVI
+    >>> from skavi.families import DiagonalNormal
     >>> from skavi.models import CouplingBiasWarning, LocalLevel
     >>> X = [[1.0], [2.0], [1.5], [3.0]]
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always", CouplingBiasWarning)
-    ...     unknown = FactorizedVI(LocalLevel()).fit(X)
-    ...     known = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=0.5)).fit(X)
+    ...     unknown = FactorizedVI(LocalLevel(), family=DiagonalNormal()).fit(X)
+    ...     chain = FactorizedVI(LocalLevel()).fit(X)
     >>> [w.category.__name__ for w in caught]
     ['CouplingBiasWarning']
     """
@@ -172,9 +201,10 @@ class MarkovModel(LatentVariableModel):
 
     Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
     Neighbouring latents are coupled, so no function of a window of rows closes the amortization
-    gap; a wider window narrows it. The default ``context`` is (2, 2). Unknown variances and
-    persistence among the globals are biased by independent factors, which a fit warns of
-    (`CouplingBiasWarning`): give known values, for example maximum likelihood by a Kalman filter.
+    gap; a wider window narrows it. The default ``context`` is (2, 2). The factors of `FactorizedVI`
+    know their neighbours (`skavi.families.Chain`). Independent ones bias unknown variances and
+    persistence among the globals, which a fit warns of (`CouplingBiasWarning`). Missing cells (NaN
+    in X) are left out of a likelihood of independent columns.
 
     Examples
     --------
@@ -209,9 +239,15 @@ class MarkovModel(LatentVariableModel):
     bias_of_globals = (
         "independent factors of latents in a chain bias estimates of unknown variances and "
         "persistence, not only their sds, and corrected sds do not cover that: estimate these by "
-        "exact filtering (Kalman) or MCMC and give them to the model as known; see the how-to on "
-        "time series"
+        "FactorizedVI with factors that know their neighbours, family=Chain() (its default); see "
+        "the how-to on time series"
     )
+
+    @property
+    def allows_missing(self):  # type: ignore[override]
+        """Whether missing cells can be left out of `likelihood`: not where it is written out."""
+        written_out = ("log_terms", "log_likelihood")
+        return not any(overrides(self, MarkovModel, name) for name in written_out)
 
     @abstractmethod
     def initial_prior(self, theta: Theta) -> Distribution:
@@ -245,7 +281,7 @@ class MarkovModel(LatentVariableModel):
                 "transition": (self.transition(z[:-1], theta), z[1:]),
             }
             if not overrides(self, MarkovModel, "log_likelihood"):
-                found["likelihood"] = self.likelihood(z, theta), X
+                found["likelihood"] = self.likelihood(z, theta), _filled(Cells.of(X), X)
         return found
 
     def log_terms(self, theta, z, X):
@@ -256,11 +292,16 @@ class MarkovModel(LatentVariableModel):
 
     def log_likelihood(self, theta, z, X):
         with defaults_of(z):
-            return log_prob(self.likelihood(z, theta), X)
+            return _log_prob_of_seen(self.likelihood(z, theta), X)
 
     def replicate(self, theta, z, X):
         with defaults_of(z):
             return self.likelihood(z, theta).sample()
+
+    def cell_moments(self, theta, z, X):
+        with defaults_of(z):
+            rows = self.likelihood(z, theta)
+            return rows.mean.expand_as(X), rows.variance.expand_as(X)
 
     def log_joint(self, theta, z, X):
         return self.log_terms(theta, z, X).sum()
@@ -279,3 +320,30 @@ class MarkovModel(LatentVariableModel):
     def predicted_mean(self, theta, z):
         with defaults_of(z):
             return self.likelihood(z, theta).mean
+
+    def forecast(self, last, q_theta, space, n_steps):
+        """Follow paths from draws of theta and of the last latent."""
+        n_thetas = _THETAS if space.size else 1
+        n_paths, (_, k) = _PATHS // n_thetas, last.mean.shape
+        points = fixed_noise(n_thetas, max(space.size, 1))[:, 0, : space.size]
+        means, variances = [], []
+        for u in q_theta.draw(points.to(q_theta.mean)):
+            theta = space.constrain(u)
+            z = last.draw(torch.randn(n_paths, 1, k, dtype=u.dtype, device=u.device))[:, 0]
+            ahead = [
+                self._next_row(theta, z := self._next_latent(theta, z)) for _ in range(n_steps)
+            ]
+            mean, variance = (torch.stack(each) for each in zip(*ahead, strict=True))
+            means.append(mean)
+            variances.append(variance)
+        mean, variance = torch.cat(means, 1), torch.cat(variances, 1)  # (steps, paths, features)
+        return mean.mean(1), variance.mean(1) + mean.var(1, correction=0)
+
+    def _next_latent(self, theta, z):
+        with defaults_of(z):
+            return self.transition(z, theta).sample()
+
+    def _next_row(self, theta, z):
+        with defaults_of(z):
+            row = self.likelihood(z, theta)
+            return row.mean, row.variance

@@ -185,6 +185,13 @@ class Objective:
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
+    def row_derivatives(self, raw, raw_globals, X, nodes, weights):
+        """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
+        if nodes is None or nodes.slopes_at is not None or self.n_drawn_globals:
+            return None
+        factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
+        return self.model.row_derivatives(factors, q_theta, X, nodes, weights)
+
     def expected_log_terms(self, factors, q_theta, X, nodes):
         """E_q[log p(z, X | theta)], one term per row, or a scalar."""
         if nodes is None:
@@ -199,14 +206,15 @@ class Objective:
             return self._expected_along_slopes(q_theta, X, nodes)
         drawn = self.n_drawn_globals
         density = self.density(factors, q_theta.given_first(drawn), X)
-        z = factors.draw(nodes.locals_)
         noise = nodes.globals_
         if drawn < self.space.size:
             noise = torch.nn.functional.pad(noise, (0, self.space.size - drawn))
         u = q_theta.draw(noise) if drawn else q_theta.mean.unsqueeze(0)
-        if len(z) == 1:  # a single draw has weight one
-            return density(u.squeeze(0), z.squeeze(0))
-        return torch.tensordot(nodes.weights, self._evaluate(density, u, z), 1)
+        expected = None
+        for z, served in factors.term_draws(nodes.locals_):
+            terms = self._average(density, u, z, nodes.weights)
+            expected = terms if expected is None else torch.where(served, terms, expected)
+        return expected
 
     def density(self, factors, rest, X):
         """Return the rows' terms as a function of draws of theta and of the latents."""
@@ -275,6 +283,12 @@ class Objective:
         if not (mean.requires_grad or variance.requires_grad):
             return expectation(mean, variance)
         return _expanded(expectation, mean, variance)
+
+    def _average(self, density, u, z, weights):
+        """Average the terms over draws."""
+        if len(z) == 1:  # a single draw has weight one
+            return density(u.squeeze(0), z.squeeze(0))
+        return torch.tensordot(weights, self._evaluate(density, u, z), 1)
 
     def _evaluate(self, density, u, z):
         """Evaluate at every pair of draws; a single u is paired with every z."""

@@ -91,7 +91,7 @@ class FittedPosterior:
 
     def at(self, local: Tensor, noise: Tensor) -> Draw:
         """Return the draw for given standard normal noise."""
-        u, z = self.q_theta.draw(noise), self.factors.draw(local)
+        u, z = self.q_theta.draw(noise), self.factors.joint_draw(local)
         theta = self.objective.space.constrain(u)
         with torch.no_grad(), defaults_of(z):
             return Draw(
@@ -99,7 +99,7 @@ class FittedPosterior:
                 z=z,
                 log_terms=self.model.log_terms(theta, z, self.X),
                 log_prior=self.objective.space.log_prior(u),
-                log_q_rows=self.factors.log_prob(local),
+                log_q_rows=self.factors.joint_log_prob(local),
                 log_q_globals=self.q_theta.log_prob(noise),
             )
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from skavi._numerics.aligned import aligned
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
+from skavi.families import ChainFactors
 from skavi.posterior._arviz import data_tree, row_labels
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
 
@@ -30,6 +32,9 @@ class LatentPosterior:
         Posterior means and standard deviations.
     scale : ndarray of shape (n_rows, n_latents, n_latents)
         Lower Cholesky factors of the covariances.
+    link : ndarray of shape (n_rows, n_latents, n_latents) or None
+        Links of each row to the row before, as in `skavi.families.ChainFactors`; None: rows are
+        independent.
     index : array-like of shape (n_rows,) or None
         Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
     names : tuple of str or None
@@ -52,9 +57,10 @@ class LatentPosterior:
     scale: np.ndarray = field(repr=False)
     index: object = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
+    link: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     def sample(self, n_draws, random_state=None):
-        """Draw latents.
+        """Draw latents, of all rows together where factors know their neighbours.
 
         Parameters
         ----------
@@ -70,7 +76,10 @@ class LatentPosterior:
         request = f"LatentPosterior.sample(n_draws={n_draws}) of {self.mean.shape} latents"
         require_memory(2 * int(n_draws) * self.mean.size, request, "draw fewer at a time")
         noise = private_state(random_state).standard_normal((n_draws, *self.mean.shape))
-        return self.mean + np.einsum("nij,dnj->dni", self.scale, noise)
+        if self.link is None:
+            return self.mean + np.einsum("nij,dnj->dni", self.scale, noise)
+        factors = ChainFactors(*map(aligned, (self.mean, self.scale, self.link)))
+        return factors.joint_draw(aligned(noise)).numpy()
 
     def quantile(self, q):
         """Return quantiles of each latent.

@@ -126,7 +126,7 @@ def test_failing_functions_are_reported_not_raised():
     assert Returned(1, 1.0, 1.0, 1.0).reason == ""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_peers_run_on_few_rows(tmp_path):
     """Rivals that are not installed are listed as such; skavi and the paper's loop always run."""
     command = [sys.executable, BENCHMARKS / "peers.py", "saw", "--quick", "--rows", "60"]

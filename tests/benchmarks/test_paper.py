@@ -196,6 +196,7 @@ def test_exhaustive_search_is_not_beaten_by_random_factors():
     assert (mine <= others + 1e-3).all()  # refined to 2e-4 in mean and log sd
 
 
+@pytest.mark.nightly
 def test_nonlinear_factorized_optimum_is_the_exhaustive_one():
     settings = replace(
         nonlinear.Settings(),

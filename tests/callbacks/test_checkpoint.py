@@ -86,7 +86,7 @@ def process(name, path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-@pytest.mark.parametrize("n_kills", [5, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(100, marks=pytest.mark.nightly)])
 def test_sigkill_at_any_moment_loses_nothing(path, n_kills, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server of forks wants it
     rng, kills = np.random.default_rng(n_kills), 0

@@ -208,7 +208,7 @@ NOT_CLOSABLE = {
 }
 
 few = range(3)
-many = pytest.param(range(3, 10), marks=pytest.mark.slow)
+many = pytest.param(range(3, 10), marks=pytest.mark.nightly)
 over_seeds = pytest.mark.parametrize("seeds", [few, many], ids=["few seeds", "many seeds"])
 
 

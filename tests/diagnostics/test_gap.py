@@ -19,6 +19,7 @@ from closed_forms import (
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi._estimators.fitted_estimator import position_on
 from skavi.diagnostics import gap as gap_module
+from skavi.families import DiagonalNormal
 from skavi.inference_functions import Constant, Polynomial
 from skavi.models import (
     FactorAnalysis,
@@ -341,3 +342,15 @@ def test_rows_that_the_function_solves_better_are_counted(monkeypatch):
 
     monkeypatch.setattr(gap_module, "solve_rows", poor)
     assert amortization_gap(amortized, X).n_amortized_better == 3
+
+
+@pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+def test_a_chain_of_factors_is_compared_within_the_functions_family(series):
+    """What independent factors lose beside factors that know their neighbours is no gap of f."""
+    vi = AmortizedVI(LocalLevel(**LEVEL), Polynomial(1), tol=1e-10).fit(series)
+    chain = FactorizedVI(LocalLevel(**LEVEL)).fit(series)
+    independent = FactorizedVI(LocalLevel(**LEVEL), family=DiagonalNormal()).fit(series)
+    assert chain.elbo_ > independent.elbo_ + 0.1
+    for factorized in (None, chain, independent):
+        gap = amortization_gap(vi, series, factorized)
+        assert gap.elbo_factorized == pytest.approx(independent.elbo_, abs=1e-6)

@@ -13,7 +13,7 @@ from torch.distributions import LogNormal, Normal
 from closed_forms import kalman_smoother, linear_factorized, ppca_posterior
 from skavi import AmortizedVI, FactorizedVI
 from skavi.diagnostics import linear_response
-from skavi.families import FullNormal
+from skavi.families import DiagonalNormal, FullNormal
 from skavi.inference_functions import Constant
 from skavi.models import (
     BayesianDecoder,
@@ -147,11 +147,15 @@ def test_with_known_globals_rows_have_their_exact_covariance():
 
 def test_a_chain_has_the_smoothers_variances():
     """Coupled rows: the Kalman smoother against one dense Hessian."""
-    vi = FactorizedVI(LocalLevel(level_sd=0.8, noise_sd=1.0)).fit(SERIES)
+    model = LocalLevel(level_sd=0.8, noise_sd=1.0, initial_mean=0.0, initial_sd=10.0)
+    vi = FactorizedVI(model, family=DiagonalNormal()).fit(SERIES)
     response = linear_response(vi, SERIES)
     exact = kalman_smoother(SERIES, 0.0, 10.0, 0.8, 1.0).variances
     np.testing.assert_allclose(response.sd[:, 0] ** 2, exact, rtol=RTOL)
     assert (response.sd[:, 0] > 1.05 * response.mean_field_sd[:, 0]).all()
+    knowing = linear_response(FactorizedVI(model).fit(SERIES), SERIES)  # nothing to correct
+    np.testing.assert_allclose(knowing.sd[:, 0] ** 2, exact, rtol=RTOL)
+    np.testing.assert_allclose(knowing.mean_field_sd[:, 0] ** 2, exact, rtol=RTOL)
 
 
 def test_a_gaussian_process_has_its_exact_variances():

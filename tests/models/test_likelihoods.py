@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data
 
 from closed_forms import ppca_log_evidence
+from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.missing_cells import Cells
 from skavi.distributions import defaults_of
@@ -271,7 +272,7 @@ def decoder(name, **arguments):
 
 
 @each_likelihood
-@pytest.mark.parametrize("weights", ["posterior", "point"])
+@pytest.mark.parametrize("weights", seeds("posterior", "point"))
 def test_decoders_fit_sample_and_predict(name, weights):
     X = np.random.default_rng(0).poisson(0.6, size=(40, 4)).clip(0, 1).astype(float)
     rules = {"noise": MonteCarlo(4), "solver": Adam(learning_rate=0.05)}

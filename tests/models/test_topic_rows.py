@@ -230,6 +230,7 @@ def test_one_huge_document_does_not_loosen_the_rule():
     assert (elbos > elbos.max() - 1e-3 * abs(elbos.max())).all()
 
 
+@pytest.mark.nightly
 def test_seeds_agree_on_simulated_topics():
     """Case A5, a fifth of it: from the prior one start in four was percents below the others."""
     rng = np.random.default_rng(8)

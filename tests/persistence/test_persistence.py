@@ -364,7 +364,7 @@ def test_only_fitted_estimators_are_saved(tmp_path):
     ],
 )
 def test_what_is_no_data_is_refused_by_name(attribute, message, tmp_path):
-    vi = clone(CASES["own model"][0]).set_params(max_iter=2).fit(COLUMN)
+    vi = copy.deepcopy(fit_of("own model")[0])
     vi.model_.extra_ = attribute
     path = tmp_path / "fit.skavi"
     with pytest.raises(TypeError, match=message):

@@ -8,6 +8,8 @@ import torch
 from torch.distributions import Normal, Poisson
 
 from skavi import AmortizedVI, FactorizedVI
+from skavi._curvature import band_derivatives, dense_derivatives
+from skavi.families import Chain, DiagonalNormal
 from skavi.inference_functions import Polynomial
 from skavi.models import LocalLevel, MarkovModel
 from skavi.noise import GaussHermite
@@ -48,7 +50,9 @@ def _counts(n):
 def test_the_band_holds_the_dense_hessian(n_rows):
     """One Newton step, by three colours and a band, is the step of the whole dense matrix."""
     X = _counts(n_rows)
-    vi = FactorizedVI(Counts(), noise=GaussHermite(5), max_iter=1, tol=1e9).fit(X)
+    vi = FactorizedVI(
+        Counts(), family=DiagonalNormal(), noise=GaussHermite(5), max_iter=1, tol=1e9
+    ).fit(X)
     rows = vi._rows(X)
     problem = replace(vi._fitted_model.frozen_problem(rows), frozen_globals=False)
     raw = torch.tensor(np.random.default_rng(1).normal(0, 0.1, (n_rows, 2)))
@@ -61,6 +65,26 @@ def test_the_band_holds_the_dense_hessian(n_rows):
     torch.testing.assert_close(banded.raw_globals, dense.raw_globals, rtol=1e-7, atol=1e-9)
     assert banded.decrement == pytest.approx(dense.decrement, rel=1e-8)
     assert banded.gradient_norm == pytest.approx(dense.gradient_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 7])
+def test_the_band_of_linked_factors_is_the_dense_hessian(n_rows):
+    """A row's link reads the row before alone, so that the band has no more blocks for it."""
+    X = _counts(n_rows)
+    vi = FactorizedVI(Counts(), noise=GaussHermite(5), max_iter=1, tol=1e9).fit(X)
+    rows = vi._rows(X)
+    problem = replace(vi._fitted_model.frozen_problem(rows), frozen_globals=False)
+    raw = torch.tensor(np.random.default_rng(1).normal(0, 0.5, (n_rows, Chain().n_parameters(1))))
+    globals_ = vi._fitted_model.raw_globals_like(rows.weights)
+    d = band_derivatives(problem, raw, globals_)
+    gradient, hessian, _, _ = dense_derivatives(problem, raw, globals_)
+    size, upper = raw.numel(), len(d.H) - 1
+    dense = torch.zeros(size, size, dtype=torch.float64)
+    for distance in range(min(upper, size - 1) + 1):
+        dense += torch.diag(d.H[upper - distance, distance:], distance)
+    torch.testing.assert_close(dense, hessian[:size, :size].triu(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(d.C, hessian[:size, size:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(d.g, gradient[:size], rtol=1e-9, atol=1e-9)
 
 
 def test_newton_and_lbfgs_agree_on_a_chain_of_counts():

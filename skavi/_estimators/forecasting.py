@@ -1,0 +1,65 @@
+"""Forecasts of a series: the rows that follow it."""
+
+import torch
+
+from skavi._estimators.fitted_estimator import FittedEstimator
+from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.forks_and_threads import guarded, seeded
+
+
+@guarded
+class Forecasting(FittedEstimator):
+    """`forecast`: what follows a series, under q(theta)."""
+
+    def forecast(self, X, steps):
+        """Predict the rows that follow a series, of a `MarkovModel`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            A series in time order: that of the fit, or another one of the same model.
+        steps : int
+            How many rows ahead.
+
+        Returns
+        -------
+        mean, sd : ndarray of shape (steps, n_features)
+            Predictive means and standard deviations, in units of X.
+
+        Raises
+        ------
+        ValueError
+            If steps is not an integer >= 1.
+        NotImplementedError
+            If the model's latents are not in a chain.
+
+        Notes
+        -----
+        `LocalLevel` integrates over q in closed form. Other models are followed along 10,000 paths,
+        which start at fixed draws of theta and of the last row's latent, so that results repeat;
+        means are then a hundredth of a standard deviation off.
+
+        Examples
+        --------
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import LocalLevel
+        >>> X = [[1.0], [2.0], [1.5]]
+        >>> vi = FactorizedVI(LocalLevel(level_sd=1.0, noise_sd=1.0)).fit(X)
+        >>> mean, sd = vi.forecast(X, 2)
+        >>> mean.round(2), sd.round(2)
+        (array([[1.56],
+               [1.56]]), array([[1.62],
+               [1.9 ]]))
+        """
+        if not is_whole(steps, 1):
+            raise ValueError(f"steps={steps!r} must be an integer >= 1.")
+        X = self._validate(X)
+        rows = self._rows(X)
+        here = self._fitted_model.at(rows)
+        objective = here.objective
+        with torch.no_grad(), seeded(0):
+            last = objective.local_factors(here.raw[-1:])
+            q_theta = objective.global_factor(here.raw_globals)
+            moments = objective.model.forecast(last, q_theta, objective.space, int(steps))
+        mean, variance = (each.cpu().numpy().astype(X.dtype) for each in moments)
+        return mean, variance**0.5

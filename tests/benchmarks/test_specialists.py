@@ -1,0 +1,111 @@
+"""benchmarks/specialists.py: the evaluator against closed forms, and what its tables hold."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal, norm
+
+from benchmarks import specialists
+from benchmarks.specialist_runs import evaluation
+from benchmarks.specialist_runs.contest import Contestant, Job, Run, hold, ratios
+
+RNG = np.random.default_rng(0)
+LOADINGS, CENTRE = RNG.normal(size=(3, 1)), RNG.normal(size=3)
+
+
+def by_quadrature(log_kernel, X):
+    """Nats a row, by a sum over a fine grid of the one latent."""
+    z = np.linspace(-10, 10, 4001)
+    eta = z[:, None] * LOADINGS[:, 0] + CENTRE
+    return np.mean(
+        [
+            math.log(np.exp(norm.logpdf(z) + log_kernel(x, eta).sum(1)).sum() * (z[1] - z[0]))
+            for x in X
+        ]
+    )
+
+
+def test_normal_rows_get_their_density_with_cells_missing():
+    X, W, variance = RNG.normal(size=(20, 3)), RNG.normal(size=(3, 2)), np.array([0.5, 1.0, 2.0])
+    X[:10, 0] = np.nan
+    covariance = W @ W.T + np.diag(variance)
+    exact = [
+        multivariate_normal(CENTRE[there], covariance[np.ix_(there, there)]).logpdf(x[there])
+        for x, there in ((x, ~np.isnan(x)) for x in X)
+    ]
+    # A proposal wider than the posterior: 1,000 draws leave a hundredth of a nat in 20 rows.
+    assert evaluation.numbers(X, W, CENTRE, variance) == pytest.approx(np.mean(exact), abs=0.03)
+
+
+def test_answers_and_counts_agree_with_quadrature():
+    answers = (RNG.random((30, 3)) < 0.5).astype(float)
+    counts = RNG.poisson(3.0, (30, 3)).astype(float)
+    softplus = np.logaddexp
+    found = evaluation.answers(answers, LOADINGS, CENTRE)
+    exact = by_quadrature(lambda x, eta: x * eta - softplus(0, eta), answers)
+    assert found == pytest.approx(exact, abs=0.03)
+    found = evaluation.counts(counts, LOADINGS, CENTRE)
+    factorials = np.vectorize(math.lgamma)(counts + 1).sum(1).mean()
+    exact = by_quadrature(lambda x, eta: x * eta - np.exp(eta), counts) - factorials
+    assert found == pytest.approx(exact, abs=0.03)
+
+
+def test_everyone_fits_in_turn_and_failures_stop_nobody():
+    asked = []
+
+    def fit(name):
+        def fitted():
+            asked.append(name)
+            print("what a specialist says is not shown")
+            if name == "broken":
+                raise ValueError("no such luck")
+            return 2.0
+
+        return fitted
+
+    everyone = [
+        Contestant("ours", fit("ours"), lambda v: v, lambda v: v, ours=True),
+        Contestant("broken", fit("broken"), lambda v: v),
+        Contestant("theirs", fit("theirs"), lambda v: v),
+    ]
+    ours, broken, theirs, absent = hold(Job("job", "a number", True, everyone, ["girth"]), 2)
+    assert asked == ["ours", "broken", "theirs", "ours", "theirs", "ours", "theirs"]
+    assert (ours.value, theirs.value, theirs.transform_seconds) == (2.0, 2.0, None)
+    assert ours.fit_seconds >= 0 and ours.transform_seconds >= 0 and ours.n_lines == 5
+    assert broken.value is None and broken.remark == "ValueError: no such luck"
+    assert absent.remark == "not installed"
+
+
+def test_ratios_are_of_the_fastest_on_either_side():
+    runs = [
+        Run("a", "one", True, 0.0, 4.0, 3.0, None, 1),
+        Run("a", "two", True, 0.0, 6.0, 9.0, None, 1),
+        Run("a", "rival", False, 0.0, 2.0, 1.0, None, 1),
+        Run("b", "one", True, 0.0, 4.0, 3.0, None, 1),
+    ]
+    assert ratios(runs) == {"a": [2.0, 3.0]}
+
+
+def test_a_job_is_written_and_a_missing_specialist_named(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise ModuleNotFoundError("No module named 'girth'", name="girth")
+
+    monkeypatch.setitem(specialists.JOBS, "answers", (missing, "girth"))
+    threads = torch.get_num_threads()
+    specialists.main(["holes", "answers", "--quick", "--write", str(tmp_path)])
+    torch.set_num_threads(threads)
+    written = json.loads((tmp_path / "specialists.json").read_text())
+    ours, rival, absent = written["runs"]
+    assert ours["value"] < rival["value"] < 1.1  # sds: better than filling in the mean
+    assert absent["remark"] == "not installed" and absent["fit_seconds"] is None
+    assert (tmp_path / "specialists_seconds.png").stat().st_size > 1000
+    assert "girth is not installed" in capsys.readouterr().out
+
+
+def test_unknown_jobs_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        specialists.main(["knitting"])
+    assert "unknown jobs ['knitting']" in capsys.readouterr().err
