@@ -42,8 +42,6 @@ _LEAVING = frozenset(
 )
 #: torch's modules between a call of such a function and `_Surroundings`.
 _DISPATCH = ("torch.overrides", "torch._tensor")
-#: Combinations of a row's states that are summed over. Not measured: order of magnitude.
-MOST_ATOMS = 4096
 #: What the thread is inside of, so that bodies in each other are not entered twice.
 _THREAD = threading.local()
 
@@ -393,28 +391,6 @@ def is_real(support: constraints.Constraint | None) -> bool:
     if isinstance(support, constraints.cat | constraints.stack):
         return all(map(is_real, support.cseq))
     return support is constraints.real
-
-
-def atoms_of(distribution: Distribution) -> Tensor | None:
-    """Return all values of a distribution of finite support, (n_values, n); None for any other.
-
-    A univariate one is read as independent over its last dimension: these are all combinations.
-    """
-    base = innermost(distribution)
-    try:
-        values = base.enumerate_support(expand=False)
-    except NotImplementedError:
-        return None
-    if base.event_shape:
-        return values.reshape(-1, *base.event_shape)
-    values, n = values.flatten(), [*distribution.batch_shape, *distribution.event_shape, 1][0]
-    if len(values) ** n > MOST_ATOMS:
-        raise ValueError(
-            f"{n} latents of {len(values)} values each have {float(len(values)) ** n:.3g} "
-            f"combinations, but sums over a row's states take up to {MOST_ATOMS}: use fewer "
-            "latents."
-        )
-    return torch.cartesian_prod(*[values] * n).reshape(-1, n)
 
 
 def innermost(distribution: Distribution) -> Distribution:

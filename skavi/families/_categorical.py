@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import torch
 from scipy.special import ndtr
 from torch import Tensor
+from torch.distributions import Distribution
 
+from skavi.distributions import innermost
 from skavi.families._normal import Apart, Family
 
+#: Combinations of a row's states that are summed over. Not measured: order of magnitude.
+_MOST_ATOMS = 4096
 #: Of p (1 - p), for the length of a step in a logit: rows that are nearly sure have no length.
 _LEAST_INFORMATION = 1e-2
 #: Logits beyond are as good as infinite: an exact zero has no finite logit.
@@ -134,3 +138,25 @@ class Categorical(Family):
     def steps(self, factors):
         p = factors.mean[:, 1:]
         return (p * (1 - p)).clamp_min(_LEAST_INFORMATION).rsqrt()
+
+
+def atoms_of(distribution: Distribution) -> Tensor | None:
+    """Return all values of a distribution of finite support, (n_values, n); None for any other.
+
+    A univariate one is read as independent over its last dimension: these are all combinations.
+    """
+    base = innermost(distribution)
+    try:
+        values = base.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    if base.event_shape:
+        return values.reshape(-1, *base.event_shape)
+    values, n = values.flatten(), [*distribution.batch_shape, *distribution.event_shape, 1][0]
+    if len(values) ** n > _MOST_ATOMS:
+        raise ValueError(
+            f"{n} latents of {len(values)} values each have {float(len(values)) ** n:.3g} "
+            f"combinations, but sums over a row's states take up to {_MOST_ATOMS}: use fewer "
+            "latents."
+        )
+    return torch.cartesian_prod(*[values] * n).reshape(-1, n)

@@ -13,8 +13,9 @@ from torch.distributions import Distribution
 from skavi._component import Component
 from skavi._data.coupling import INDEPENDENT, JOINT, Coupling
 from skavi._numerics.whole_numbers import is_whole
-from skavi.distributions import atoms_of, defaults_of, expected_log_prob, log_prob
+from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
+from skavi.families._categorical import atoms_of
 from skavi.models._closed_forms import ClosedForms
 from skavi.models._given_columns import GivenColumns
 from skavi.models._global_space import GlobalSpace, Theta
@@ -30,7 +31,6 @@ LIKELIHOOD_NEEDED = (
     "give it likelihood(self, z, theta), the distribution of the rows, or "
     "log_likelihood(self, theta, z, X), of shape (n_rows,)"
 )
-
 
 #: Prior sds from its centre (a chance of 1e-23) at which a prior and the data contradict.
 FAR = 10.0
