@@ -186,7 +186,7 @@ def _scale_band(band: Tensor, lengths: Tensor) -> Tensor:
     """Convert the band to natural units."""
     upper, size = len(band) - 1, len(lengths)
     scaled = band * lengths
-    for distance in range(upper + 1):
+    for distance in range(min(upper + 1, size)):
         scaled[upper - distance, distance:] *= lengths[: size - distance]
     return scaled
 

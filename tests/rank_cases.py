@@ -102,9 +102,12 @@ CASES = {
         _quick(AmortizedVI, FactorAnalysis(1), MLP((4,), "tanh"), solver=LBFGS(), max_iter=8),
         False,
     ),
+    # Some seeds' starts are chosen between all but equal ones, by rounding: not this one's.
     "network, holes": (
         _plane(80, True),
-        _quick(AmortizedVI, FactorAnalysis(1), MLP((4,), "tanh"), solver=LBFGS(), max_iter=10),
+        AmortizedVI(
+            FactorAnalysis(1), MLP((4,), "tanh"), solver=LBFGS(), max_iter=10, random_state=1
+        ),
         False,
     ),
     "network, decoder": (

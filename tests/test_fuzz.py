@@ -29,6 +29,7 @@ from skavi.families import Chain, DiagonalNormal, FullNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
 from skavi.models import (
     BayesianDecoder,
+    ConditionalModel,
     CouplingBiasWarning,
     FactorAnalysis,
     GaussianProcess,
@@ -37,7 +38,9 @@ from skavi.models import (
     LinearModel,
     LocalLevel,
     MarkovModel,
+    MixtureModel,
     NonlinearModel,
+    PriorConflictWarning,
     RandomEffects,
     SawTimeSeries,
     TimeSeriesModel,
@@ -83,6 +86,7 @@ MODELS = {
     ),
     "LinearModel": st.builds(LinearModel, number, number),
     "LocalLevel": st.builds(LocalLevel, scale, scale, number, number, scale, scale),
+    "MixtureModel": st.builds(MixtureModel, count, st.sampled_from(["normal", "poisson"])),
     "NonlinearModel": st.builds(NonlinearModel),
     "RandomEffects": st.builds(
         RandomEffects,
@@ -95,7 +99,13 @@ MODELS = {
     "TopicModel": st.builds(TopicModel, count),
     "default": st.none(),
 }
-TO_SUBCLASS = {HierarchicalModel, LatentVariableModel, MarkovModel, TimeSeriesModel}
+TO_SUBCLASS = {
+    ConditionalModel,
+    HierarchicalModel,
+    LatentVariableModel,
+    MarkovModel,
+    TimeSeriesModel,
+}
 
 with torch.random.fork_rng():  # torch draws their weights
     MODULES = [torch.nn.Linear(2, 2), torch.nn.Linear(1, 2)]
@@ -262,6 +272,7 @@ def attempt(call, *arguments, **keywords):
             warnings.simplefilter("ignore", CouplingBiasWarning)
             warnings.simplefilter("ignore", SeveralOptimaWarning)
             warnings.simplefilter("ignore", DataConversionWarning)
+            warnings.simplefilter("ignore", PriorConflictWarning)  # priors of any size
             warnings.simplefilter("ignore", UnusedLatentsWarning)  # a constant function, one row
             warnings.filterwarnings("ignore", "X does not have valid feature names")
             return call(*arguments, **keywords)
