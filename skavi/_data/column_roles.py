@@ -86,7 +86,8 @@ class ColumnRoles:
     @cached_property
     def explained(self) -> list[int]:
         """Return the places of explained columns in the user's table."""
-        return [place for place in range(self.n_columns) if place not in set(self.places)]
+        given = set(self.places)
+        return [place for place in range(self.n_columns) if place not in given]
 
     @cached_property
     def widths(self) -> dict[str, int]:

@@ -187,8 +187,10 @@ class Generation(FittedEstimator):
         roles = self.model_.columns_
         if not roles.places:
             return explained
-        columns, names = roles.given["covariates"], feature_names(covariates)
-        table, whole = np.asarray(as_table(covariates)), self._whole(explained)
+        columns, whole = roles.given.get("covariates", ()), self._whole(explained)
+        if not columns:
+            return whole
+        names, table = feature_names(covariates), np.asarray(as_table(covariates))
         table = table.reshape(len(explained), -1)
         whole = whole if table.dtype.kind in "biuf" else whole.astype(object)
         for i, column in enumerate(columns):

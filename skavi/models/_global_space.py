@@ -74,9 +74,16 @@ def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
 
 def _expected_log_dirichlet(concentration, mean, sd):
     """E log density of u = StickBreakingTransform^-1(w): the Jacobian is the product of all w."""
-    alpha = concentration.to(mean)
-    constant = torch.lgamma(alpha.sum()) - torch.lgamma(alpha).sum()
-    return constant + alpha @ expected_log_weights(mean, sd)
+    constant = torch.lgamma(concentration.sum()) - torch.lgamma(concentration).sum()
+    return constant + concentration @ expected_log_weights(mean, sd)
+
+
+def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
+    """Return E log prior as a function of means and sds, where it is known; else None."""
+    base = innermost(prior)
+    if isinstance(base, Dirichlet) and not base.batch_shape:
+        return partial(_expected_log_dirichlet, base.concentration.to(like))
+    return known_expectation(prior, like)
 
 
 def _is_scalar(prior) -> bool:
@@ -216,7 +223,7 @@ class GlobalSpace:
             prior, size = compact(self.prior[name], like), where.stop - where.start
             if runs and _are_same_scalar_normal(prior, runs[-1].prior):
                 size += runs.pop().size
-            runs.append(_Run(name, prior, size, known_expectation(prior, like)))
+            runs.append(_Run(name, prior, size, _expectation(prior, like)))
         self._known_runs[key] = runs
         return runs
 
@@ -224,8 +231,8 @@ class GlobalSpace:
         """E_q log prior on the unconstrained scale, Jacobians included, in nats.
 
         In closed form for flat and normal priors, and for the usual ones of a positive number
-        (`known_expectation`); by Gauss-Hermite quadrature for other univariate priors, by a fixed
-        quasi-Monte Carlo rule for other multivariate ones (simplex, Cholesky).
+        (`known_expectation`); for a Dirichlet one and other univariate priors by Gauss-Hermite
+        quadrature, by a fixed quasi-Monte Carlo rule for other multivariate ones (Cholesky).
         """
         total, runs = factor.mean.new_zeros(()), self._runs(factor.mean)
         sizes = [run.size for run in runs]
@@ -236,10 +243,7 @@ class GlobalSpace:
             if not _is_scalar(run.prior):
                 shape = self.raw_shapes[name]
                 mean, sd = mean.reshape(shape), sd.reshape(shape)
-            base = innermost(run.prior)
-            if isinstance(base, Dirichlet) and not base.batch_shape:
-                total = total + _expected_log_dirichlet(base.concentration, mean, sd)
-            elif run.expectation is not None:
+            if run.expectation is not None:
                 total = total + add_up(run.expectation(mean, sd).reshape(-1))
             elif not self.prior[name].event_shape:
                 nodes, weights = _nodes(mean)

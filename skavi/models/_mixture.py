@@ -7,7 +7,6 @@ import torch
 from torch.distributions import (
     Categorical,
     Dirichlet,
-    InverseGamma,
     LogNormal,
     Normal,
     SigmoidTransform,
@@ -16,6 +15,7 @@ from torch.distributions import (
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks
+from skavi.distributions import PriorOfVariance
 from skavi.families import LOG_2PI, DiagonalNormal
 from skavi.models._base import HierarchicalModel
 from skavi.models._global_space import expected_log_weights
@@ -168,7 +168,7 @@ class MixtureModel(HierarchicalModel):
         if self.likelihood != "normal":
             return own
         shape, scale = self.variance_shape * ones, ones * torch.as_tensor(self.variance_scale)
-        return own | {"variances": InverseGamma(shape, scale)}
+        return own | {"variances": PriorOfVariance(shape, scale)}
 
     def local_prior(self, theta):
         return Categorical(theta["weights"])
@@ -241,7 +241,7 @@ class MixtureModel(HierarchicalModel):
             "variance_scale": variance / self.n_components**2,
         }
         left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return type(self)(**(self.get_params() | left_open))
+        return self.with_arguments(left_open)
 
     def n_starts(self, X):
         return _STARTS if self.n_components > 1 else 1

@@ -97,7 +97,7 @@ def test_factors_given_covariates_have_their_posterior_and_evidence():
     np.testing.assert_allclose(here, mean @ W.T + c @ B.T)
 
 
-def test_a_function_of_x_and_c_closes_the_gap_and_one_of_either_alone_would_not():
+def test_a_function_of_x_and_c_closes_the_gap():
     X = factor_table()
     amortized = AmortizedVI(Factors(), Polynomial(1)).fit(X)
     assert abs(amortization_gap(amortized, X).total) < 1e-8

@@ -83,6 +83,11 @@ def test_with_offset_size_is_not_counted_twice():
     ten = X.copy()
     ten[:, -1] += np.log(10)  # ten times the exposure at the same counts: a tenth of the rates
     other = FactorizedVI(model("poisson"), random_state=0).fit(ten)
+    drawn, _ = vi.sample(3, random_state=0, covariates=X[:3, [0, 5]])
+    assert not drawn[:, -1].any()  # new rows have an offset of 0
+    alone = FactorizedVI(FactorAnalysis(1, likelihood="poisson", offset=4), random_state=0)
+    drawn, _ = alone.fit(X[:, [1, 2, 3, 4, 6]]).sample(3, random_state=0)
+    assert drawn.shape == (3, 5) and not drawn[:, -1].any()
     shift = other.global_posterior_.mean["mean"] - vi.global_posterior_.mean["mean"]
     np.testing.assert_allclose(shift, -np.log(10), atol=0.05)
 
