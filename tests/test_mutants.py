@@ -14,10 +14,10 @@ from sklearn.base import clone
 import test_determinism as determinism
 import test_distributions as distributions
 import test_noise as noise
-import test_objective as objective
 from families import test_normal as families
 from models import test_likelihoods as likelihoods
 from models import test_models as models
+from objective import test_elbo as objective
 from persistence import test_persistence as persistence
 from skavi import noise as noise_rules
 from skavi._estimators import row_inference
