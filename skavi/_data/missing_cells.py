@@ -76,6 +76,13 @@ class Cells:
         seen = self.observed * root
         return total(rows.mT @ rows) / total(seen.mT @ seen).clamp_min(1e-300)
 
+    def rows_a_pair(self, weights: Tensor) -> Tensor:
+        """Return how many rows hold both of two columns, on average over all pairs of columns."""
+        if self.observed is None:
+            return total(weights.sum())
+        share = self.observed.mean(-1, dtype=weights.dtype)
+        return total(weights @ share.square())
+
 
 def _is_complete(X: Tensor) -> bool:
     """Say whether X has no missing cell: its sum is NaN if it has, as X has no infinite ones."""

@@ -110,6 +110,8 @@ _DRAWS_PER_DIMENSION = 4
 def default_model(X, weights, noise="isotropic"):
     """Choose factor analysis with as many components as have more than average variance.
 
+    The average is over the directions that rows can span, one fewer than those that a covariance
+    is from: with more columns than that the others have none, and every one would be above average.
     With a noise variance for each column units do not matter, so these are standardised columns'.
     """
     cells = Cells.of(X)
@@ -117,7 +119,8 @@ def default_model(X, weights, noise="isotropic"):
     one = torch.ones_like(mean)
     scale = one if noise == "isotropic" else torch.where(variance > 0, variance.sqrt(), one)
     variances = torch.linalg.eigvalsh(cells.covariance(weights, mean, scale))
-    above = int((variances > _ABOVE_AVERAGE * variances.mean()).sum())
+    n_spanned = max(1.0, min(float(cells.rows_a_pair(weights)) - 1, len(variances)))
+    above = int((variances > _ABOVE_AVERAGE * variances.sum() / n_spanned).sum())
     return FactorAnalysis(max(1, min(above, X.shape[1] - 1, _MOST_COMPONENTS)), noise)
 
 

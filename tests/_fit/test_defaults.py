@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
@@ -83,6 +84,25 @@ LINES = {
 def test_what_is_chosen_is_what_the_table_says(line):
     case, noise, solver = LINES[line]
     assert tuple(map(type, chosen(*case))) == (noise, solver)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_more_columns_than_rows_do_not_add_components(missing, repeats):
+    """Three planted components of 300 columns are found from 30 rows, with and without holes.
+
+    The covariance of 30 rows has at most 29 directions: each is above the average over 300 columns.
+    Rows that weigh 3 are three equal rows.
+    """
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 3)) @ rng.normal(size=(3, 300)) + 0.5 * rng.normal(size=(30, 300))
+    X[rng.random(X.shape) < missing] = np.nan
+    X = torch.as_tensor(X)
+    weighed = defaults.default_model(X, torch.full((30,), float(repeats), dtype=X.dtype))
+    repeated = defaults.default_model(X.repeat(repeats, 1), torch.ones(30 * repeats).double())
+    assert weighed.n_components == repeated.n_components
+    if repeats == 1:
+        assert weighed.n_components == 3
 
 
 def test_the_table_in_the_docs_is_that_of_the_module():
