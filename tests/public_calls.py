@@ -24,7 +24,7 @@ import skavi
 from skavi import AmortizedVI, FactorizedVI
 from skavi._platform.forks_and_threads import LostThreadsError
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis, LocalLevel, TopicModel
+from skavi.models import FactorAnalysis, LinearModel, LocalLevel, MixtureModel, TopicModel
 
 #: Public names that need no guard, and why. A name may stand for all members of a class.
 EXEMPT = {
@@ -35,12 +35,15 @@ EXEMPT = {
     "skavi.diagnostics.Calibration": "numpy alone",
     "skavi.diagnostics.LinearResponse": "numpy alone",
     "skavi.diagnostics.PSISKHat": "numpy alone",
+    "skavi.diagnostics.ReweightedPosterior": "numpy alone",
     "skavi.diagnostics.held_out_perplexity": "numpy alone",
     "skavi.distributed.over_ranks": "marks methods of models, which take tensors",
     "skavi.distributed.total": "takes a tensor",
     "skavi.families": "takes tensors",
     "skavi.inference_functions": "takes tensors",
     "skavi.models": "takes tensors, or a guarded posterior",
+    "skavi.objective": "called by a fit, or with tensors",
+    "skavi.posterior.StatePosterior": "numpy alone",
     "skavi.noise": "called by a fit, or with torch's generators",
     "skavi.solvers": "called by a fit",
 }
@@ -60,9 +63,9 @@ def members() -> Iterator[tuple[str, Any]]:
     """Yield the name of each public function, method and property, and what it is."""
     seen = set()
     for module in MODULES:
-        public = vars(importlib.import_module(module))
-        for name in public.get("__all__", ()):
-            value, where = public[name], f"{module}.{name}"
+        public = importlib.import_module(module)
+        for name in getattr(public, "__all__", ()):
+            value, where = getattr(public, name), f"{module}.{name}"
             is_ours = getattr(value, "__module__", "").startswith("skavi")
             if not is_ours or id(value) in seen:
                 continue
@@ -80,6 +83,7 @@ def _members_of(cls, where):
             continue
         member = inspect.getattr_static(cls, name)
         member = getattr(member, "__func__", member)  # of a class method
+        member = getattr(member, "fn", member)  # of scikit-learn's available_if
         if inspect.isfunction(member) or hasattr(member, "__get__"):
             yield f"{where}.{name}", member
 
@@ -111,12 +115,19 @@ def make_fits() -> SimpleNamespace:
             "FactorizedVI": FactorizedVI(level).fit(few[:, :1]),
             "AmortizedVI": AmortizedVI(level, Polynomial(1)).fit(few[:, :1]),
         }
+        mixture = MixtureModel(2)
+        states = {
+            "FactorizedVI": FactorizedVI(mixture, random_state=0).fit(few),
+            "AmortizedVI": AmortizedVI(mixture, Polynomial(1), max_iter=3, random_state=0).fit(few),
+        }
         topics = FactorizedVI(TopicModel(2), max_iter=3, n_init=1, random_state=0).fit(counts)
     fits = SimpleNamespace(
         X=X,
         few=few,
         simple=simple,
         levels=levels,
+        states=states,
+        levels_apart=FactorizedVI(LinearModel()).fit(few[:, :1]),
         counts=counts,
         skavi_FactorizedVI=factorized,
         skavi_AmortizedVI=amortized,
@@ -146,6 +157,7 @@ def _of_estimator(name: str) -> dict[str, Callable]:
         "score_samples": lambda f: getattr(f, at).score_samples(f.X, n_draws=4),
         "inverse_transform": lambda f: getattr(f, at).inverse_transform(f.Z),
         "impute": lambda f: getattr(f, at).impute(f.X),
+        "predict": lambda f: f.states[name].predict(f.few),
         "forecast": lambda f: f.levels[name].forecast(f.few[:, :1], 5),
         "sample": lambda f: getattr(f, at).sample(20_000),
         "to_arviz": lambda f: getattr(f, at).to_arviz(f.few, n_draws=2000),
@@ -177,6 +189,7 @@ def _of_globals() -> dict[str, Callable]:
         "draw_unconstrained": lambda f: getattr(f, at).draw_unconstrained(
             np.zeros((5000, getattr(f, at).size))
         ),
+        "widest_factor": lambda f: getattr(f, at).widest_factor(),
         "__repr__": lambda f: repr(getattr(f, at)),
         "_repr_html_": lambda f: getattr(f, at)._repr_html_(),
     }
@@ -258,6 +271,9 @@ def _of_functions() -> dict[str, Callable]:
         ),
         "skavi.diagnostics.psis_khat": lambda f: diagnostics.psis_khat(
             getattr(f, factorized), f.few, n_draws=200
+        ),
+        "skavi.diagnostics.reweighted": lambda f: diagnostics.reweighted(
+            f.levels_apart, f.few[:, :1], n_draws=200
         ),
         "skavi.distributed.fit": lambda f: distributed.fit(
             clone(getattr(f, factorized)), f.few, n_workers=1

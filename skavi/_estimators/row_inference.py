@@ -66,6 +66,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
 
     @available_if(_has_states)
+    @guarded
     def predict(self, X):
         """Return the rows' most probable states, where latents take finitely many values.
 

@@ -6,6 +6,11 @@ from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
 from skavi.diagnostics.response import LinearResponse, linear_response
+from skavi.diagnostics.reweighting import (
+    ImportanceWeightsWarning,
+    ReweightedPosterior,
+    reweighted,
+)
 from skavi.diagnostics.simulation_based_calibration import Calibration, calibration
 from skavi.diagnostics.topics import held_out_perplexity
 
@@ -15,8 +20,10 @@ __all__ = [
     "Calibration",
     "GapEvidence",
     "GapVerdict",
+    "ImportanceWeightsWarning",
     "LinearResponse",
     "PSISKHat",
+    "ReweightedPosterior",
     "SampleWeightWarning",
     "SeveralOptimaWarning",
     "amortization_gap",
@@ -25,4 +32,5 @@ __all__ = [
     "held_out_perplexity",
     "linear_response",
     "psis_khat",
+    "reweighted",
 ]

@@ -153,10 +153,24 @@ def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
 
 
 def _khat(log_weights):
-    if np.ptp(log_weights) < _CONSTANT:
-        return -math.inf
+    return -math.inf if np.ptp(log_weights) < _CONSTANT else smoothed_weights(log_weights)[1]
+
+
+def smoothed_weights(log_weights):
+    """Return Pareto-smoothed weights, whose sum is 1, and k-hat.
+
+    Parameters
+    ----------
+    log_weights : ndarray of shape (n_draws,)
+    """
     library = require("arviz_stats.base", "skavi[arviz]").array_stats
-    return float(library.psislw(log_weights)[1])
+    # The library's function weighs by exp(-x): it is made for log likelihoods of points left out.
+    with np.errstate(divide="ignore", invalid="ignore"):  # where a few draws carry all weight
+        smoothed, khat = library.psislw(-log_weights)
+    if not (np.isfinite(khat) and np.isfinite(smoothed.max())):
+        smoothed, khat = log_weights, math.inf
+    weights = np.exp(smoothed - np.max(smoothed))
+    return weights / weights.sum(), float(khat)
 
 
 def _row_weights(fitted, n_draws, state):

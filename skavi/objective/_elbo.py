@@ -22,6 +22,7 @@ from skavi.families import Family, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
 from skavi.noise import Nodes
+from skavi.objective._integrals import RealIntegral
 
 #: Of a predictor, so that its root has a slope: of a row that does not read theta it is zero.
 _LEAST_VARIANCE = 1e-30
@@ -302,6 +303,18 @@ class Objective:
             except RuntimeError:  # no vmap (Multinomial), or the model's error: the loop repeats it
                 pass
         return torch.stack([density(*pair) for pair in zip(u.expand(len(z), -1), z, strict=True)])
+
+    def log_terms_at(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
+        """Return log p(x_n, z_n | theta) at pairs of draws, shape (n_draws, n_rows)."""
+
+        def terms(u, z):
+            return self.model.log_terms(self.space.constrain(u), z, X)
+
+        return self._evaluate(terms, u, z)
+
+    def integral(self, X: Tensor, factors, u: Tensor) -> Any:
+        """Return the integrals over the latents of rows, by rules that serve at globals like u."""
+        return RealIntegral.of(self, X, factors, u)
 
     def evaluate_batch(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
         """Evaluate the log joint at pairs of draws, under vmap as a fit does."""

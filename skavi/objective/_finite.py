@@ -11,6 +11,7 @@ from skavi._data.latent_moves import FiniteLatents
 from skavi.distributions import refuses_parameters
 from skavi.families import Categorical, CategoricalFactors, DiagonalNormal, Family
 from skavi.objective._elbo import Objective
+from skavi.objective._integrals import FiniteIntegral
 
 #: Nats: stands for the log of zero, whose derivatives are not finite.
 _LEAST_LOG = -1e12
@@ -86,7 +87,14 @@ class FiniteObjective(Objective):
         if len(u) == 1:
             return self.log_joints_at(self.space.constrain(u[0]), X)
 
-        return torch.tensordot(nodes.weights, self._evaluate(self.density(None, None, X), u, u), 1)
+        return torch.tensordot(nodes.weights, self.log_joints_of_states(u, X), 1)
+
+    def log_joints_of_states(self, u, X) -> Tensor:
+        """Return log p(x_n, s | theta) at unconstrained globals, (n_draws, n_rows, n_states)."""
+        return self._evaluate(self.density(None, None, X), u, u)
+
+    def integral(self, X, factors, u):
+        return FiniteIntegral(self, X)
 
     def density(self, factors, rest, X):
         """Return the rows' terms at all states, (n_rows, n_states); draws of states are ignored."""

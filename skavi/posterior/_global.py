@@ -13,7 +13,7 @@ from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi.distributions import defaults_of
-from skavi.families import Family, FullFactors
+from skavi.families import Family, FullFactors, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.posterior._correction import Correction, corrected_sds
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
@@ -160,6 +160,10 @@ class GlobalPosterior:
 
     def _factor(self, corrected):
         return self._corrected_factor() if corrected else self._space_and_factor()[1]
+
+    def widest_factor(self) -> NormalFactors:
+        """Return the normal of unconstrained globals by linear response, or q without one."""
+        return self._factor(corrected=self._correction.covariance is not None)
 
     @property
     def size(self) -> int:

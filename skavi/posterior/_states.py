@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
@@ -16,7 +15,6 @@ from skavi.posterior._quantiles import shown
 _SHOWN_ROWS = 10
 
 
-@guarded
 @dataclass(frozen=True)
 class StatePosterior:
     """Factors q(z_n) of some rows over finitely many states.
