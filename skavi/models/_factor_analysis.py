@@ -307,11 +307,11 @@ default=None
         loadings = X.new_zeros(n_features, k)
         loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - 1).clamp_min(1e-2).sqrt()
         loadings = loadings * (sd * scale).expand(n_features).unsqueeze(-1)
-        variance = noise * (scale**2 if self.noise == "diagonal" else (scale**2).mean())
+        own = (scale**2).expand(n_features) if self.noise == "diagonal" else (scale**2).mean()
         mean = mean if self.cell.has_variance else self.location(self.explained(X)).clone()
         known = {"coefficients": slopes} if self.n_covariates else {}
         linear = {"loadings": loadings, **known, "mean": mean - slopes @ centre}
-        return self.cell.start(variance) | linear
+        return self.cell.start(noise * own) | linear
 
     def _regressed(self, X, weights):
         """Return pseudo-cells less what covariates explain, its slopes, and covariates' means.

@@ -396,3 +396,13 @@ def test_importance_weights_need_draws_and_independent_rows():
     series = FactorizedVI(LocalLevel()).fit(np.arange(6.0)[:, None])
     with pytest.raises(ValueError, match="LocalLevel couples them"):
         series.score_samples(np.arange(6.0)[:, None], n_draws=10)
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
+@pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
+def test_a_start_has_the_shapes_of_the_priors(likelihood, noise):
+    X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    model = FactorAnalysis(1, noise, likelihood=likelihood).adapted(X, X.new_ones(4))
+    start = model.initial_globals(X, X.new_ones(4))
+    shapes = model.global_space(X).shapes
+    assert {name: value.shape for name, value in start.items()} == dict(shapes)
