@@ -33,6 +33,7 @@ EXEMPT = {
     "skavi.closability.GapVerdict": "plain values",
     "skavi.diagnostics.AmortizationGap": "numpy alone",
     "skavi.diagnostics.Calibration": "numpy alone",
+    "skavi.diagnostics.InferenceGap": "numpy alone",
     "skavi.diagnostics.LinearResponse": "numpy alone",
     "skavi.diagnostics.PSISKHat": "numpy alone",
     "skavi.diagnostics.ReweightedPosterior": "numpy alone",
@@ -271,6 +272,9 @@ def _of_functions() -> dict[str, Callable]:
         ),
         "skavi.diagnostics.psis_khat": lambda f: diagnostics.psis_khat(
             getattr(f, factorized), f.few, n_draws=200
+        ),
+        "skavi.diagnostics.inference_gap": lambda f: diagnostics.inference_gap(
+            f.levels_apart, f.few[:, :1]
         ),
         "skavi.diagnostics.reweighted": lambda f: diagnostics.reweighted(
             f.levels_apart, f.few[:, :1], n_draws=200

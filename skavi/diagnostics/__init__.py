@@ -4,6 +4,7 @@ from skavi._data.validated_tables import SampleWeightWarning
 from skavi._estimators.reporting import SeveralOptimaWarning
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
+from skavi.diagnostics.gap_parts import InferenceGap, inference_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
 from skavi.diagnostics.response import LinearResponse, linear_response
 from skavi.diagnostics.reweighting import (
@@ -21,6 +22,7 @@ __all__ = [
     "GapEvidence",
     "GapVerdict",
     "ImportanceWeightsWarning",
+    "InferenceGap",
     "LinearResponse",
     "PSISKHat",
     "ReweightedPosterior",
@@ -30,6 +32,7 @@ __all__ = [
     "calibration",
     "can_close_gap",
     "held_out_perplexity",
+    "inference_gap",
     "linear_response",
     "psis_khat",
     "reweighted",

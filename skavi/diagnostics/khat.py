@@ -156,6 +156,11 @@ def _khat(log_weights):
     return -math.inf if np.ptp(log_weights) < _CONSTANT else smoothed_weights(log_weights)[1]
 
 
+def row_khat(log_weights) -> np.ndarray:
+    """Return the k-hat of each column of log weights (n_draws, n_rows); -inf where constant."""
+    return np.array([_khat(column) for column in log_weights.cpu().numpy().T])
+
+
 def smoothed_weights(log_weights):
     """Return Pareto-smoothed weights, whose sum is 1, and k-hat.
 

@@ -254,6 +254,14 @@ def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPoste
     >>> bool(3.0 < posterior.sd["tau"] < 3.5)
     True
     """
+    result = weigh(estimator, X, n_draws, random_state)
+    if not result.khat <= result.threshold:
+        warn(f"reweighted: {result.advice}", ImportanceWeightsWarning)
+    return result
+
+
+def weigh(estimator, X, n_draws, random_state) -> ReweightedPosterior:
+    """Return what `reweighted` does, and leave it to the caller to look at k-hat."""
     require("arviz_stats", "skavi[arviz]")
     check_draws(n_draws, _FEWEST_DRAWS)
     here, state = position_on(estimator, X), private_state(random_state)
@@ -268,8 +276,6 @@ def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPoste
         log_evidence=found.log_mean,
         log_evidence_se=found.log_mean_se,
     )
-    if not khat <= result.threshold:
-        warn(f"reweighted: {result.advice}", ImportanceWeightsWarning)
     return result
 
 
