@@ -69,10 +69,11 @@ def test_what_is_lost_is_the_divergence_of_the_states():
     np.testing.assert_allclose(ours.sum(), theirs.sum(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(0, *range(1, 20)))
 def test_globals_are_those_of_the_summed_out_model(seed):
     """Within 0.1 sd where components lie apart, from every seed."""
-    X, noise = _rows(150), GaussHermite(3)
+    X, noise = _rows(60), GaussHermite(3)
     ours, theirs = (
         FactorizedVI(model, noise=noise, random_state=seed).fit(X) for model in (Finite(), Summed())
     )
