@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator, parametri
 
 from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
-from skavi.models import FactorAnalysis
+from skavi.models import FactorAnalysis, MixtureModel
 
 # A column's noise vanishes on these checks' data, which has no factors: a thousand sweeps a fit at
 # the default tolerance, which they do not look at.
@@ -27,6 +27,7 @@ ESTIMATORS = [
         ((FactorAnalysis(noise="diagonal"),), {"tol": 1e-2}),
     )
 ]
+ESTIMATORS += [FactorizedVI(MixtureModel(2), n_init=1, tol=1e-2)]
 
 # What scikit-learn does not yield to estimators outside it (of its own test suite).
 NOT_YIELDED = [

@@ -305,9 +305,11 @@ class VariationalInference(
     @property
     def bias_note_(self):
         check_is_fitted(self)
+        bias = self.model_.bias_of_globals
+        if self.family_.links_rows or not bias:
+            return ""
         names = ", ".join(self.global_posterior_.mean)
-        bias = "" if self.family_.links_rows else self.model_.bias_of_globals
-        return f"{type(self.model_).__name__} ({names}): {bias}." if names and bias else ""
+        return f"{type(self.model_).__name__} ({names}): {bias}." if names else ""
 
     def _notes(self):
         """Return what a reader of the results must know, a line each."""
@@ -351,8 +353,8 @@ class VariationalInference(
 
         Parameters
         ----------
-        input_features : None
-            Ignored.
+        input_features : array-like of str or None, default=None
+            Only compared with what was fitted.
 
         Returns
         -------
@@ -361,9 +363,10 @@ class VariationalInference(
         """
         check_is_fitted(self)
         self._validate_params()
+        own = super().get_feature_names_out(input_features)  # type: ignore[call-arg]
         names = self._fitted_model.objective.column_names(self._n_explained)
         if names is None:
-            return super().get_feature_names_out(input_features)  # type: ignore[call-arg]
+            return own
         sds = [f"{name}_sd" for name in names] if self.output == "mean_sd" else []
         return np.asarray([*names, *sds], dtype=object)
 

@@ -14,7 +14,13 @@ from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
 from skavi.families import ChainFactors
-from skavi.posterior import GlobalPosterior, LatentPosterior, OwnScalePosterior, StatePosterior
+from skavi.posterior import (
+    BijectedPosterior,
+    GlobalPosterior,
+    LatentPosterior,
+    OwnScalePosterior,
+    StatePosterior,
+)
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
 from skavi.posterior._predictive import importance_bound
 
@@ -113,8 +119,8 @@ class RowInference(FittedEstimator, TransformerMixin):
         Returns
         -------
         LatentPosterior
-            On the model's own scale, if it has one: `OwnScalePosterior`; of latents that take
-            finitely many values: `StatePosterior`.
+            On the model's own scale, if it has one: `OwnScalePosterior`; of latents with bounds:
+            `BijectedPosterior`; of those that take finitely many values: `StatePosterior`.
         """
         index = X.index if hasattr(X, "iloc") else None
         X = self._validate(X)
@@ -130,6 +136,9 @@ class RowInference(FittedEstimator, TransformerMixin):
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
         link = factors.link.cpu().numpy().copy() if isinstance(factors, ChainFactors) else None
         latents = LatentPosterior(mean, sd, scale, index, names, link=link)
+        if (bijection := here.latent_bijection()) is not None:
+            mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())
+            return BijectedPosterior.through(bijection, latents, mean, sd)
         if not self.model_.has_own_scale:
             return latents
         mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())

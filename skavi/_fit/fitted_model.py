@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
+from torch.distributions.transforms import Transform
 
 from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.missing_cells import Cells
@@ -21,6 +22,7 @@ from skavi._platform.user_warnings import warn
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Parameters, Table
 from skavi.models import LatentVariableModel
+from skavi.models._own_scale import bijected_moments
 from skavi.noise import Noise
 from skavi.objective import Objective, bind
 from skavi.solvers import State
@@ -230,11 +232,19 @@ class Position:
         """Return the number of each row's most probable state."""
         return self.factors().mean.argmax(-1).cpu().numpy()
 
+    def latent_bijection(self) -> Transform | None:
+        """Return the bijection from the rows' z to latents with bounds, or None."""
+        theta = self.objective.space.constrain(self.objective.global_factor(self.raw_globals).mean)
+        return self.objective.model.latent_bijection(theta, self.rows.X)
+
     def own_moments(self) -> tuple[Tensor, Tensor]:
         """Return the rows' posterior means and sds on the model's own scale."""
         objective = self.objective
         with torch.no_grad():
             q_theta = objective.global_factor(self.raw_globals)
+            if (bijection := self.latent_bijection()) is not None:
+                factors = self.factors()
+                return bijected_moments(bijection, factors.mean, factors.sd)
             given = objective.model.own_given(self.rows.X)
             return objective.model.own_moments(self.factors(), q_theta, *given)
 

@@ -14,11 +14,11 @@ from skavi.distributions import (
     LeavesTorchError,
     defaults_of,
     innermost,
-    is_real,
     refuses_parameters,
 )
 from skavi.models import HierarchicalModel, MarkovModel
 from skavi.models._base import overrides
+from skavi.models._bijected_latents import bijection_of
 from skavi.models._held_modules import fixed_modules
 from skavi.objective import Objective, bind
 
@@ -54,9 +54,9 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     some = objective.some_latents(few.weights, len(few))
     _check_traceable(objective, raw_globals, few if model.coupling.independent else rows)
     declared = _check_parameters(model, model.declared, theta, some, few.X)
-    _check_declared(model, declared)
     if objective.n_latents:
-        _check_latents(model, declared)
+        _check_latents(objective, declared, few.X)
+    _check_declared(model, declared)
     raw = start_locals(objective, raw_globals, rows.X)
     z = objective.typical_latents(raw, raw_globals, rows.X)
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
@@ -154,35 +154,64 @@ def _check_declared(model, declared):
 _LATENT_METHODS = ("local_prior", "initial_prior", "transition")
 
 
-def _check_latents(model, declared):
-    """Refuse distributions of latents whose support is not the real line, as q's is."""
+def _check_latents(objective, declared, X):
+    """Refuse distributions of latents that no normal q fits, nor a bijection of it."""
+    model = objective.model
     for method in _LATENT_METHODS:
-        if method not in declared:
+        distribution, _ = declared.get(method, (None, None))
+        if not isinstance(distribution, Distribution):  # the next check tells
             continue
-        distribution, _ = declared[method]
-        kind = type(innermost(distribution)).__name__
         with suppress(NotImplementedError):  # a distribution that does not say
-            if not is_real(distribution.support):
+            _ = distribution.support
+            if (remedy := _refusal(objective, method, distribution, X)) is not None:
+                kind = type(innermost(distribution)).__name__
                 raise ValueError(
                     f"{type(model).__name__}.{method} returned {kind} with support "
-                    f"{distribution.support}, but latents are real numbers, since their factors "
-                    "are normal: "
-                    f"{_instead(distribution)}."
+                    f"{distribution.support}, {remedy}."
                 )
 
 
-def _instead(distribution):
-    """Say what to write in place of latents with another support."""
-    if distribution.support.is_discrete:
+def _refusal(objective, method, distribution, X):
+    """Return why a distribution of latents is refused and what to do, or None."""
+    try:
+        bijection = bijection_of(distribution)
+    except NotImplementedError as error:
+        return f"but q has no factor for {error}: {_instead(distribution)}"
+    if bijection is None:
+        return None
+    if method != "local_prior" or not objective.model.bijects_latents:
+        return f"but latents in a series are real numbers: {_BIJECTED}"
+    u, spread = objective.space.start(torch.Generator().manual_seed(0))
+    there = objective.model.latent_bijection(objective.space.constrain((u + spread).to(X)), X)
+    if there != bijection:
         return (
-            "sum a discrete latent out in log_likelihood (torch.logsumexp over its values), or "
-            "leave it out"
+            "which depends on the globals, but q of a row's latents is bounded by known numbers: "
+            f"{_BIJECTED}, times such a global"
         )
-    return (
-        "put them through a bijection: a Normal prior of z, and in the likelihood torch.exp(z) for "
-        "a positive number, torch.sigmoid(z) for one between 0 and 1, or "
-        "torch.distributions.biject_to(support)(z) for any other support"
-    )
+    return None
+
+
+_BIJECTED = (
+    "put them through a bijection: a Normal prior of z, and in the likelihood torch.exp(z) for "
+    "a positive number, torch.sigmoid(z) for one between 0 and 1"
+)
+
+
+def _instead(distribution):
+    """Say what to write in place of latents with such a support."""
+    support, kind = distribution.support, type(innermost(distribution)).__name__
+    if support.is_discrete:
+        return (
+            "sum a discrete latent out in log_likelihood (torch.logsumexp over its values), give "
+            "it a largest value (Categorical), or leave it out"
+        )
+    if kind == "GeneralizedPareto":
+        return "use Pareto, or Normal latents, and in the likelihood torch.exp of them"
+    if kind == "VonMises":
+        return "use two Normal latents, the angle being torch.atan2 of them"
+    if support.event_dim == 1:
+        return "use Normal latents, and in the likelihood torch.softmax of them for proportions"
+    return "use Normal latents, and in the likelihood a matrix made of them"
 
 
 def _check_support(model, theta, z, X):
@@ -209,7 +238,7 @@ def _check_likelihood(model, theta, z, X):
     if written_out or not isinstance(model, HierarchicalModel | MarkovModel):
         return
     with defaults_of(z):
-        shape = tuple(model.log_likelihood(theta, z, X).shape)
+        shape = tuple(model.log_likelihood(theta, model.bounded(theta, z, X), X).shape)
     if shape != (len(X),):
         raise ValueError(
             f"{type(model).__name__}.log_likelihood has shape {shape} for {len(X)} rows: it must "

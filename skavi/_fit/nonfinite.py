@@ -75,10 +75,14 @@ def _term_that_broke(problem, factors, raw_globals):
     if not isinstance(model, HierarchicalModel) or overrides(model, HierarchicalModel, "log_local"):
         return "log joint"
     theta = problem.objective.space.constrain(problem.objective.global_factor(raw_globals).mean)
-    for name, density in (("prior", model.log_prior), ("likelihood", model.log_likelihood)):
+    latents = model.bounded(theta, factors.mean, X)
+    for name, density, z in (
+        ("prior", model.log_prior, factors.mean),
+        ("likelihood", model.log_likelihood, latents),
+    ):
         try:
             with defaults_of(factors.mean):
-                values = density(theta, factors.mean, X)
+                values = density(theta, z, X)
         except ValueError:  # torch rejects the parameters
             return name
         if not bool(torch.isfinite(values).all()):

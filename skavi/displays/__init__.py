@@ -10,6 +10,7 @@ from skavi.displays._elbo_curve import ElboCurveDisplay
 from skavi.displays._gap import AmortizationGapDisplay
 from skavi.displays._inference_function import InferenceFunctionDisplay
 from skavi.displays._latent_posterior import LatentPosteriorDisplay
+from skavi.displays._mixture import MixtureDisplay
 
 __all__ = [
     "AmortizationGapDisplay",
@@ -17,4 +18,5 @@ __all__ = [
     "ElboCurveDisplay",
     "InferenceFunctionDisplay",
     "LatentPosteriorDisplay",
+    "MixtureDisplay",
 ]

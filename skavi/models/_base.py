@@ -16,13 +16,14 @@ from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import defaults_of, expected_log_prob, log_prob
 from skavi.families import DiagonalNormal, Family, NormalFactors
 from skavi.families._categorical import atoms_of
+from skavi.models._bijected_latents import BijectedLatents
 from skavi.models._closed_forms import ClosedForms
 from skavi.models._given_columns import GivenColumns
 from skavi.models._global_space import GlobalSpace, Theta
 from skavi.models._held_modules import take_weights
 from skavi.models._own_scale import OwnScale
 from skavi.models._predictions import Predictions
-from skavi.models._priors_of_rows import for_latents, no_latents, start_at
+from skavi.models._priors_of_rows import for_latents, no_latents
 from skavi.models._reading import ReadByFunctions
 from skavi.models._written import left_open, require_written
 
@@ -226,15 +227,17 @@ def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
     return getattr(type(model), name) is not getattr(base, name)
 
 
-class HierarchicalModel(LatentVariableModel):
+class HierarchicalModel(BijectedLatents, LatentVariableModel):
     """Rows independent given theta: p(theta) prod_n p(z_n | theta) p(x_n | z_n, theta).
 
     Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`, or in place of the
     last one ``log_likelihood(theta, z, X)``, of shape (n_rows,); they may override `log_local` for
     speed. Univariate distributions are read as independent over the last dimension; a local prior
-    of one number serves one latent. Latents are real numbers, or take finitely many values (a local
-    prior such as Categorical or Bernoulli): z then holds one of them for all rows, of the dtype
-    of draws, and q(z_n) is `skavi.families.Categorical`. Any other support is refused.
+    of one number serves one latent. Where its support is bounded (Gamma, Beta, Uniform, ...), q is
+    normal on the scale of torch's bijection, and z, `transform` and `posterior` are on the prior's
+    own. Latents may also take finitely many values (Categorical, Bernoulli): z then holds
+    one of them for all rows, of the dtype of draws, and q(z_n) is `skavi.families.Categorical`. Any
+    other support is refused.
 
     With `n_latents` 0 there is no `local_prior`, and all that speaks of latents has no columns.
 
@@ -304,7 +307,14 @@ class HierarchicalModel(LatentVariableModel):
 
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(z_n, x_n | theta), shape (n_rows,)."""
-        return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
+        if self.writes_prior_out:
+            return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
+        with defaults_of(z):
+            prior = self.prior_of_rows(theta, X)
+        latents, log_jacobian = self.within(prior, z)
+        with defaults_of(z):
+            density = log_prob(prior, latents)
+        return density + log_jacobian + self.log_likelihood(theta, latents, X)
 
     def latent_prior(self, n_features, theta, *conditions):
         """Return `local_prior` given theta and `conditions`, or the prior of no latents."""
@@ -320,7 +330,14 @@ class HierarchicalModel(LatentVariableModel):
     def log_prior(self, theta, z, X):
         """Return log p(z_n | theta), shape (n_rows,)."""
         with defaults_of(z):
-            return log_prob(self.prior_of_rows(theta, X), z)
+            prior = self.prior_of_rows(theta, X)
+            latents, log_jacobian = self.within(prior, z)
+            return log_prob(prior, latents) + log_jacobian
+
+    @property
+    def writes_prior_out(self) -> bool:
+        """Whether `log_prior`, or all of `log_local`, is the model's own."""
+        return any(overrides(self, HierarchicalModel, name) for name in ("log_local", "log_prior"))
 
     def observation_of_rows(self, z, theta, X):
         """Return the likelihood of the rows of X, whatever it conditions on."""
@@ -332,7 +349,7 @@ class HierarchicalModel(LatentVariableModel):
             return log_prob(self.observation_of_rows(z, theta, X), self.explained(X))
 
     def atoms(self, space, X):
-        if any(overrides(self, HierarchicalModel, name) for name in ("log_local", "log_prior")):
+        if self.writes_prior_out:
             return None
         theta = space.start(torch.Generator().manual_seed(0))[0].to(X.device, X.dtype)
         try:
@@ -341,15 +358,6 @@ class HierarchicalModel(LatentVariableModel):
         except (ValueError, TypeError, RuntimeError, AttributeError):  # a fit's checks tell
             return None
         return atoms_of(prior) if isinstance(prior, Distribution) else None
-
-    def replicate(self, theta, z, X):
-        with defaults_of(z):
-            return self.with_given(self.observation_of_rows(z, theta, X).sample(), X)
-
-    def cell_moments(self, theta, z, X):
-        with defaults_of(z):
-            cells = self.observation_of_rows(z, theta, X)
-        return cells.mean, cells.variance
 
     def log_joint(self, theta, z, X):
         return self.log_local(theta, z, X).sum()
@@ -363,7 +371,7 @@ class HierarchicalModel(LatentVariableModel):
             return self.log_terms(theta, z, X)  # written out: nothing to take apart
         with defaults_of(z):
             prior = self.expected_log_prior(theta, z, factors, X)
-            return prior + self.log_likelihood(theta, z, X)
+            return prior + self.log_likelihood(theta, self.bounded(theta, z, X), X)
 
     def expected_log_prior(self, theta, z, factors, X):
         """E_q log p(z_n | theta), shape (n_rows,); at the draw z where it is not known."""
@@ -371,7 +379,8 @@ class HierarchicalModel(LatentVariableModel):
             return self.log_prior(theta, z, X)
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
-            closed = expected_log_prob(prior, factors.mean, factors.sd)
+            free = self.bijection_onto(prior) is None
+            closed = expected_log_prob(prior, factors.mean, factors.sd) if free else None
         return self.log_prior(theta, z, X) if closed is None else closed.sum(-1)
 
     def declared(self, theta, z, X):
@@ -379,21 +388,12 @@ class HierarchicalModel(LatentVariableModel):
         if overrides(self, HierarchicalModel, "log_local"):
             return found
         with defaults_of(z):
+            z = self.bounded(theta, z, X)
             if not overrides(self, HierarchicalModel, "log_prior"):
                 found["local_prior"] = self.prior_of_rows(theta, X), z
             if not overrides(self, HierarchicalModel, "log_likelihood"):
                 found["likelihood"] = self.observation_of_rows(z, theta, X), self.explained(X)
         return found
-
-    def initial_locals(self, theta, X):
-        with defaults_of(X):
-            prior = self.prior_of_rows(theta, X)
-            return start_at(prior, (len(X), self.count_latents(self.n_explained(X))), X)
-
-    def simulate(self, theta, n_samples, n_features=1):
-        prior = self.latent_prior(n_features, theta)
-        z = prior.expand((n_samples, *prior.batch_shape)).sample()
-        return self.observation(z, theta).sample(), z
 
     def predicted_mean(self, theta, z):
         with defaults_of(z):

@@ -6,6 +6,7 @@ from torch.distributions import Distribution
 
 from skavi.distributions import defaults_of
 from skavi.models._base import HierarchicalModel
+from skavi.models._bijected_latents import unbounded
 from skavi.models._global_space import Theta
 from skavi.models._written import left_open
 
@@ -89,8 +90,11 @@ class ConditionalModel(HierarchicalModel):
         prior = self.latent_prior(n_features, theta, covariates)
         of_rows = len(prior.batch_shape + prior.event_shape) > 1
         rows = prior if of_rows else prior.expand(torch.Size([n_samples, *prior.batch_shape]))
-        z = rows.sample()
-        return self.likelihood(z, theta, covariates).sample(), z
+        latents = rows.sample()
+        return self.likelihood(latents, theta, covariates).sample(), unbounded(prior, latents)
+
+    def own_given(self, X):
+        return (self.given_columns(X),)
 
     def predicted_mean(self, theta, z, covariates=None):
         with defaults_of(z):

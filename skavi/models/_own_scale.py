@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributions.transforms import Transform
 
 from skavi._numerics.aligned import aligned
-from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, sobol_normal
+from skavi._numerics.quadrature import SOBOL_MAX_DIMENSION, hermite_rule, sobol_normal
 from skavi.families import NormalFactors
-from skavi.models._global_space import GlobalSpace, Theta
+from skavi.models._global_space import N_MOMENT_NODES, GlobalSpace, Theta
 
 #: Quasi-random points: means to 0.003, sds to 0.008 (rms) for wide factors of proportions.
 _N_POINTS = 128
@@ -39,6 +40,14 @@ def moments_of(
     return mean, (spread - mean**2).clamp_min(0).sqrt()
 
 
+def bijected_moments(bijection: Transform, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and sd of ``bijection(z)``, number by number, for normal z: by quadrature."""
+    nodes, weights = (aligned(each).to(mean) for each in hermite_rule(N_MOMENT_NODES))
+    values = bijection(mean + sd * nodes.reshape(-1, *[1] * mean.dim()))
+    centre = torch.tensordot(weights, values, 1)
+    return centre, torch.tensordot(weights, (values - centre) ** 2, 1).clamp_min(0).sqrt()
+
+
 class OwnScale:
     """Latents that stand for themselves: a model with another scale overrides this."""
 
@@ -51,6 +60,13 @@ class OwnScale:
         """Return the values of latents of finite support, (n_states, n_latents); None: real ones.
 
         `space` is that of the globals for data like X.
+        """
+        return None
+
+    def in_order(self, globals_: NormalFactors, n_features: int) -> NormalFactors | None:
+        """Return q(theta) with interchangeable latents in the model's own order; None: they are.
+
+        What is returned is a start, close to an optimum: its ELBO may differ a little.
         """
         return None
 
@@ -73,6 +89,17 @@ class OwnScale:
     def latents_of(self, theta: Theta, values: Tensor, *given: Tensor) -> Tensor:
         """Return latents that stand for `values` on the model's own scale."""
         return values
+
+    def latent_bijection(self, theta: Theta, X: Tensor) -> Transform | None:
+        """Return the bijection from z to the latents that the model's own methods get, or None.
+
+        None where these have no bounds. It works number by number, and does not depend on theta.
+        """
+        return None
+
+    def bounded(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
+        """Return the latents that the model's own methods get, for z without bounds."""
+        return z
 
     def own_moments(
         self, factors: NormalFactors, globals_: NormalFactors, *given: Tensor

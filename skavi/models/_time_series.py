@@ -63,6 +63,7 @@ class TimeSeriesModel(HierarchicalModel):
     context = ideal_context = (1, 0)
     coupling: Coupling = SERIES
     initial: float = 0.0
+    bijects_latents = False
 
     @property
     def padding(self):  # type: ignore[override]

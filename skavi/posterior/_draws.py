@@ -158,7 +158,7 @@ def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, rand
 
 def _groups(fitted, draws):
     """Stack the values of each draw; leave out those that the model does not define."""
-    model, X = fitted.model, fitted.X
+    model, X, within = fitted.model, fitted.X, fitted.model.bounded
     columns: dict[tuple[str, str], list[np.ndarray]] = {}
     for draw in draws:
         known = {("posterior", name): value for name, value in draw.theta.items()}
@@ -167,7 +167,10 @@ def _groups(fitted, draws):
         known[("sample_stats", "log_q")] = draw.log_q
         for group, method in (
             ("posterior_predictive", lambda *draw: model.explained(model.replicate(*draw))),
-            ("log_likelihood", model.log_likelihood),
+            (
+                "log_likelihood",
+                lambda theta, z, X: model.log_likelihood(theta, within(theta, z, X), X),
+            ),
         ):
             with suppress(NotImplementedError):
                 known[(group, "x")] = method(draw.theta, draw.z, X)
