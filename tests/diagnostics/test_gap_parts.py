@@ -55,7 +55,7 @@ def test_counts_are_measured_by_quadrature_and_many_globals_left_out():
     found = inference_gap(vi.fit(counts.astype(float)), counts.astype(float), random_state=0)
     assert set(found.how) == {"quadrature"}
     assert (found.family > -3 * found.standard_error).all()
-    assert 0 < found.standard_error.max() < 0.1
+    assert 0 < found.standard_error.max() < 0.3
     assert found.globals is None and "numbers" in found.globals_reason
 
 
