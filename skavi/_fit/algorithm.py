@@ -25,7 +25,6 @@ from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
-from skavi._fit.start import start_locals
 from skavi._fit.starts_of_theta import starts_of_theta
 from skavi._fit.suboptimality import NOISE_TOLERANCE, with_noise_error
 from skavi.inference_functions import InferenceFunction
@@ -310,7 +309,7 @@ def _reference_fit(plan, noise, rows, few, start):
     everyone = default_solver(setting).uses_model_updates
     few = rows if everyone else few
     if few is not rows:
-        raw_locals = start_locals(objective, start.raw_globals, few.X)
+        raw_locals = objective.start_locals(start.raw_globals, few.X)
         start = replace(start, raw_locals=raw_locals)
     most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
     tol = min(plan.tol, max(_REFERENCE_TOL, objective.model.coarsest_tol))
