@@ -1,40 +1,21 @@
 """Mixtures: rows of a few kinds, each kind with its own mean (and variance) of every column."""
 
-import math
-from typing import Any
-
 import torch
-from torch.distributions import (
-    Categorical,
-    Dirichlet,
-    LogNormal,
-    Normal,
-    SigmoidTransform,
-    TransformedDistribution,
-)
+from torch.distributions import Categorical, Dirichlet
 
 from skavi._data.missing_cells import Cells
-from skavi._data.process_ranks import over_ranks
-from skavi.distributions import PriorOfVariance
-from skavi.families import LOG_2PI, DiagonalNormal
+from skavi._data.process_ranks import over_ranks, stacked, total
+from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal
 from skavi.models._base import HierarchicalModel
+from skavi.models._best_normals import best_weights
+from skavi.models._emissions import EMISSIONS
 from skavi.models._global_space import expected_log_weights
 from skavi.models._likelihoods import LIKELIHOODS
 
-#: Likelihoods whose expectations need no draws of theta, with the link from a mean to eta.
-_LINKS: dict[str, Any] = {
-    "normal": torch.Tensor.clone,
-    "poisson": torch.log,
-    "bernoulli": torch.logit,
-}
-#: Prior sds of a component's means, in those of the column; of log rates and logits.
-_WIDE, _WIDE_ETA = 3.0, 3.0
 #: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
 _STARTS = 3
 #: Steps of Lloyd's algorithm from a draw of centres: the fit itself goes on. Not measured.
 _STEPS = 10
-#: Of a column's variance: least variance of a component at the start.
-_LEAST_SHARE = 1e-3
 
 
 class MixtureModel(HierarchicalModel):
@@ -113,13 +94,20 @@ class MixtureModel(HierarchicalModel):
         return LIKELIHOODS[self.likelihood]
 
     @property
+    def emissions(self):
+        """What a row shows of its component."""
+        scales = self.variance_shape, self.variance_scale
+        own = self.mean_loc, self.mean_scale, *scales
+        return EMISSIONS[self.likelihood](self.n_components, *own)
+
+    @property
     def positive_only(self):  # type: ignore[override]
         return self.likelihood == "poisson"
 
     def check(self):
         self._require_integer("n_components", 1)
-        known = self.likelihood in list(_LINKS)
-        self._require("likelihood", known, f"one of {list(_LINKS)}")
+        known = self.likelihood in EMISSIONS
+        self._require("likelihood", known, f"one of {list(EMISSIONS)}")
         self._require("covariance", self.covariance == "diagonal", '"diagonal"')
         for name in ("concentration", "variance_shape"):
             self._require_positive(name)
@@ -148,8 +136,7 @@ class MixtureModel(HierarchicalModel):
         return self.n_components * n_features
 
     def global_dims(self):
-        shape = ("component", "feature")
-        return {"weights": ("component",), "means": shape, "variances": shape}
+        return {"weights": ("component",)} | self.emissions.dims
 
     def global_prior(self, n_features):
         if self.mean_loc is None or self.mean_scale is None or self.variance_scale is None:
@@ -157,18 +144,8 @@ class MixtureModel(HierarchicalModel):
                 "MixtureModel takes the priors left at None from data: use the fitted estimator's "
                 "model_, or set mean_loc, mean_scale and variance_scale."
             )
-        ones = torch.ones(self.n_components, n_features)
-        loc, scale = (ones * torch.as_tensor(v) for v in (self.mean_loc, self.mean_scale))
-        means = {
-            "normal": Normal(loc, scale),
-            "poisson": LogNormal(loc, scale),
-            "bernoulli": TransformedDistribution(Normal(loc, scale), [SigmoidTransform()]),
-        }[self.likelihood]
-        own = {"weights": Dirichlet(self.concentration * ones[:, 0]), "means": means}
-        if self.likelihood != "normal":
-            return own
-        shape, scale = self.variance_shape * ones, ones * torch.as_tensor(self.variance_scale)
-        return own | {"variances": PriorOfVariance(shape, scale)}
+        weights = Dirichlet(torch.full((self.n_components,), float(self.concentration)))
+        return {"weights": weights} | self.emissions.prior(n_features)
 
     def local_prior(self, theta):
         return Categorical(theta["weights"])
@@ -176,27 +153,17 @@ class MixtureModel(HierarchicalModel):
     def log_prior(self, theta, z, X):
         return theta["weights"][z[:, 0].long()].log()
 
-    def _cells_of(self, theta, z):
-        """Return eta and the likelihood's own globals of rows in states z."""
-        state = z[:, 0].long()
-        own = {"noise_variance": theta["variances"][state]} if "variances" in theta else {}
-        return _LINKS[self.likelihood](theta["means"][state]), own
-
     def log_likelihood(self, theta, z, X):
-        cells, (eta, own) = Cells.of(X), self._cells_of(theta, z)
-        x = cells.values
-        density = self.cell.kernel(x, eta, own) + self.cell.constant(x, own)
-        return cells.masked(density).sum(-1)
+        return self.emissions.log_likelihood(theta, z[:, 0].long(), X)
 
     def observation(self, z, theta):
-        return self.cell.distribution(*self._cells_of(theta, z))
+        return self.emissions.distribution(theta, z[:, 0].long())
 
     def predicted_mean(self, theta, z):
-        return self.cell.mean(*self._cells_of(theta, z))
+        return self.emissions.mean(theta, z[:, 0].long())
 
     def cell_moments(self, theta, z, X):
-        eta, own = self._cells_of(theta, z)
-        return self.cell.mean(eta, own), self.cell.variance(eta, own)
+        return self.emissions.moments(theta, z[:, 0].long())
 
     def simulate(self, theta, n_samples, n_features=1):
         z = Categorical(theta["weights"]).sample((n_samples, 1))
@@ -208,24 +175,27 @@ class MixtureModel(HierarchicalModel):
         return isinstance(global_family, DiagonalNormal)
 
     def expected_log_joints(self, globals_, X):
-        k, d = self.n_components, X.shape[1]
-        sizes = [k - 1, k * d, globals_.mean.shape[0] - k + 1 - k * d]
-        u, eta, log_variance = globals_.mean.split(sizes)
-        u_sd, eta_sd, log_variance_sd = globals_.sd.split(sizes)
-        weights, cells = expected_log_weights(u, u_sd), Cells.of(X)
-        eta, variance = eta.reshape(k, d), eta_sd.reshape(k, d) ** 2
-        if not len(log_variance):
-            rows = [
-                self.cell.expected_log_rows(cells, e.expand_as(X), v.expand_as(X), {})
-                for e, v in zip(eta, variance, strict=True)
-            ]
-            return torch.stack(rows, -1) + weights
-        precision = (0.5 * log_variance_sd**2 - log_variance).exp().reshape(k, d)
-        centre = torch.as_tensor(self.mean_loc).to(X)
-        x, eta = cells.masked(cells.values - centre), eta - centre
-        squares = x**2 @ precision.mT - 2 * x @ (precision * eta).mT
-        constant = precision * (eta**2 + variance) + log_variance.reshape(k, d) + LOG_2PI
-        return weights - 0.5 * (squares + cells.over_columns(constant.mT))
+        n = self.n_components - 1
+        weights = expected_log_weights(globals_.mean[:n], globals_.sd[:n])
+        own = globals_.mean[n:], globals_.sd[n:]
+        return weights + self.emissions.expected_log_likelihoods(*own, X)
+
+    def has_coordinate_updates(self, family, global_family):
+        return self.emissions.has_optimum and isinstance(global_family, DiagonalNormal)
+
+    def local_optimum(self, globals_, X, family, start=None):
+        logs = torch.log_softmax(self.expected_log_joints(globals_, X), -1)
+        return CategoricalFactors(logs, torch.arange(self.n_components)[:, None])
+
+    @over_ranks
+    def global_optimum(self, globals_, factors, X, weights):
+        n, shares = self.n_components - 1, factors.mean * weights[:, None]
+        mean, sd = globals_.mean, globals_.sd
+        counts = total(shares.sum(0)) + self.concentration
+        best = best_weights(counts, mean[:n], sd[:n])
+        own = self.emissions.optimum(mean[n:], sd[n:], shares, X)
+        mean, sd = (torch.cat(pair) for pair in zip(best, own, strict=True))
+        return DiagonalFactors(mean, sd)
 
     # --- where to start -------------------------------------------------------------------------
 
@@ -234,12 +204,8 @@ class MixtureModel(HierarchicalModel):
         cells = Cells.of(X)
         mean, variance = cells.mean_and_variance(weights)
         variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
-        normal = self.likelihood == "normal"
-        defaults = {
-            "mean_loc": mean if normal else self.cell.location(mean),
-            "mean_scale": _WIDE * variance.sqrt() if normal else torch.full_like(mean, _WIDE_ETA),
-            "variance_scale": variance / self.n_components**2,
-        }
+        defaults = self.emissions.defaults(mean, variance)
+        defaults.setdefault("variance_scale", variance)
         left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
         return self.with_arguments(left_open)
 
@@ -256,24 +222,17 @@ class MixtureModel(HierarchicalModel):
         mean, variance = cells.mean_and_variance(weights)
         sd = variance.clamp_min(1e-300).sqrt()
         rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
-        state = _k_means(rows, weights, self.n_components, generator)
+        centres = _k_means(stacked(rows), stacked(weights), self.n_components, generator)
+        state = torch.cdist(rows, centres).argmin(1)
         share = torch.nn.functional.one_hot(state, self.n_components).to(X) * weights[:, None]
-        share = share[:, share.sum(0).argsort(descending=True)]
-        seen = torch.ones_like(X) if cells.observed is None else cells.observed.to(X)
-        count = share.mT @ seen + 1  # a row of the whole table for each cluster
-        centre = (share.mT @ cells.values + mean) / count
-        own = torch.stack([cells.masked(cells.values - each) ** 2 for each in centre])
-        spread = (torch.einsum("nk,knd->kd", share, own) + _LEAST_SHARE * variance) / count
-        given = {"weights": (share.sum(0) + 1) / (share.sum() + self.n_components)}
-        if self.likelihood == "normal":
-            return given | {"means": centre, "variances": spread.clamp_min(1e-12)}
-        least = 0.01 * mean.clamp_min(1e-3)
-        top = math.inf if self.likelihood == "poisson" else 0.99
-        return given | {"means": torch.maximum(centre, least).clamp_max(top)}
+        share = share[:, total(share.sum(0)).argsort(descending=True)]
+        counts = total(share.sum(0)) + 1
+        weights = counts / counts.sum()
+        return {"weights": weights} | self.emissions.start(share, X, mean, variance)
 
 
 def _k_means(rows, weights, k, generator):
-    """Return a cluster for every row: Lloyd's steps from centres drawn by k-means++."""
+    """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
     chance = weights / weights.sum()
     centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]
     for _ in range(k - 1):
@@ -287,4 +246,4 @@ def _k_means(rows, weights, k, generator):
         count = member.sum(0)[:, None]
         moved = member.mT @ rows / count.clamp_min(1e-300)
         centres = torch.where(count > 0, moved, centres)
-    return torch.cdist(rows, centres).argmin(1)
+    return centres

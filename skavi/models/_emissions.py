@@ -1,0 +1,280 @@
+"""What a row shows of its state: cells that are independent given it, with globals for each state.
+
+One object for mixtures and Markov models: the prior of the states' globals, the log likelihood of
+every row in every state, its expectation under q(theta), and the best factors of the globals given
+the states' probabilities. "means" is always among the globals, of shape (n_states, n_features).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    LogNormal,
+    Normal,
+    SigmoidTransform,
+    TransformedDistribution,
+)
+
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import total
+from skavi.distributions import PriorOfVariance
+from skavi.families import LOG_2PI
+from skavi.models._best_normals import best_normals, exponential, logistic, with_normal_prior
+from skavi.models._closed_forms import log_inverse_gamma
+from skavi.models._likelihoods import LIKELIHOODS, Likelihood
+
+Globals = Mapping[str, Tensor]
+#: Prior sds of a state's means, in those of the column; of log rates and logits.
+_WIDE, _WIDE_ETA = 3.0, 3.0
+#: Of a column's variance: least variance of a state at the start.
+_LEAST_SHARE = 1e-3
+
+
+class Emissions(ABC):
+    """p(x_n | s_n, theta) for `n_states` states.
+
+    Parameters
+    ----------
+    n_states : int
+    mean_loc, mean_scale : array of shape (n_features,) or None
+        Prior mean and sd of the means on the scale of eta, as `Likelihood` has it.
+    variance_shape : float
+    variance_scale : array of shape (n_features,) or None
+        Of the inverse gamma prior of variances.
+    """
+
+    #: The likelihood of a cell, by its name in `LIKELIHOODS`.
+    likelihood: str
+
+    def __init__(self, n_states, mean_loc, mean_scale, variance_shape=2.0, variance_scale=None):
+        self.n_states = n_states
+        self.mean_loc, self.mean_scale = mean_loc, mean_scale
+        self.variance_shape, self.variance_scale = variance_shape, variance_scale
+
+    @property
+    def cell(self) -> Likelihood:
+        """The likelihood of a cell."""
+        return LIKELIHOODS[self.likelihood]
+
+    # --- the model ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prior(self, n_features: int) -> dict[str, Distribution]:
+        """Return the priors of the states' globals, "means" first."""
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Names of the globals' dimensions; the first one is called "component"."""
+        return {"means": ("component", "feature")}
+
+    @abstractmethod
+    def eta(self, theta: Globals, state: Tensor) -> Tensor:
+        """Return the cells' eta of rows in given states, shape (n_rows, n_features)."""
+
+    def own(self, theta: Globals, state: Tensor) -> dict[str, Tensor]:
+        """Return the likelihood's own globals for rows in given states."""
+        return {}
+
+    def distribution(self, theta: Globals, state: Tensor) -> Distribution:
+        """Return the distribution of rows in given states, (n_rows,) of whole numbers."""
+        return self.cell.distribution(self.eta(theta, state), self.own(theta, state))
+
+    def mean(self, theta: Globals, state: Tensor) -> Tensor:
+        """Return E[x_n | s_n, theta], shape (n_rows, n_features)."""
+        return self.cell.mean(self.eta(theta, state), self.own(theta, state))
+
+    def moments(self, theta: Globals, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and variances of the cells of rows in given states."""
+        eta, own = self.eta(theta, state), self.own(theta, state)
+        return self.cell.mean(eta, own), self.cell.variance(eta, own)
+
+    def log_likelihood(self, theta: Globals, state: Tensor, X: Tensor) -> Tensor:
+        """Return log p(x_n | s_n, theta) of the observed cells, shape (n_rows,)."""
+        cells, own = Cells.of(X), self.own(theta, state)
+        density = self.cell.kernel(cells.values, self.eta(theta, state), own)
+        return cells.masked(density + self.cell.constant(cells.values, own)).sum(-1)
+
+    # --- closed forms ---------------------------------------------------------------------------
+    # `mean` and `sd` are those of the normal q of all numbers of `prior`, in its order, without
+    # constraints.
+
+    @abstractmethod
+    def expected_log_likelihoods(self, mean: Tensor, sd: Tensor, X: Tensor) -> Tensor:
+        """Return E log p(x_n | s, theta) of every row in every state, (n_rows, n_states)."""
+
+    #: Whether `optimum` is there.
+    has_optimum = True
+
+    def optimum(self, mean: Tensor, sd: Tensor, shares: Tensor, X: Tensor):
+        """Return means and sds after a sweep over the globals' factors: the ELBO does not fall.
+
+        Parameters
+        ----------
+        mean, sd : Tensor
+            Those before.
+        shares : Tensor of shape (n_rows, n_states)
+            The states' probabilities times the rows' weights.
+        X : Tensor of shape (n_rows, n_features)
+        """
+        raise NotImplementedError
+
+    # --- from data ------------------------------------------------------------------------------
+
+    def defaults(self, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        """Return the prior's numbers for columns of this mean and variance."""
+        wide = torch.full_like(mean, _WIDE_ETA)
+        return {"mean_loc": self.cell.location(mean), "mean_scale": wide}
+
+    @abstractmethod
+    def start(self, shares: Tensor, X: Tensor, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        """Return the states' globals to start from, given `shares` and the columns' moments."""
+
+    def _centres(self, shares, X, mean):
+        """Return the states' means and counts, each with one row at the columns' means."""
+        cells = Cells.of(X)
+        count = _counts(shares, cells) + 1
+        return (total(shares.mT @ cells.values) + mean) / count, count
+
+    def _eta_prior(self, n_features) -> tuple[Tensor, Tensor]:
+        ones = torch.ones(self.n_states, n_features)
+        loc, scale = (torch.as_tensor(v) for v in (self.mean_loc, self.mean_scale))
+        return ones * loc, ones * scale
+
+
+class NormalEmissions(Emissions):
+    """Normal cells, with a mean and a variance for each state and column."""
+
+    likelihood = "normal"
+
+    def prior(self, n_features):
+        loc, scale = self._eta_prior(n_features)
+        shape, rate = (torch.as_tensor(v) for v in (self.variance_shape, self.variance_scale))
+        variances = PriorOfVariance(shape * torch.ones_like(loc), rate * torch.ones_like(loc))
+        return {"means": Normal(loc, scale), "variances": variances}
+
+    @property
+    def dims(self):
+        return super().dims | {"variances": ("component", "feature")}
+
+    def eta(self, theta, state):
+        return theta["means"][state]
+
+    def own(self, theta, state):
+        return {"noise_variance": theta["variances"][state]}
+
+    def expected_log_likelihoods(self, mean, sd, X):
+        cells, centre = Cells.of(X), torch.as_tensor(self.mean_loc).to(X)
+        eta, eta_variance, log_variance, precision = self._moments(mean, sd, X.shape[1])
+        x, eta = cells.masked(cells.values - centre), eta - centre
+        squares = x**2 @ precision.mT - 2 * x @ (precision * eta).mT
+        constant = precision * (eta**2 + eta_variance) + log_variance + LOG_2PI
+        return -0.5 * (squares + cells.over_columns(constant.mT))
+
+    def optimum(self, mean, sd, shares, X):
+        d, cells, centre = X.shape[1], Cells.of(X), torch.as_tensor(self.mean_loc).to(X)
+        *_, precision = self._moments(mean, sd, d)
+        x, count = cells.masked(cells.values - centre), _counts(shares, cells)
+        first, second = total(shares.mT @ x), total(shares.mT @ x**2)
+        own = torch.as_tensor(self.mean_scale).to(X) ** -2 + precision * count
+        eta, variance = precision * first / own, 1 / own
+        squares = second - 2 * first * eta + count * (eta**2 + variance)
+        rate = torch.as_tensor(self.variance_scale).to(X) + 0.5 * squares.clamp_min(0)
+        log_mean, log_variance = log_inverse_gamma(self.variance_shape + 0.5 * count, rate)
+        means = [(eta + centre).reshape(-1), log_mean.reshape(-1)]
+        variances = [variance.reshape(-1), log_variance.expand_as(eta).reshape(-1)]
+        return torch.cat(means), torch.cat(variances).sqrt()
+
+    def _moments(self, mean, sd, d):
+        eta, log_variance = mean.reshape(2, self.n_states, d)
+        eta_sd, log_sd = sd.reshape(2, self.n_states, d)
+        return eta, eta_sd**2, log_variance, (0.5 * log_sd**2 - log_variance).exp()
+
+    def defaults(self, mean, variance):
+        scale = {"mean_loc": mean, "mean_scale": _WIDE * variance.sqrt()}
+        return scale | {"variance_scale": variance / self.n_states**2}
+
+    def start(self, shares, X, mean, variance):
+        centre, count = self._centres(shares, X, mean)
+        cells = Cells.of(X)
+        squares = [cells.masked(cells.values - each) ** 2 for each in centre]
+        own = total(torch.stack([s @ q for s, q in zip(shares.mT, squares, strict=True)]))
+        spread = (own + _LEAST_SHARE * variance) / count
+        return {"means": centre, "variances": spread.clamp_min(1e-12)}
+
+
+class _OneNumber(Emissions):
+    """Cells with one number each a state and column, eta: log rate or logit."""
+
+    def expected_log_likelihoods(self, mean, sd, X):
+        cells, shape = Cells.of(X), (self.n_states, X.shape[1])
+        rows = [
+            self.cell.expected_log_rows(cells, eta.expand_as(X), (sd**2).expand_as(X), {})
+            for eta, sd in zip(mean.reshape(shape), sd.reshape(shape), strict=True)
+        ]
+        return torch.stack(rows, -1)
+
+    def optimum(self, mean, sd, shares, X):
+        cells, shape = Cells.of(X), (self.n_states, X.shape[1])
+        first, count = total(shares.mT @ cells.values), _counts(shares, cells)
+        loc, scale = (torch.as_tensor(v).to(X) for v in (self.mean_loc, self.mean_scale))
+        expectation = with_normal_prior(self._expectation(first, count), loc, scale)
+        best = best_normals(expectation, mean.reshape(shape), sd.reshape(shape))
+        return best[0].reshape(-1), best[1].reshape(-1)
+
+    @abstractmethod
+    def _expectation(self, first, count):
+        """Return the expectation of what `count` cells of sum `first` say of eta."""
+
+    def start(self, shares, X, mean, variance):
+        centre, _ = self._centres(shares, X, mean)
+        return {"means": torch.maximum(centre, 0.01 * mean.clamp_min(1e-3))}
+
+
+class PoissonEmissions(_OneNumber):
+    """Poisson cells, with a rate for each state and column."""
+
+    likelihood = "poisson"
+
+    def prior(self, n_features):
+        return {"means": LogNormal(*self._eta_prior(n_features))}
+
+    def eta(self, theta, state):
+        return theta["means"][state].log()
+
+    def _expectation(self, first, count):
+        return exponential(first, count.expand_as(first))
+
+
+class BernoulliEmissions(_OneNumber):
+    """Cells of 0 and 1, with a probability of 1 for each state and column."""
+
+    likelihood = "bernoulli"
+
+    def prior(self, n_features):
+        logit = Normal(*self._eta_prior(n_features))
+        return {"means": TransformedDistribution(logit, [SigmoidTransform()])}
+
+    def eta(self, theta, state):
+        return theta["means"][state].logit()
+
+    def _expectation(self, first, count):
+        return logistic(first, count - first, n_nodes=len(self.cell.rule[0]))
+
+    def start(self, shares, X, mean, variance):
+        return {"means": super().start(shares, X, mean, variance)["means"].clamp_max(0.99)}
+
+
+def _counts(shares, cells):
+    """Return how many cells of each column every state has, (n_states, n_features or 1)."""
+    if cells.observed is None:
+        return total(shares.sum(0)).unsqueeze(-1)
+    return total(shares.mT @ cells.observed.to(shares))
+
+
+EMISSIONS: dict[str, Any] = {
+    each.likelihood: each for each in (NormalEmissions, PoissonEmissions, BernoulliEmissions)
+}
