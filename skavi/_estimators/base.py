@@ -305,9 +305,11 @@ class VariationalInference(
     @property
     def bias_note_(self):
         check_is_fitted(self)
+        bias = self.model_.bias_of_globals
+        if self.family_.links_rows or not bias:
+            return ""
         names = ", ".join(self.global_posterior_.mean)
-        bias = "" if self.family_.links_rows else self.model_.bias_of_globals
-        return f"{type(self.model_).__name__} ({names}): {bias}." if names and bias else ""
+        return f"{type(self.model_).__name__} ({names}): {bias}." if names else ""
 
     def _notes(self):
         """Return what a reader of the results must know, a line each."""

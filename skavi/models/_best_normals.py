@@ -20,6 +20,8 @@ _N_NODES = 40
 _STEPS = 6
 #: On the scale of logs and logits: longer steps land where exp overflows. Not measured.
 _LONGEST = 3.0
+#: Of an sd: shorter steps change the value by less than rounding.
+_SMALL = 1e-9
 #: Times that a step which lowers the value is halved.
 _HALVINGS = 4
 #: Keeps logs and roots finite where a number has neither data nor a prior.
@@ -45,6 +47,8 @@ def best_normals(expectation: Expectation, mean: Tensor, sd: Tensor) -> tuple[Te
         precision = (-curvature).clamp_min(_LEAST_PRECISION)
         step = (slope / precision).clamp(-_LONGEST, _LONGEST)
         log_ratio = (-0.5 * precision.log() - sd.log()).clamp(-_LONGEST, _LONGEST)
+        if bool((step.abs() <= _SMALL * sd).all() & (log_ratio.abs() <= _SMALL).all()):
+            break
         share = torch.ones_like(mean)
         for _ in range(_HALVINGS):
             there = mean + share * step, sd * (share * log_ratio).exp()

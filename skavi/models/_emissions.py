@@ -7,7 +7,6 @@ the states' probabilities. "means" is always among the globals, of shape (n_stat
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ Globals = Mapping[str, Tensor]
 #: Prior sds of a state's means, in those of the column; of log rates and logits.
 _WIDE, _WIDE_ETA = 3.0, 3.0
 #: Of a column's variance: least variance of a state at the start.
-_LEAST_SHARE = 1e-3
+LEAST_SHARE = 1e-3
 
 
 class Emissions(ABC):
@@ -49,6 +48,8 @@ class Emissions(ABC):
 
     #: The likelihood of a cell, by its name in `LIKELIHOODS`.
     likelihood: str
+    #: Dimensions that `variance_scale` may have.
+    scale_dims = 1
 
     def __init__(self, n_states, mean_loc, mean_scale, variance_shape=2.0, variance_scale=None):
         self.n_states = n_states
@@ -87,8 +88,8 @@ class Emissions(ABC):
         """Return E[x_n | s_n, theta], shape (n_rows, n_features)."""
         return self.cell.mean(self.eta(theta, state), self.own(theta, state))
 
-    def moments(self, theta: Globals, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and variances of the cells of rows in given states."""
+    def moments(self, theta: Globals, state: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and variances of the cells of rows X in given states."""
         eta, own = self.eta(theta, state), self.own(theta, state)
         return self.cell.mean(eta, own), self.cell.variance(eta, own)
 
@@ -124,8 +125,9 @@ class Emissions(ABC):
 
     # --- from data ------------------------------------------------------------------------------
 
-    def defaults(self, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
-        """Return the prior's numbers for columns of this mean and variance."""
+    def defaults(self, cells: Cells, weights: Tensor) -> dict[str, Tensor]:
+        """Return the prior's numbers for the cells of weighted rows."""
+        mean, _ = cells.mean_and_variance(weights)
         wide = torch.full_like(mean, _WIDE_ETA)
         return {"mean_loc": self.cell.location(mean), "mean_scale": wide}
 
@@ -193,7 +195,9 @@ class NormalEmissions(Emissions):
         eta_sd, log_sd = sd.reshape(2, self.n_states, d)
         return eta, eta_sd**2, log_variance, (0.5 * log_sd**2 - log_variance).exp()
 
-    def defaults(self, mean, variance):
+    def defaults(self, cells, weights):
+        mean, variance = cells.mean_and_variance(weights)
+        variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
         scale = {"mean_loc": mean, "mean_scale": _WIDE * variance.sqrt()}
         return scale | {"variance_scale": variance / self.n_states**2}
 
@@ -202,7 +206,7 @@ class NormalEmissions(Emissions):
         cells = Cells.of(X)
         squares = [cells.masked(cells.values - each) ** 2 for each in centre]
         own = total(torch.stack([s @ q for s, q in zip(shares.mT, squares, strict=True)]))
-        spread = (own + _LEAST_SHARE * variance) / count
+        spread = (own + LEAST_SHARE * variance) / count
         return {"means": centre, "variances": spread.clamp_min(1e-12)}
 
 
@@ -273,8 +277,3 @@ def _counts(shares, cells):
     if cells.observed is None:
         return total(shares.sum(0)).unsqueeze(-1)
     return total(shares.mT @ cells.observed.to(shares))
-
-
-EMISSIONS: dict[str, Any] = {
-    each.likelihood: each for each in (NormalEmissions, PoissonEmissions, BernoulliEmissions)
-}

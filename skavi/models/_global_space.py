@@ -18,6 +18,7 @@ from torch.distributions import (
     Distribution,
     IndependentTransform,
     Normal,
+    StickBreakingTransform,
     Transform,
     biject_to,
     constraints,
@@ -38,7 +39,13 @@ from skavi.distributions import (
     known_expectation,
     unvalidated,
 )
-from skavi.families import NormalFactors
+from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._covariance_prior import (
+    PriorOfCovariance,
+    RegressionTransform,
+    covariance_draws,
+    covariance_moments,
+)
 
 #: Gauss-Hermite nodes: E log HalfCauchy to 1e-9 nats at an sd of 1 (log scale), 2e-5 at 2.
 N_PRIOR_NODES = 40
@@ -72,6 +79,22 @@ def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
     return F.pad(taken, (0, 1)) + F.pad(left.cumsum(0), (1, 0))
 
 
+def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and sds of weights w = StickBreakingTransform(u) for independent normal u.
+
+    w_k is a product of independent numbers, s(y_k) and 1 - s(y_j) for j < k; shapes (..., n).
+    """
+    nodes, weights = _nodes(mean)
+    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
+    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
+    powers = []
+    for power in (1, 2):
+        taken, left = torch.sigmoid(y) ** power @ weights, torch.sigmoid(-y) ** power @ weights
+        powers.append(F.pad(taken, (0, 1), value=1.0) * F.pad(left.cumprod(-1), (1, 0), value=1.0))
+    first, second = powers
+    return first, (second - first**2).clamp_min(0).sqrt()
+
+
 def _expected_log_dirichlet(concentration, mean, sd):
     """E log density of u = StickBreakingTransform^-1(w): the Jacobian is the product of all w."""
     constant = torch.lgamma(concentration.sum()) - torch.lgamma(concentration).sum()
@@ -83,6 +106,8 @@ def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     base = innermost(prior)
     if isinstance(base, Dirichlet) and not base.batch_shape:
         return partial(_expected_log_dirichlet, base.concentration.to(like))
+    if isinstance(base, PriorOfCovariance):
+        return base.expected_log_density
     return known_expectation(prior, like)
 
 
@@ -297,12 +322,16 @@ class GlobalSpace:
         mean, sd : Tensor of the global's shape
         """
         where, shape, bijection = self.slices[name], self.raw_shapes[name], self.bijections[name]
-        mean, sd = factor.mean[where], factor.sd[where]
+        mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
         if bijection is identity_transform:
-            return mean.reshape(shape), sd.reshape(shape)
+            return mean, sd
+        if self._has_own_moments(name, factor, StickBreakingTransform):
+            return weights_moments(mean, sd)
+        if self._has_own_moments(name, factor, RegressionTransform):
+            return covariance_moments(mean, sd)
         if not self.prior[name].event_shape:
             nodes, weights = (aligned(each).to(mean) for each in hermite_rule(N_MOMENT_NODES))
-            draws = mean + sd * nodes.unsqueeze(-1)
+            draws = mean.reshape(-1) + sd.reshape(-1) * nodes.unsqueeze(-1)
         else:
             noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))
             draws = factor.draw(noise)[:, where]
@@ -310,6 +339,10 @@ class GlobalSpace:
         values = bijection(draws.reshape(-1, *shape))
         centre = torch.tensordot(weights, values, 1)
         return centre, torch.tensordot(weights, (values - centre) ** 2, 1).clamp_min(0).sqrt()
+
+    def _has_own_moments(self, name, factor, bijection):
+        """Say whether a global's bijection is of that kind, and its numbers are independent."""
+        return isinstance(factor, DiagonalFactors) and isinstance(self.bijections[name], bijection)
 
     def quantiles(self, name, factor, q):
         """Quantiles, exact through the bijection where it is elementwise, or of Sobol draws.
@@ -326,6 +359,9 @@ class GlobalSpace:
             rising = q if bijection.sign > 0 else 1 - q
             u = mean + sd * ndtri(rising)[..., None]
             return bijection(torch.as_tensor(u.reshape((*q.shape, *shape)))).numpy()
+        if self._has_own_moments(name, factor, RegressionTransform):
+            mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
+            return np.quantile(covariance_draws(mean, sd).numpy(), q, axis=0)
         noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))
         draws = self.bijections[name](factor.draw(noise)[:, where].reshape(-1, *shape))
         return np.quantile(draws.numpy(), q, axis=0)

@@ -1,5 +1,6 @@
 """Mixtures: rows of a few kinds, each kind with its own mean (and variance) of every column."""
 
+import numpy as np
 import torch
 from torch.distributions import Categorical, Dirichlet
 
@@ -8,7 +9,7 @@ from skavi._data.process_ranks import over_ranks, stacked, total
 from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal
 from skavi.models._base import HierarchicalModel
 from skavi.models._best_normals import best_weights
-from skavi.models._emissions import EMISSIONS
+from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
 from skavi.models._global_space import expected_log_weights
 from skavi.models._likelihoods import LIKELIHOODS
 
@@ -19,11 +20,11 @@ _STEPS = 10
 
 
 class MixtureModel(HierarchicalModel):
-    """Clusters: s_n ~ Categorical(weights); cells of a row given s_n are independent.
+    """Clusters: s_n ~ Categorical(weights), and a distribution of the row for each component.
 
-    Normal cells have a mean and a variance for each component and column ("diagonal" covariances),
-    "poisson" and "bernoulli" ones a mean. Missing cells (NaN) are marginalised exactly. `transform`
-    gives the probabilities of the components, `predict` the most probable one.
+    Normal rows have a mean and a covariance matrix for each component; "poisson" and "bernoulli"
+    cells are independent given it, with a mean each. Missing cells (NaN) are marginalised.
+    `transform` gives the probabilities of the components, `predict` the most probable one.
 
     Parameters
     ----------
@@ -31,26 +32,32 @@ class MixtureModel(HierarchicalModel):
         Number of components.
     likelihood : {"normal", "poisson", "bernoulli"}, default="normal"
         Distribution of a cell given its component.
-    covariance : {"diagonal"}, default="diagonal"
-        Covariance of normal cells within a component.
+    covariance : {"diagonal", "tied", "full"}, default="diagonal"
+        Covariance of normal cells within a component: a variance for each component and column, one
+        matrix for all components, or one for each.
     concentration : float, default=1.0
         Of the weights' Dirichlet prior; less than 1 lets components empty.
     mean_loc, mean_scale : array of shape (n_features,), default=None
         Prior mean and sd of the means: of their logs for "poisson", of their logits for
         "bernoulli". None: the columns' means, and 3 of their standard deviations, or 3.
     variance_shape : float, default=2.0
-        Shape of the variances' inverse gamma prior.
-    variance_scale : array of shape (n_features,), default=None
+        Shape of the variances' inverse gamma prior. With "tied" and "full" covariances the prior is
+        inverse Wishart, with ``2 * variance_shape + n_features - 1`` degrees of freedom.
+    variance_scale : array of shape (n_features,) or (n_features, n_features), default=None
         Its scale, in squared units of X. None: the columns' variances over the squared number of
-        components.
+        components, or with "tied" and "full" their covariance matrix. A matrix is half the scale
+        of the inverse Wishart prior.
 
     Notes
     -----
     Globals: "weights" (n_components,), "means" (n_components, n_features) and, for normal cells,
-    "variances" (n_components, n_features). Expectations under q(theta) are in closed form, those of
-    log weights by quadrature in one dimension each; the best factor of every row given q(theta) is
-    put in, so that a solver moves theta alone. Fits start from `k-means++` (Arthur & Vassilvitskii
-    2007), largest cluster first, which orders the states; the best of several starts is kept.
+    "variances" (n_components, n_features) or "covariances" (n_components, n_features, n_features),
+    without the first dimension if tied. q is normal in the log variance of each column given those
+    before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
+    form, those of log weights by quadrature in one dimension each, and so are the updates. With
+    covariance matrices, rows with missing cells have a lower bound of their term, which is exact
+    where theta is known. Fits start from `k-means++` (Arthur & Vassilvitskii 2007), largest cluster
+    first; the best of several starts is kept.
 
     Examples
     --------
@@ -98,7 +105,7 @@ class MixtureModel(HierarchicalModel):
         """What a row shows of its component."""
         scales = self.variance_shape, self.variance_scale
         own = self.mean_loc, self.mean_scale, *scales
-        return EMISSIONS[self.likelihood](self.n_components, *own)
+        return emissions_of(self.likelihood, self.covariance)(self.n_components, *own)
 
     @property
     def positive_only(self):  # type: ignore[override]
@@ -108,17 +115,36 @@ class MixtureModel(HierarchicalModel):
         self._require_integer("n_components", 1)
         known = self.likelihood in EMISSIONS
         self._require("likelihood", known, f"one of {list(EMISSIONS)}")
-        self._require("covariance", self.covariance == "diagonal", '"diagonal"')
+        known = self.covariance in COVARIANCES
+        self._require("covariance", known, f"one of {list(COVARIANCES)}")
+        shaped = self.likelihood == "normal" or self.covariance == "diagonal"
+        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
+        self._require("covariance", shaped, unused)
         for name in ("concentration", "variance_shape"):
             self._require_positive(name)
-        for name in ("mean_scale", "variance_scale"):
-            self._require_vector(name, positive=True)
+        self._require_vector("mean_scale", positive=True)
         self._require_vector("mean_loc")
+        self._check_variance_scale()
+
+    def _check_variance_scale(self):
+        if np.ndim(self.variance_scale) != 2 or self.emissions.scale_dims < 2:
+            self._require_vector("variance_scale", positive=True)
+            return
+        scale = np.asarray(self.variance_scale, dtype=float)
+        square = scale.shape[0] == scale.shape[1] and np.isfinite(scale).all()
+        fine = square and np.allclose(scale, scale.T) and np.linalg.eigvalsh(scale).min() > 0
+        self._require("variance_scale", fine, "symmetric and positive definite where a matrix")
 
     def check_data(self, X):
         asked_by = f"MixtureModel(likelihood={self.likelihood!r})"
         self.cell.require_valid(Cells.of(X).values, asked_by)
-        for name in ("mean_loc", "mean_scale", "variance_scale"):
+        names = ["mean_loc", "mean_scale", "variance_scale"]
+        if np.ndim(self.variance_scale) == 2:
+            names.pop()
+            sizes = f"{len(self.variance_scale)} rows, but X has {X.shape[1]} features"
+            if len(self.variance_scale) != X.shape[1]:
+                raise ValueError(f"MixtureModel(variance_scale=...): variance_scale has {sizes}.")
+        for name in names:
             self._require_size(name, X.shape[1])
 
     # --- the model ------------------------------------------------------------------------------
@@ -139,7 +165,9 @@ class MixtureModel(HierarchicalModel):
         return {"weights": ("component",)} | self.emissions.dims
 
     def global_prior(self, n_features):
-        if self.mean_loc is None or self.mean_scale is None or self.variance_scale is None:
+        needed = ["mean_loc", "mean_scale"]
+        needed += ["variance_scale"] if self.cell.has_variance else []
+        if any(getattr(self, name) is None for name in needed):
             raise ValueError(
                 "MixtureModel takes the priors left at None from data: use the fitted estimator's "
                 "model_, or set mean_loc, mean_scale and variance_scale."
@@ -163,7 +191,7 @@ class MixtureModel(HierarchicalModel):
         return self.emissions.mean(theta, z[:, 0].long())
 
     def cell_moments(self, theta, z, X):
-        return self.emissions.moments(theta, z[:, 0].long())
+        return self.emissions.moments(theta, z[:, 0].long(), X)
 
     def simulate(self, theta, n_samples, n_features=1):
         z = Categorical(theta["weights"]).sample((n_samples, 1))
@@ -201,11 +229,7 @@ class MixtureModel(HierarchicalModel):
 
     @over_ranks
     def adapted(self, X, weights):
-        cells = Cells.of(X)
-        mean, variance = cells.mean_and_variance(weights)
-        variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
-        defaults = self.emissions.defaults(mean, variance)
-        defaults.setdefault("variance_scale", variance)
+        defaults = self.emissions.defaults(Cells.of(X), weights)
         left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
         return self.with_arguments(left_open)
 

@@ -19,6 +19,9 @@ _STILL = 1e-6
 #: Sweeps without a gain that did not halve the move: then the move is rounding, and the fit ends,
 #: too (20 before a682cf0).
 _STALLED = 50
+#: The same for moves so short, in sds, that rounding is likely: of nearly collinear columns it is
+#: 1e-9 (breast cancer, tied covariances).
+_STALLED_ROUNDED, _ROUNDED_MOVE = 3, 1e-8
 #: The same for second-order sweeps, each of which makes the move many times smaller.
 _STALLED_NEWTON = 2
 #: The same as `_STILL` for them: the next move would be ten times smaller, or less.
@@ -104,6 +107,7 @@ class _Memory(Memory):
     calm: int = 0
     stalled: int = 0
     least: float = math.inf
+    peak: float = -math.inf
     remaining: float = math.inf
     residual: float = math.inf
 
@@ -117,7 +121,7 @@ class _Ascent(Run):
         self.still = (_STILL_NEWTON if newton else _STILL) * math.sqrt(tol)
         self.total_weight = problem.total_weight
         raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, state.raw_locals)
-        super().__init__(_Memory(elbo=elbo, raw_globals=state.raw_globals, raw=raw))
+        super().__init__(_Memory(elbo=elbo, peak=elbo, raw_globals=state.raw_globals, raw=raw))
 
     def step(self, memory):
         swept, start, promised = self.sweeps.sweep(memory.raw_globals, memory.raw)
@@ -133,9 +137,10 @@ class _Ascent(Run):
         # move, in sds, is another estimate of what is left; what a Newton step promises is better.
         newton = self.sweeps.model.second_order_sweeps
         remaining = max(gain, promised if newton else 0.5 * residual**2)
-        rising = gain > _ROUNDING * abs(elbo)
+        rising = elbo - memory.peak > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
-        stopped = stalled >= (_STALLED_NEWTON if newton else _STALLED)
+        rounded = stalled >= _STALLED_ROUNDED and residual <= _ROUNDED_MOVE
+        stopped = rounded or stalled >= (_STALLED_NEWTON if newton else _STALLED)
         still = residual <= self.still or stopped or self.tol > _COARSE
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
@@ -149,6 +154,7 @@ class _Ascent(Run):
             calm=calm,
             stalled=stalled,
             least=min(memory.least, residual),
+            peak=max(memory.peak, elbo),
             remaining=remaining,
             residual=residual,
         )
