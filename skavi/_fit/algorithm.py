@@ -27,7 +27,7 @@ from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
 from skavi._fit.starts_of_theta import starts_of_theta
 from skavi._fit.suboptimality import NOISE_TOLERANCE, with_noise_error
-from skavi.inference_functions import InferenceFunction
+from skavi.inference_functions import InferenceFunction, Table
 from skavi.noise import Noise
 from skavi.objective import Objective
 from skavi.solvers import Setting, Solver, State
@@ -42,6 +42,8 @@ _REFERENCE_TOL = 1e-6
 _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
 _TIMES_TOL = 10
+#: Times that latents are put in order: the order may move as a fit goes on. Not measured.
+_REORDERED = 3
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,27 @@ def fit_model(
         state = settle_rows(problem, state, tol, stages)
     if refined and stages.worth_refining:
         state = stages.solve(problem, state, tol)
+    if isinstance(problem.function, Table):
+        state = in_order(problem, state, tol, stages)
     if is_network(problem.function) and solver.needs_deterministic_noise and not stages.failure:
         stages.confirm(problem, state, tol)
     assert stages.outcome is not None
     solver, stopped = stages.solver, stages.interrupted
     return Solution(problem, solver, stages.outcome, stages.failure, stopped, stages.stage, tol)
+
+
+def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
+    """Go on from where interchangeable latents are in the model's own order, if they are not."""
+    objective, n_features = problem.objective, problem.rows.X.shape[1]
+    for _ in range(_REORDERED):
+        there = objective.global_factor(state.raw_globals)
+        ordered = objective.model.in_order(there, n_features)
+        if ordered is None or stages.failure or stages.spent:
+            break
+        raw_globals = objective.global_family.raw(ordered)
+        raw = start_locals(objective, raw_globals, problem.rows.X)
+        state = stages.solve(problem, State(raw, {}, raw_globals), tol)
+    return state
 
 
 def with_suboptimality(fit: Fit) -> Fit:

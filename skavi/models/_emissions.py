@@ -123,6 +123,10 @@ class Emissions(ABC):
         """
         raise NotImplementedError
 
+    @abstractmethod
+    def permuted(self, numbers: Tensor, order: Tensor, n_features: int) -> Tensor:
+        """Return means or sds of q with the states in another order."""
+
     # --- from data ------------------------------------------------------------------------------
 
     def defaults(self, cells: Cells, weights: Tensor) -> dict[str, Tensor]:
@@ -190,6 +194,9 @@ class NormalEmissions(Emissions):
         variances = [variance.reshape(-1), log_variance.expand_as(eta).reshape(-1)]
         return torch.cat(means), torch.cat(variances).sqrt()
 
+    def permuted(self, numbers, order, n_features):
+        return numbers.reshape(2, self.n_states, n_features)[:, order].reshape(-1)
+
     def _moments(self, mean, sd, d):
         eta, log_variance = mean.reshape(2, self.n_states, d)
         eta_sd, log_sd = sd.reshape(2, self.n_states, d)
@@ -228,6 +235,9 @@ class _OneNumber(Emissions):
         expectation = with_normal_prior(self._expectation(first, count), loc, scale)
         best = best_normals(expectation, mean.reshape(shape), sd.reshape(shape))
         return best[0].reshape(-1), best[1].reshape(-1)
+
+    def permuted(self, numbers, order, n_features):
+        return numbers.reshape(self.n_states, n_features)[order].reshape(-1)
 
     @abstractmethod
     def _expectation(self, first, count):

@@ -132,6 +132,13 @@ class DenseNormalEmissions(NormalEmissions):
         means = torch.cat([(centre + loc).reshape(-1), found[0].reshape(-1)])
         return means, torch.cat([variance.reshape(-1), found[1].reshape(-1)]).sqrt()
 
+    def permuted(self, numbers, order, n_features):
+        n = self.n_states * n_features
+        means, covariances = numbers[:n].reshape(-1, n_features), numbers[n:]
+        if self._batch:
+            covariances = covariances.reshape(self.n_states, -1)[order].reshape(-1)
+        return torch.cat([means[order].reshape(-1), covariances])
+
     def _best_covariances(self, count, scatter):
         """Return means and variances of the free numbers: slopes and residual variances together.
 

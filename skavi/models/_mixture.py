@@ -2,15 +2,15 @@
 
 import numpy as np
 import torch
-from torch.distributions import Categorical, Dirichlet
+from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, stacked, total
-from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal
+from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._base import HierarchicalModel
 from skavi.models._best_normals import best_weights
 from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
-from skavi.models._global_space import expected_log_weights
+from skavi.models._global_space import expected_log_weights, weights_moments
 from skavi.models._likelihoods import LIKELIHOODS
 
 #: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
@@ -56,8 +56,11 @@ class MixtureModel(HierarchicalModel):
     before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
     form, those of log weights by quadrature in one dimension each, and so are the updates. With
     covariance matrices, rows with missing cells have a lower bound of their term, which is exact
-    where theta is known. Fits start from `k-means++` (Arthur & Vassilvitskii 2007), largest cluster
-    first; the best of several starts is kept.
+    where theta is known. Fits start from `k-means++` (Arthur & Vassilvitskii 2007), and the best of
+    several starts is kept. Components are in the order of their expected weights, largest first, so that
+    fits can be compared; a function of `AmortizedVI` keeps the order of the factorized fit that it
+    starts from. With a small `concentration` components that no row needs empty: their weight is
+    near zero, and their other globals follow the prior.
 
     Examples
     --------
@@ -224,6 +227,17 @@ class MixtureModel(HierarchicalModel):
         own = self.emissions.optimum(mean[n:], sd[n:], shares, X)
         mean, sd = (torch.cat(pair) for pair in zip(best, own, strict=True))
         return DiagonalFactors(mean, sd)
+
+    def in_order(self, globals_, n_features):
+        """Components by their expected weights, largest first."""
+        n, mean, sd = self.n_components - 1, globals_.mean, globals_.sd
+        weights, _ = weights_moments(mean[:n], sd[:n])
+        if isinstance(globals_, FullFactors) or bool((weights.diff() <= 0).all()):
+            return None
+        order = weights.argsort(descending=True)
+        u = StickBreakingTransform().inv(weights[order])
+        own = [self.emissions.permuted(each[n:], order, n_features) for each in (mean, sd)]
+        return DiagonalFactors(torch.cat([u, own[0]]), torch.cat([sd[:n], own[1]]))
 
     # --- where to start -------------------------------------------------------------------------
 

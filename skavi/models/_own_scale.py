@@ -54,6 +54,13 @@ class OwnScale:
         """
         return None
 
+    def in_order(self, globals_: NormalFactors, n_features: int) -> NormalFactors | None:
+        """Return q(theta) with interchangeable latents in the model's own order; None: they are.
+
+        What is returned is a start, close to an optimum: its ELBO may differ a little.
+        """
+        return None
+
     def latent_names(self, n_features: int) -> list[str] | None:
         """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""
         return None

@@ -10,7 +10,7 @@ from sklearn.mixture import BayesianGaussianMixture
 
 import skavi
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
-from skavi.families import DiagonalNormal
+from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.inference_functions import Polynomial
 from skavi.models import MixtureModel
 from skavi.objective import bind
@@ -97,6 +97,35 @@ def test_probabilities_are_those_of_bayes_rule_where_theta_is_known(covariance):
     factors = model.local_optimum(objective.global_factor(raw), torch.as_tensor(X), None)
     expected = np.exp(log_joint - np.logaddexp.reduce(log_joint, 1, keepdims=True))
     np.testing.assert_allclose(factors.mean, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "tied", "full"])
+def test_components_are_ordered_by_weight(covariance):
+    """Of rows that k-means puts in the other order: of 60 wide and 50 tight rows it takes some."""
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(0, [2.0, 1.0], (60, 2)), rng.normal(2.5, 0.4, (50, 2))])
+    model = MixtureModel(2, covariance=covariance)
+    vi = FactorizedVI(model, random_state=0, n_init=1).fit(X)
+    assert vi.converged_
+    assert np.all(np.diff(vi.global_posterior_.mean["weights"]) <= 0)
+    ordered = vi._fitted_model.objective
+    q = ordered.global_factor(torch.as_tensor(vi._raw_globals))
+    n, order = ordered.space.slices["weights"].stop, torch.tensor([1, 0])
+    own = [ordered.model.emissions.permuted(each[n:], order, 2) for each in (q.mean, q.sd)]
+    other = DiagonalFactors(torch.cat([-q.mean[:n], own[0]]), torch.cat([q.sd[:n], own[1]]))
+    again = ordered.model.in_order(other, 2)
+    np.testing.assert_allclose(again.mean[n:], q.mean[n:])
+    np.testing.assert_allclose(again.mean[:n], q.mean[:n], atol=0.01)  # a start: means alone
+
+
+def test_components_that_no_row_needs_empty():
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(0, 1, (60, 2)), rng.normal(8, 1, (40, 2))])
+    vi = FactorizedVI(MixtureModel(5, concentration=0.01), random_state=0).fit(X)
+    weights = vi.global_posterior_.mean["weights"]
+    np.testing.assert_allclose(weights[:2], [0.6, 0.4], atol=0.02)
+    assert weights[2:].sum() < 0.02
+    assert set(vi.predict(X)) == {0, 1}
 
 
 def test_a_missing_cell_is_left_out(iris):
