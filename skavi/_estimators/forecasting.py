@@ -29,7 +29,7 @@ class Forecasting(FittedEstimator):
         Raises
         ------
         ValueError
-            If steps is not an integer >= 1.
+            If steps is not an integer >= 1, or X holds several series.
         NotImplementedError
             If the model's latents are not in a chain.
 
@@ -58,6 +58,9 @@ class Forecasting(FittedEstimator):
         rows = self._rows(X)
         here = self._fitted_model.at(rows)
         objective = here.objective
+        n_series = objective.model.n_series(rows.X)
+        if n_series > 1:
+            raise ValueError(f"X holds {n_series} series: forecast them one at a time.")
         with torch.no_grad(), seeded(0):
             q_theta = objective.global_factor(here.raw_globals)
             moments = objective.forecast(here.raw, q_theta, int(steps))

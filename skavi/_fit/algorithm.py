@@ -212,14 +212,14 @@ def fit_model(
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
     """Go on from where interchangeable latents are in the model's own order, if they are not."""
-    objective, n_features = problem.objective, problem.rows.X.shape[1]
+    objective = problem.objective
     for _ in range(_REORDERED):
         there = objective.global_factor(state.raw_globals)
-        ordered = objective.model.in_order(there, n_features)
+        ordered = objective.model.in_order(there, objective.model.n_explained(problem.rows.X))
         if ordered is None or stages.failure or stages.spent:
             break
         raw_globals = objective.global_family.raw(ordered)
-        raw = start_locals(objective, raw_globals, problem.rows.X)
+        raw = objective.start_locals(raw_globals, problem.rows.X)
         state = stages.solve(problem, State(raw, {}, raw_globals), tol)
     return state
 

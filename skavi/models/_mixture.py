@@ -57,10 +57,10 @@ class MixtureModel(HierarchicalModel):
     form, those of log weights by quadrature in one dimension each, and so are the updates. With
     covariance matrices, rows with missing cells have a lower bound of their term, which is exact
     where theta is known. Fits start from `k-means++` (Arthur & Vassilvitskii 2007), and the best of
-    several starts is kept. Components are in the order of their expected weights, largest first, so that
-    fits can be compared; a function of `AmortizedVI` keeps the order of the factorized fit that it
-    starts from. With a small `concentration` components that no row needs empty: their weight is
-    near zero, and their other globals follow the prior.
+    several starts is kept. Components are in the order of their expected weights, largest first, so
+    that fits can be compared; a function of `AmortizedVI` keeps the order of the factorized fit
+    that it starts from. With a small `concentration` components that no row needs empty: their
+    weight is near zero, and their other globals follow the prior.
 
     Examples
     --------
@@ -260,7 +260,7 @@ class MixtureModel(HierarchicalModel):
         mean, variance = cells.mean_and_variance(weights)
         sd = variance.clamp_min(1e-300).sqrt()
         rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
-        centres = _k_means(stacked(rows), stacked(weights), self.n_components, generator)
+        centres = k_means(stacked(rows), stacked(weights), self.n_components, generator)
         state = torch.cdist(rows, centres).argmin(1)
         share = torch.nn.functional.one_hot(state, self.n_components).to(X) * weights[:, None]
         share = share[:, total(share.sum(0)).argsort(descending=True)]
@@ -269,7 +269,7 @@ class MixtureModel(HierarchicalModel):
         return {"weights": weights} | self.emissions.start(share, X, mean, variance)
 
 
-def _k_means(rows, weights, k, generator):
+def k_means(rows, weights, k, generator):
     """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
     chance = weights / weights.sum()
     centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]

@@ -67,6 +67,10 @@ class StatesInAChain:
         """Return which rows begin a series, shape (n_rows,): the first one."""
         return torch.arange(len(X), device=X.device) == 0
 
+    def n_series(self, X: Tensor) -> int:
+        """Count the series that the rows of X are."""
+        return int(self.begins(X).sum())
+
     def forecast_of_states(
         self,
         now: Tensor,

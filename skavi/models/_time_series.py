@@ -256,7 +256,7 @@ class MarkovModel(StatesInAChain, LatentVariableModel):
     ...         return Normal(4.0 * z, 1.0)
     >>> vi = FactorizedVI(Regimes()).fit([[0.2], [1.9], [3.1]])
     >>> vi.predict([[0.2], [1.9], [3.1]]), vi.transform([[2.1]]).round(2)
-    (array([0, 1, 1]), array([[0.4, 0.6]]))
+    (array([0, 0, 1]), array([[0.4, 0.6]]))
     """
 
     context = (2, 2)
