@@ -39,8 +39,12 @@ class HiddenMarkovModel(MarkovModel):
         Covariance of normal cells within a state.
     concentration : float, default=1.0
         Of the Dirichlet priors of "initial" and of each row of "transitions".
-    mean_loc, mean_scale, variance_shape, variance_scale
-        As in `MixtureModel`; None: from the data.
+    mean_loc, mean_scale : array of shape (n_features,), default=None
+        As in `MixtureModel`. None: from the data.
+    variance_shape : float, default=2.0
+        As in `MixtureModel`.
+    variance_scale : array of shape (n_features,), default=None
+        As in `MixtureModel`. None: from the data.
 
     Notes
     -----
