@@ -29,15 +29,16 @@ class Forecasting(FittedEstimator):
         Raises
         ------
         ValueError
-            If steps is not an integer >= 1.
+            If steps is not an integer >= 1, or X holds several series.
         NotImplementedError
             If the model's latents are not in a chain.
 
         Notes
         -----
-        `LocalLevel` integrates over q in closed form. Other models are followed along 10,000 paths,
-        which start at fixed draws of theta and of the last row's latent, so that results repeat;
-        means are then a hundredth of a standard deviation off.
+        `LocalLevel` integrates over q in closed form. Latents of finitely many values are followed
+        exactly, given each of 200 fixed draws of theta. Other models are followed along 10,000
+        paths, which start at fixed draws of theta and of the last row's latent, so that results
+        repeat; means are then a hundredth of a standard deviation off.
 
         Examples
         --------
@@ -57,9 +58,11 @@ class Forecasting(FittedEstimator):
         rows = self._rows(X)
         here = self._fitted_model.at(rows)
         objective = here.objective
+        n_series = objective.model.n_series(rows.X)
+        if n_series > 1:
+            raise ValueError(f"X holds {n_series} series: forecast them one at a time.")
         with torch.no_grad(), seeded(0):
-            last = objective.local_factors(here.raw[-1:])
             q_theta = objective.global_factor(here.raw_globals)
-            moments = objective.model.forecast(last, q_theta, objective.space, int(steps))
+            moments = objective.forecast(here.raw, q_theta, int(steps))
         mean, variance = (each.cpu().numpy().astype(X.dtype) for each in moments)
         return mean, variance**0.5

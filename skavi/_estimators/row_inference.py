@@ -13,7 +13,7 @@ from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
-from skavi.families import ChainFactors
+from skavi.families import ChainedStates, ChainFactors
 from skavi.posterior import (
     BijectedPosterior,
     GlobalPosterior,
@@ -28,7 +28,7 @@ from skavi.posterior._predictive import importance_bound
 def _has_states(estimator):
     """Say whether a fitted estimator's latents take finitely many values."""
     fitted = hasattr(estimator, "model_")
-    return fitted and not estimator._fitted_model.objective.has_own_numbers
+    return fitted and estimator._fitted_model.objective.has_states
 
 
 # scikit-learn's set_output wraps `transform` only in subclasses of TransformerMixin.
@@ -127,10 +127,12 @@ class RowInference(FittedEstimator, TransformerMixin):
         require_memory_of_rows(self, X, covariances=True)
         here = self._fitted_model.at(self._rows(X))
         factors = here.factors()
-        if not here.objective.has_own_numbers:  # probabilities of states
+        if here.objective.has_states:  # probabilities of states
             atoms = factors.atoms.cpu().numpy().copy()
             names = tuple(map(str, self.get_feature_names_out()[: len(atoms)]))
-            return StatePosterior(factors.mean.cpu().numpy().copy(), atoms, index, names)
+            mean, linked = factors.mean.cpu().numpy().copy(), isinstance(factors, ChainedStates)
+            moves = factors.log_conditionals.exp().cpu().numpy().copy() if linked else None
+            return StatePosterior(mean, atoms, index, names, conditionals=moves)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))

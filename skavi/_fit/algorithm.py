@@ -25,7 +25,6 @@ from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
-from skavi._fit.start import start_locals
 from skavi._fit.starts_of_theta import starts_of_theta
 from skavi._fit.suboptimality import NOISE_TOLERANCE, with_noise_error
 from skavi.inference_functions import InferenceFunction, Table
@@ -213,14 +212,14 @@ def fit_model(
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
     """Go on from where interchangeable latents are in the model's own order, if they are not."""
-    objective, n_features = problem.objective, problem.rows.X.shape[1]
+    objective = problem.objective
     for _ in range(_REORDERED):
         there = objective.global_factor(state.raw_globals)
-        ordered = objective.model.in_order(there, n_features)
+        ordered = objective.model.in_order(there, objective.model.n_explained(problem.rows.X))
         if ordered is None or stages.failure or stages.spent:
             break
         raw_globals = objective.global_family.raw(ordered)
-        raw = start_locals(objective, raw_globals, problem.rows.X)
+        raw = objective.start_locals(raw_globals, problem.rows.X)
         state = stages.solve(problem, State(raw, {}, raw_globals), tol)
     return state
 
@@ -328,7 +327,7 @@ def _reference_fit(plan, noise, rows, few, start):
     everyone = default_solver(setting).uses_model_updates
     few = rows if everyone else few
     if few is not rows:
-        raw_locals = start_locals(objective, start.raw_globals, few.X)
+        raw_locals = objective.start_locals(start.raw_globals, few.X)
         start = replace(start, raw_locals=raw_locals)
     most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
     tol = min(plan.tol, max(_REFERENCE_TOL, objective.model.coarsest_tol))

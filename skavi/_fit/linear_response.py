@@ -33,6 +33,7 @@ from skavi._curvature import (
 from skavi._data import coupling
 from skavi._data.rows import cells_a_row
 from skavi._fit.iterates import Solution
+from skavi.inference_functions import Table
 from skavi.posterior._correction import Correction
 from skavi.solvers import CoordinateAscent, State
 
@@ -96,12 +97,17 @@ def respond(problem, raw: Tensor, raw_globals: Tensor) -> Response:
         If the ELBO is not at a maximum in all parameters.
     """
     problem = replace(problem, frozen_globals=False)
-    return _BY_COUPLING[type(problem.objective.model.coupling)](problem, raw, raw_globals)
+    return _BY_COUPLING[type(_coupling(problem.objective))](problem, raw, raw_globals)
+
+
+def _coupling(objective):
+    """Return how rows meet in factorized VI, of which this is the response."""
+    return objective.coupling_under(Table())
 
 
 def require_feasible(objective, weights: Tensor) -> None:
     """Raise a NoResponseError if coupled rows have weights, or unknowns are too many."""
-    name, how = type(objective.model).__name__, objective.model.coupling
+    name, how = type(objective.model).__name__, _coupling(objective)
     if not how.separable and not bool((weights == 1).all()):
         raise NoResponseError(f"{name} couples its rows: sample_weight must be one.")
     unknowns = objective.global_family.n_parameters(objective.space.size)

@@ -10,7 +10,6 @@ from skavi._data.rows import Rows
 from skavi._fit.defaults import default_solver
 from skavi._fit.other_optima import other_optima
 from skavi._fit.problem import Problem
-from skavi._fit.start import start_locals
 from skavi.inference_functions import Table
 from skavi.noise import Noise
 from skavi.objective import Objective
@@ -57,7 +56,7 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     best = objective.best_raw(raw_globals, X, problem.nodes, start)
     if best is not None:
         return best, True
-    raw = start_locals(objective, raw_globals, X) if start is None else start
+    raw = objective.start_locals(raw_globals, X) if start is None else start
     if not objective.n_latents:
         return raw, True  # a row's factor has no numbers
     apart = objective.model.coupling.separable

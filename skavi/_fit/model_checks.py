@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from skavi._data.coupling import Chain
 from skavi._data.rows import Rows
-from skavi._fit.start import start_globals, start_locals
+from skavi._fit.start import start_globals
 from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import (
     LeavesTorchError,
@@ -57,7 +57,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     if objective.n_latents:
         _check_latents(objective, declared, few.X)
     _check_declared(model, declared)
-    raw = start_locals(objective, raw_globals, rows.X)
+    raw = objective.start_locals(raw_globals, rows.X)
     z = objective.typical_latents(raw, raw_globals, rows.X)
     terms = _check_parameters(model, model.log_terms, theta, z, rows.X)
     _check_likelihood(model, theta, z, rows.X)

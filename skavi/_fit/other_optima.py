@@ -90,8 +90,10 @@ def _best_rows(problem, state, searched):
 def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tensor | None:
     """Return raw factors in which some rows have better optima; None if no row has one."""
     objective = problem.objective
-    searched = 0 < objective.n_latents <= _MAX_LATENTS
-    if not searched or not objective.model.coupling.independent:
+    if not objective.model.coupling.independent:
+        margin = 10 * max(tol, ROUGH)
+        return objective.better_raw(raw, raw_globals, problem.rows.X, problem.nodes, margin)
+    if not 0 < objective.n_latents <= _MAX_LATENTS:
         return None
     return _move(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from skavi._data.blockwise import EVALUATED_NUMBERS
 from skavi._data.rows import Rows, cells_a_row
-from skavi._fit.start import start_locals
 from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.objective import Objective
 
@@ -100,7 +99,7 @@ class _Probe:
         # Steps of at least half a spread: short ones would hide what meets.
         self.steps = self.steps + 0.5 * spread * width * self.steps.sign()
         start = objective.global_family.raw(DiagonalFactors(self.at, width))
-        self.factors = objective.local_factors(start_locals(objective, start, X))
+        self.factors = objective.local_factors(objective.start_locals(start, X))
         k = self.factors.mean.shape[1]
         z = torch.randn(1, n, k, generator=generator, dtype=X.dtype)
         self.z, self.rest = self.factors.draw(z)[0], objective.global_factor(start)

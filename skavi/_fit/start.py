@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from skavi._data.rows import Rows
-from skavi.families import DiagonalFactors, NormalFactors
+from skavi.families import DiagonalFactors
 from skavi.objective import Objective
 from skavi.solvers import State
 
@@ -59,24 +59,10 @@ def _backed_off(objective, rows, centre, away):
     return 0.0
 
 
-def start_locals(objective: Objective, raw_globals: Tensor, X: Tensor) -> Tensor:
-    """Return raw local parameters at the closed-form optimum, or at the model's own start."""
-    if not objective.has_own_numbers:
-        return X.new_zeros(len(X), 0)
-    model, family, factor = objective.model, objective.family, objective.global_factor(raw_globals)
-    mean, sd = model.initial_locals(objective.space.constrain(factor.mean), X)
-    mean, sd = mean.to(factor.mean), sd.to(factor.mean)
-    mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
-    start: NormalFactors = DiagonalFactors(mean, sd)
-    if objective.has_coordinate_updates:
-        start = model.local_optimum(factor, X, family, start)
-    return family.raw(start)
-
-
 def model_start(objective: Objective, rows: Rows, generator) -> State:
     """Return the model's own start: raw factors of all rows and of the globals."""
     raw_globals = start_globals(objective, rows, generator)
-    return State(start_locals(objective, raw_globals, rows.X), {}, raw_globals)
+    return State(objective.start_locals(raw_globals, rows.X), {}, raw_globals)
 
 
 def density_at_start(objective: Objective, rows: Rows) -> float:
@@ -84,7 +70,7 @@ def density_at_start(objective: Objective, rows: Rows) -> float:
     generator = torch.Generator().manual_seed(0)
     raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
-    raw = start_locals(objective, raw_globals, rows.X)
+    raw = objective.start_locals(raw_globals, rows.X)
     z = objective.typical_latents(raw, raw_globals, rows.X)
     with torch.no_grad():
         return float(objective.model.log_terms(theta, z, rows.X).sum())

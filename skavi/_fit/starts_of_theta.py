@@ -20,7 +20,7 @@ from skavi._fit.defaults import default_noise, default_solver
 from skavi._fit.iterates import ROUGH
 from skavi._fit.problem import Problem
 from skavi._fit.stages import Stages
-from skavi._fit.start import model_start, start_locals
+from skavi._fit.start import model_start
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import sobol_normal
 from skavi.families import DiagonalFactors, Point
@@ -122,7 +122,7 @@ def _another(objective, rows, own, generator, i):
 
 
 def _for_all(objective, rows, state):
-    raw_locals = start_locals(objective, state.raw_globals, rows.X)
+    raw_locals = objective.start_locals(state.raw_globals, rows.X)
     return State(raw_locals, {}, state.raw_globals)
 
 
@@ -216,7 +216,7 @@ def _rank(problem, points):
 
 
 def _state(problem, u):
-    return State(start_locals(problem.objective, u, problem.rows.X), {}, u)
+    return State(problem.objective.start_locals(u, problem.rows.X), {}, u)
 
 
 # --- climbing -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from skavi.families._categorical import Categorical, CategoricalFactors
 from skavi.families._chain import Chain, ChainFactors
+from skavi.families._chained_states import ChainedStates
 from skavi.families._normal import (
     LOG_2PI,
     DiagonalFactors,
@@ -20,6 +21,7 @@ __all__ = [
     "CategoricalFactors",
     "Chain",
     "ChainFactors",
+    "ChainedStates",
     "DiagonalFactors",
     "DiagonalNormal",
     "Family",

@@ -16,7 +16,7 @@ _MOST_ATOMS = 4096
 #: Of p (1 - p), for the length of a step in a logit: rows that are nearly sure have no length.
 _LEAST_INFORMATION = 1e-2
 #: Logits beyond are as good as infinite: an exact zero has no finite logit.
-_LARGEST_LOGIT = 1e6
+LARGEST_LOGIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,14 @@ class Categorical(Family):
     def raw(self, factors):
         logs = torch.nan_to_num(factors.log_probabilities, neginf=-math.inf)
         ratios = torch.nan_to_num(logs[:, 1:] - logs[:, :1])
-        return ratios.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        return ratios.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
     def steps(self, factors):
-        p = factors.mean[:, 1:]
+        return self.length(factors.mean[:, 1:])
+
+    @staticmethod
+    def length(p: Tensor) -> Tensor:
+        """Return the natural step in the logits of probabilities."""
         return (p * (1 - p)).clamp_min(_LEAST_INFORMATION).rsqrt()
 
 

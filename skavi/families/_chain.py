@@ -1,4 +1,4 @@
-"""Normal factors that know their neighbours: q(z) = q(z_1) prod_n q(z_n | z_{n-1}).
+"""Factors that know their neighbours: q(z) = q(z_1) prod_n q(z_n | z_{n-1}). Here normal ones.
 
 A row's numbers describe its marginal, z_n = m_n + L_n w_n with w_n standard normal, and its link
 A_n to the row before:
@@ -20,6 +20,8 @@ from scipy.linalg import solve_banded
 from torch import Tensor
 
 from skavi._numerics.aligned import aligned
+from skavi.families._categorical import Categorical, CategoricalFactors
+from skavi.families._chained_states import ChainedStates
 from skavi.families._normal import LOG_2PI, Family, FullFactors, FullNormal
 
 
@@ -106,14 +108,15 @@ class ChainFactors(FullFactors):
 
 
 class Chain(Family):
-    """Normal factors in which each row depends on the row before: for Markov models.
+    """Factors in which each row depends on the row before: for Markov models.
 
-    q(z) = q(z_1) prod_n q(z_n | z_{n-1}), with a block-tridiagonal precision. For linear normal
-    models that is the exact posterior given theta. The default of `FactorizedVI` for models with
-    latents in a chain.
+    q(z) = q(z_1) prod_n q(z_n | z_{n-1}). Real latents have normal factors with a block-tridiagonal
+    precision: for linear normal models the exact posterior given theta. Latents that take finitely
+    many values have any conditional probabilities: given theta that is exact, and found by the
+    forward-backward algorithm. The default of `FactorizedVI` for models with latents in a chain.
 
     Parameters of one row: those of `FullNormal` for its marginal, then the k^2 numbers of its link
-    to the row before.
+    to the row before; or logits for each state of the row before.
 
     Examples
     --------
@@ -139,6 +142,8 @@ class Chain(Family):
         return ChainFactors(own.mean, own.scale, link)
 
     def raw(self, factors):
+        if isinstance(factors, CategoricalFactors):
+            return ChainedStates.apart(factors).raw()
         k = factors.mean.shape[-1]
         own = FullNormal().raw(factors)
         if isinstance(factors, ChainFactors):
@@ -148,6 +153,9 @@ class Chain(Family):
         return torch.cat([own, link.flatten(-2)], -1)
 
     def steps(self, factors):
+        if isinstance(factors, ChainedStates):
+            p = factors.log_conditionals[..., 1:].exp()
+            return Categorical.length(p).flatten(1)
         own = FullNormal().steps(factors)
         # The entropy's curvature in a link is 1 / (1 + a^2), and that of the rest is alike.
         size = (1 + factors.link.square().sum((-2, -1))).sqrt()

@@ -67,16 +67,16 @@ def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
-    """Return E log w of weights w = StickBreakingTransform(u), (n + 1,), for normal u, (n,).
+    """Return E log w of weights w = StickBreakingTransform(u) for normal u, shape (..., n + 1).
 
     log w_k = log s(y_k) + sum_{j < k} log(1 - s(y_j)), with s the logistic function and y_k equal
     to u_k but for a constant: quadrature in one dimension each.
     """
     nodes, weights = _nodes(mean)
-    offset = torch.arange(len(mean), 0, -1).to(mean).log()
-    y = (mean - offset) + sd * nodes.unsqueeze(-1)
-    taken, left = weights @ F.logsigmoid(y), weights @ F.logsigmoid(-y)
-    return F.pad(taken, (0, 1)) + F.pad(left.cumsum(0), (1, 0))
+    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
+    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
+    taken, left = F.logsigmoid(y) @ weights, F.logsigmoid(-y) @ weights
+    return F.pad(taken, (0, 1)) + F.pad(left.cumsum(-1), (1, 0))
 
 
 def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,14 +97,14 @@ def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
 
 def _expected_log_dirichlet(concentration, mean, sd):
     """E log density of u = StickBreakingTransform^-1(w): the Jacobian is the product of all w."""
-    constant = torch.lgamma(concentration.sum()) - torch.lgamma(concentration).sum()
-    return constant + concentration @ expected_log_weights(mean, sd)
+    constant = torch.lgamma(concentration.sum(-1)) - torch.lgamma(concentration).sum(-1)
+    return constant + (concentration * expected_log_weights(mean, sd)).sum(-1)
 
 
 def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     """Return E log prior as a function of means and sds, where it is known; else None."""
     base = innermost(prior)
-    if isinstance(base, Dirichlet) and not base.batch_shape:
+    if isinstance(base, Dirichlet):
         return partial(_expected_log_dirichlet, base.concentration.to(like))
     if isinstance(base, PriorOfCovariance):
         return base.expected_log_density

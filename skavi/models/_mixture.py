@@ -260,7 +260,7 @@ class MixtureModel(HierarchicalModel):
         mean, variance = cells.mean_and_variance(weights)
         sd = variance.clamp_min(1e-300).sqrt()
         rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
-        centres = _k_means(stacked(rows), stacked(weights), self.n_components, generator)
+        centres = k_means(stacked(rows), stacked(weights), self.n_components, generator)
         state = torch.cdist(rows, centres).argmin(1)
         share = torch.nn.functional.one_hot(state, self.n_components).to(X) * weights[:, None]
         share = share[:, total(share.sum(0)).argsort(descending=True)]
@@ -269,7 +269,7 @@ class MixtureModel(HierarchicalModel):
         return {"weights": weights} | self.emissions.start(share, X, mean, variance)
 
 
-def _k_means(rows, weights, k, generator):
+def k_means(rows, weights, k, generator):
     """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
     chance = weights / weights.sum()
     centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]

@@ -33,6 +33,10 @@ class Predictions:
             "those of a MarkovModel are."
         )
 
+    def n_series(self, X: Tensor) -> int:
+        """Count the series that the rows of X are."""
+        return 1
+
     def global_dims(self) -> dict[str, tuple[str, ...]]:
         """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""
         return {}

@@ -19,6 +19,7 @@ from skavi.models._base import (
 from skavi.models._global_space import Theta
 from skavi.models._own_scale import fixed_noise
 from skavi.models._priors_of_rows import for_latents, start_at
+from skavi.models._states_in_a_chain import StatesInAChain, in_its_shape, log_prob_of_rows
 from skavi.models._written import left_open, require_written
 
 #: Paths of a forecast, and draws of theta among them: a mean is a hundredth of an sd off.
@@ -197,7 +198,7 @@ class CouplingBiasWarning(UserWarning):
     """
 
 
-class MarkovModel(LatentVariableModel):
+class MarkovModel(StatesInAChain, LatentVariableModel):
     """Latents in a Markov chain: p(z_1 | theta) prod_n p(z_n | z_{n-1}, theta) p(x_n | z_n, theta).
 
     Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
@@ -206,6 +207,11 @@ class MarkovModel(LatentVariableModel):
     know their neighbours (`skavi.families.Chain`). Independent ones bias unknown variances and
     persistence among the globals, which a fit warns of (`CouplingBiasWarning`). Missing cells (NaN
     in X) are left out of a likelihood of independent columns.
+
+    Latents may take finitely many values (`initial_prior` and `transition` are Categorical,
+    Bernoulli, ...): then factors are exact given theta, `predict` gives each row's most probable
+    state, and z holds one of the values for all rows. A `transition` of batch shape (n_rows,)
+    serves a single latent.
 
     Examples
     --------
@@ -231,6 +237,27 @@ class MarkovModel(LatentVariableModel):
     >>> FactorizedVI(Walk()).fit_transform([[1.0], [2.0]]).round(3)
     array([[0.8],
            [1.4]])
+
+    Two regimes with known parameters:
+
+    >>> from torch.distributions import Categorical
+    >>> class Regimes(MarkovModel):
+    ...     n_latents = 1
+    ...
+    ...     def global_prior(self, n_features):
+    ...         return {}
+    ...
+    ...     def initial_prior(self, theta):
+    ...         return Categorical(torch.tensor([0.5, 0.5]))
+    ...
+    ...     def transition(self, z_previous, theta):
+    ...         return Categorical(torch.tensor([[0.9, 0.1], [0.2, 0.8]])[z_previous[:, 0].long()])
+    ...
+    ...     def likelihood(self, z, theta):
+    ...         return Normal(4.0 * z, 1.0)
+    >>> vi = FactorizedVI(Regimes()).fit([[0.2], [1.9], [3.1]])
+    >>> vi.predict([[0.2], [1.9], [3.1]]), vi.transform([[2.1]]).round(2)
+    (array([0, 0, 1]), array([[0.4, 0.6]]))
     """
 
     context = (2, 2)
@@ -279,8 +306,9 @@ class MarkovModel(LatentVariableModel):
         with defaults_of(z):
             found = {
                 "initial_prior": (self.first_prior(theta, z.shape[1]), z[:1]),
-                "transition": (self.transition(z[:-1], theta), z[1:]),
             }
+            later = self.transition(z[:-1], theta)
+            found["transition"] = later, in_its_shape(later, z[1:])
             if not overrides(self, MarkovModel, "log_likelihood"):
                 found["likelihood"] = self.likelihood(z, theta), _filled(Cells.of(X), X)
         return found
@@ -288,7 +316,7 @@ class MarkovModel(LatentVariableModel):
     def log_terms(self, theta, z, X):
         with defaults_of(z):
             first = log_prob(self.initial_prior(theta), z[:1])
-            later = log_prob(self.transition(z[:-1], theta), z[1:])
+            later = log_prob_of_rows(self.transition(z[:-1], theta), z[1:])
             return torch.cat([first, later]) + self.log_likelihood(theta, z, X)
 
     def log_likelihood(self, theta, z, X):
@@ -345,6 +373,6 @@ class MarkovModel(LatentVariableModel):
             return self.transition(z, theta).sample()
 
     def _next_row(self, theta, z):
-        with defaults_of(z):
+        with defaults_of(next(iter(theta.values()), z)):
             row = self.likelihood(z, theta)
             return row.mean, row.variance

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from skavi._curvature import gradient_of
+from skavi._data.coupling import Coupling
 from skavi._data.latent_moves import RealLatents
 from skavi._numerics.sums import inner
 from skavi.distributions import LeavesTorchError, refuses_parameters
-from skavi.families import Family, NormalFactors
+from skavi.families import DiagonalFactors, Family, NormalFactors
+from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
 from skavi.noise import Nodes
@@ -88,6 +90,12 @@ class Objective:
 
     #: Whether the rows' factors of factorized VI have numbers that a solver moves.
     has_own_numbers = True
+    #: Whether latents take finitely many values, so that factors are told by probabilities.
+    has_states = False
+
+    def coupling_under(self, function: InferenceFunction) -> Coupling:
+        """Return how rows meet given theta, as far as a solver of that function sees it."""
+        return self.model.coupling
 
     def some_latents(self, like: Tensor, n_rows: int) -> Tensor:
         """Return values that the latents of rows may have, to try a model with."""
@@ -114,6 +122,26 @@ class Objective:
         best = self.model.best_locals(self.global_factor(raw_globals), X, self.family, known)
         return self.family.raw(best)
 
+    def start_locals(self, raw_globals: Tensor, X: Tensor) -> Tensor:
+        """Return raw local parameters at the closed-form optimum, or at the model's own start."""
+        model, family, factor = self.model, self.family, self.global_factor(raw_globals)
+        mean, sd = model.initial_locals(self.space.constrain(factor.mean), X)
+        mean, sd = mean.to(factor.mean), sd.to(factor.mean)
+        mean, sd = torch.nan_to_num(mean), torch.nan_to_num(sd, nan=1.0).clamp_min(1e-8)
+        start: NormalFactors = DiagonalFactors(mean, sd)
+        if self.has_coordinate_updates:
+            start = model.local_optimum(factor, X, family, start)
+        return family.raw(start)
+
+    def better_raw(
+        self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None, margin: float
+    ) -> Tensor | None:
+        """Return raw factors that are better by more than `margin` nats, where a search finds any.
+
+        For rows that are coupled; `skavi._fit.other_optima` searches others.
+        """
+        return None
+
     def free(self, raw: Tensor) -> Tensor:
         """Return the numbers of the rows that factorized VI moves."""
         return raw
@@ -133,6 +161,10 @@ class Objective:
     def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell given theta, at a draw of the latents."""
         return self.model.cell_moments(theta, factors.draw(noise), X)
+
+    def forecast(self, raw: Tensor, q_theta, n_steps: int) -> tuple[Tensor, Tensor]:
+        """Return means and variances, (n_steps, n_features), of the rows that follow a series."""
+        return self.model.forecast(self.local_factors(raw[-1:]), q_theta, self.space, n_steps)
 
     def log_weights(self, theta, factors, noise, X) -> Tensor:
         """Return log p(x_n, z_n | theta) - log q(z_n) at a draw of the latents, (n_rows,)."""

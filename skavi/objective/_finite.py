@@ -1,4 +1,4 @@
-"""The ELBO of latents that take finitely many values, and the choice of a model's objective."""
+"""The ELBO of latents that take finitely many values, each row's apart from the others'."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from skavi._data.latent_moves import FiniteLatents
 from skavi.distributions import refuses_parameters
-from skavi.families import Categorical, CategoricalFactors, DiagonalNormal, Family
+from skavi.families import Categorical, CategoricalFactors
 from skavi.objective._elbo import Objective
 from skavi.objective._integrals import FiniteIntegral
 
 #: Nats: stands for the log of zero, whose derivatives are not finite.
-_LEAST_LOG = -1e12
+LEAST_LOG = -1e12
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class FiniteObjective(Objective):
     atoms: Tensor = field(default_factory=lambda: torch.zeros(1, 1), kw_only=True)
 
     has_own_numbers = False
+    has_states = True
 
     def some_latents(self, like, n_rows):
         return self.atoms[:1].to(like.device).expand(n_rows, -1)
@@ -76,7 +77,7 @@ class FiniteObjective(Objective):
     def log_joints_at(self, theta, X) -> Tensor:
         """Return log p(x_n, s | theta) at all states, shape (n_rows, n_states), for one theta."""
         parts = [self.model.log_terms(theta, z, X) for z in self._values(X)]
-        return torch.stack(parts, -1).clamp_min(_LEAST_LOG)
+        return torch.stack(parts, -1).clamp_min(LEAST_LOG)
 
     def expected_log_joints(self, q_theta, X, nodes) -> Tensor:
         """Return E log p(x_n, s | theta) at all states, shape (n_rows, n_states)."""
@@ -112,6 +113,10 @@ class FiniteObjective(Objective):
             if not refuses_parameters(error):
                 raise
             return math.nan * (raw.sum() + raw_globals.sum()).expand(len(raw))
+        return self.terms_of(raw, logs, X)
+
+    def terms_of(self, raw, logs, X) -> Tensor:
+        """Return the rows' terms, given the expected log joints at all states."""
         if not raw.shape[1]:
             return torch.logsumexp(logs, -1)
         factors = self.local_factors(raw)
@@ -119,8 +124,14 @@ class FiniteObjective(Objective):
 
     def best_raw(self, raw_globals, X, nodes, start=None):
         logs = self.expected_log_joints(self.global_factor(raw_globals), X, nodes)
-        best: Any = CategoricalFactors(torch.log_softmax(logs, -1), self.atoms)
-        return self.family.raw(best)
+        return self.family.raw(self.best_given(logs, X, start))
+
+    def best_given(self, logs, X, start=None) -> Any:
+        """Return the rows' best factors, given the expected log joints at all states."""
+        return CategoricalFactors(torch.log_softmax(logs, -1), self.atoms)
+
+    def start_locals(self, raw_globals, X):
+        return X.new_zeros(len(X), 0)
 
     def free(self, raw):
         return raw[:, :0]
@@ -151,30 +162,3 @@ class FiniteObjective(Objective):
 
 def _device(X):
     return X.device if isinstance(X, Tensor) else "cpu"
-
-
-def bind(model, family: Family | None, global_family: Family, X: Tensor) -> Objective:
-    """Return the objective of a model for data like X; None: the family that its latents need.
-
-    Raises
-    ------
-    ValueError
-        If `family` does not suit the model's latents.
-    """
-    n_latents, space = model.count_latents(model.n_explained(X)), model.global_space(X)
-    atoms = model.atoms(space, X) if n_latents else None
-    if atoms is None:
-        family = DiagonalNormal() if family is None else family
-        if isinstance(family, Categorical):
-            raise ValueError(
-                f"family={family}: {type(model).__name__} has no latents of finite support, as "
-                "torch.distributions' Categorical or Bernoulli: leave family at None."
-            )
-        return Objective(model, space, family, global_family, n_latents)
-    family = Categorical() if family is None else family
-    if not isinstance(family, Categorical):
-        raise ValueError(
-            f"family={family}: the latents of {type(model).__name__} take {len(atoms)} values, "
-            "which only families.Categorical() describes: leave family at None."
-        )
-    return FiniteObjective(model, space, family, global_family, 0, atoms=atoms)

@@ -29,6 +29,9 @@ class StatePosterior:
         Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
     names : tuple of str
         Names of the states, as `get_feature_names_out` has them.
+    conditionals : ndarray of shape (n_rows, n_states, n_states) or None
+        Probabilities of each row's state (last) given that of the row before, where factors know
+        their neighbours: draws are then of all rows together. None: rows are independent.
 
     Examples
     --------
@@ -43,6 +46,7 @@ class StatePosterior:
     atoms: np.ndarray = field(repr=False)
     index: object = field(default=None, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
+    conditionals: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def mean(self):
@@ -66,7 +70,7 @@ class StatePosterior:
         return -(p * np.log(np.where(p > 0, p, 1.0))).sum(1)
 
     def sample(self, n_draws, random_state=None):
-        """Draw latents.
+        """Draw latents, of all rows together where factors know their neighbours.
 
         Parameters
         ----------
@@ -84,8 +88,17 @@ class StatePosterior:
         n_numbers = 2 * int(n_draws) * self.probabilities.size
         require_memory(n_numbers, request, "draw fewer at a time")
         uniform = private_state(random_state).random_sample((n_draws, len(self.probabilities), 1))
-        below = np.cumsum(self.probabilities, 1)[:, :-1]
-        return self.atoms[(uniform > below).sum(-1)]
+        if self.conditionals is None:
+            below = np.cumsum(self.probabilities, 1)[:, :-1]
+            return self.atoms[(uniform > below).sum(-1)]
+        below = np.cumsum(self.conditionals, 2)[..., :-1]
+        states = np.empty((n_draws, len(self.probabilities)), dtype=np.int64)
+        now = (uniform[:, 0] > np.cumsum(self.probabilities[0])[:-1]).sum(-1)
+        states[:, 0] = now
+        for n in range(1, len(self.probabilities)):
+            now = (uniform[:, n] > below[n, now]).sum(-1)
+            states[:, n] = now
+        return self.atoms[states]
 
     def to_frame(self):
         """Return the probabilities as a pandas frame, a column a state.

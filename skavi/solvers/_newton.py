@@ -96,7 +96,7 @@ class Newton(Solver):
         return _Ascent(problem, state, tol)
 
     def solve(self, problem, state, tol, max_iter, progress=unwatched):
-        system = system_of(problem.function, problem.objective.model.coupling)
+        system = system_of(problem.function, problem.setting.coupling)
         if problem.frozen_globals and system is ArrowSystem:
             return _solve_rows(problem, state, tol, max_iter)
         return super().solve(problem, state, tol, max_iter, progress)
@@ -105,7 +105,7 @@ class Newton(Solver):
         return _Ascent(problem, state, 1.0).decrement()
 
     def suboptimality_of(self, problem, outcome, tol):
-        system = system_of(problem.function, problem.objective.model.coupling)
+        system = system_of(problem.function, problem.setting.coupling)
         if system is not None and system.damped:
             return max(outcome.suboptimality, estimate_suboptimality(problem, outcome.state, tol))
         return outcome.suboptimality
@@ -147,7 +147,7 @@ class _Ascent(Run):
     """Newton steps on one system."""
 
     def __init__(self, problem, state, tol):
-        self.system = system_of(problem.function, problem.objective.model.coupling)(problem)
+        self.system = system_of(problem.function, problem.setting.coupling)(problem)
         self.tolerance = tol * problem.total_weight
         self.least_gain = max(tol / 100, _LEAST_GAIN) * problem.total_weight
         unknowns, raw_globals = self.system.read(state), state.raw_globals

@@ -50,7 +50,7 @@ class Setting:
     @property
     def coupling(self):
         """How the model couples its rows."""
-        return self.objective.model.coupling
+        return self.objective.coupling_under(self.function)
 
     @property
     def n_outputs(self) -> int:

@@ -1,0 +1,317 @@
+"""Hidden Markov models: rows of a series whose hidden state follows a Markov chain."""
+
+import torch
+from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
+
+from skavi._data.missing_cells import Cells
+from skavi._numerics.forward_backward import messages
+from skavi.families import Chain, ChainedStates, DiagonalFactors, DiagonalNormal, FullFactors
+from skavi.models._best_normals import best_weights
+from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
+from skavi.models._global_space import expected_log_weights, weights_moments
+from skavi.models._likelihoods import LIKELIHOODS
+from skavi.models._mixture import k_means
+from skavi.models._time_series import MarkovModel
+
+#: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
+_STARTS = 3
+#: Steps of the chain after which it has forgotten where it began. Not measured.
+_LONG_RUN = 1024
+
+
+class HiddenMarkovModel(MarkovModel):
+    """Regimes: s_1 ~ Categorical(initial), s_n ~ Categorical(transitions[s_{n-1}]).
+
+    Given its state a row's cells are distributed as in `MixtureModel`. `transform` gives the
+    probabilities of the states given the whole series, `predict` the most probable one, `forecast`
+    the rows that follow. Missing cells, and whole rows of them, are marginalised exactly.
+
+    Parameters
+    ----------
+    n_states : int, default=2
+        Number of states.
+    likelihood : {"normal", "poisson", "bernoulli"}, default="normal"
+        Distribution of a cell given the state.
+    series : str or int, default=None
+        Column of X, by name or place, that tells several series apart: each begins anew. The rows
+        of a series are together, in time order. Labels that the fit has not seen must be numbers.
+    covariance : {"diagonal", "tied", "full"}, default="diagonal"
+        Covariance of normal cells within a state.
+    concentration : float, default=1.0
+        Of the Dirichlet priors of "initial" and of each row of "transitions".
+    mean_loc, mean_scale : array of shape (n_features,), default=None
+        As in `MixtureModel`. None: from the data.
+    variance_shape : float, default=2.0
+        As in `MixtureModel`.
+    variance_scale : array of shape (n_features,), default=None
+        As in `MixtureModel`. None: from the data.
+
+    Notes
+    -----
+    Globals: "initial" (n_states,), "transitions" (n_states, n_states), row i the probabilities
+    after state i, then those of `MixtureModel`. Given q(theta) the factors of `Chain` (the default)
+    are those of the forward-backward algorithm, and updates of q(theta) are in closed form (those
+    of probabilities by quadrature in one dimension each): variational Baum-Welch (MacKay 1997). The
+    best of several starts by `k-means++` is kept; states are ordered by how often the chain is in
+    them in the long run, most often first. Weights of rows must be equal within a series.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skavi import FactorizedVI
+    >>> from skavi.models import HiddenMarkovModel
+    >>> X = np.array([0.1, -0.2, 0.0, 0.2, np.nan, -0.1, 5.1, 4.9, 5.0]).reshape(-1, 1)
+    >>> vi = FactorizedVI(HiddenMarkovModel(2), random_state=0).fit(X)
+    >>> vi.predict(X)
+    array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    """
+
+    roles = ("series",)
+    allows_missing = True  # type: ignore[assignment]
+    likelihood = "normal"  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        n_states=2,
+        likelihood="normal",
+        series=None,
+        *,
+        covariance="diagonal",
+        concentration=1.0,
+        mean_loc=None,
+        mean_scale=None,
+        variance_shape=2.0,
+        variance_scale=None,
+    ):
+        self.n_states = n_states
+        self.likelihood = likelihood
+        self.series = series
+        self.covariance = covariance
+        self.concentration = concentration
+        self.mean_loc = mean_loc
+        self.mean_scale = mean_scale
+        self.variance_shape = variance_shape
+        self.variance_scale = variance_scale
+
+    @property
+    def cell(self):
+        """The likelihood that the argument names."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def emissions(self):
+        """What a row shows of its state."""
+        own = self.mean_loc, self.mean_scale, self.variance_shape, self.variance_scale
+        return emissions_of(self.likelihood, self.covariance)(self.n_states, *own)
+
+    @property
+    def positive_only(self):  # type: ignore[override]
+        return self.likelihood == "poisson"
+
+    def check(self):
+        self._require_integer("n_states", 1)
+        self._require("likelihood", self.likelihood in EMISSIONS, f"one of {list(EMISSIONS)}")
+        self._require("covariance", self.covariance in COVARIANCES, f"one of {list(COVARIANCES)}")
+        shaped = self.likelihood == "normal" or self.covariance == "diagonal"
+        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
+        self._require("covariance", shaped, unused)
+        for name in ("concentration", "variance_shape"):
+            self._require_positive(name)
+        for name in ("mean_scale", "variance_scale"):
+            self._require_vector(name, positive=True)
+        self._require_vector("mean_loc")
+
+    def check_data(self, X):
+        asked_by = f"HiddenMarkovModel(likelihood={self.likelihood!r})"
+        self.cell.require_valid(Cells.of(self.explained(X)).values, asked_by)
+        for name in ("mean_loc", "mean_scale", "variance_scale"):
+            self._require_size(name, self.n_explained(X))
+        labels = self.given_columns(X, "series")
+        n_found = len(torch.unique(labels, dim=0)) if labels.shape[1] else 1
+        n_begun = int(self.begins(X).sum())
+        if n_begun > n_found:
+            raise ValueError(
+                f"HiddenMarkovModel(series={self.series!r}): {n_found} series begin {n_begun} "
+                "times, but the rows of a series must be together: sort X by series, and by time."
+            )
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def n_latents(self, n_features):
+        return 1
+
+    def atoms(self, space, X):
+        return torch.arange(self.n_states)[:, None]
+
+    def begins(self, X):
+        labels = self.given_columns(X, "series")
+        first = super().begins(X)
+        if not labels.shape[1]:
+            return first
+        first[1:] = (labels[1:] != labels[:-1]).any(1)
+        return first
+
+    def latent_names(self, n_features):
+        return [f"state{i}" for i in range(self.n_states)]
+
+    def least_globals(self, n_features):
+        return self.n_states * (n_features + self.n_states)
+
+    def global_dims(self):
+        chain = {"initial": ("component",), "transitions": ("component", "next")}
+        return chain | self.emissions.dims
+
+    def global_prior(self, n_features):
+        needed = ["mean_loc", "mean_scale"]
+        needed += ["variance_scale"] if self.cell.has_variance else []
+        if any(getattr(self, name) is None for name in needed):
+            raise ValueError(
+                "HiddenMarkovModel takes the priors left at None from data: use the fitted "
+                "estimator's model_, or set mean_loc, mean_scale and variance_scale."
+            )
+        each = torch.full((self.n_states, self.n_states), float(self.concentration))
+        chain = {"initial": Dirichlet(each[0]), "transitions": Dirichlet(each)}
+        return chain | self.emissions.prior(n_features)
+
+    def initial_prior(self, theta):
+        return Categorical(theta["initial"])
+
+    def transition(self, z_previous, theta):
+        return Categorical(theta["transitions"][z_previous[:, 0].long()])
+
+    def likelihood_of(self, z, theta):
+        """Return p(x_n | z_n, theta)."""
+        return self.emissions.distribution(theta, z[:, 0].long())
+
+    def log_terms(self, theta, z, X):
+        state, begins = z[:, 0].long(), self.begins(X)
+        before = torch.cat([state[:1], state[:-1]])
+        moves = theta["transitions"][before, state]
+        chain = torch.where(begins, theta["initial"][state], moves)
+        return chain.log() + self.log_likelihood(theta, z, X)
+
+    def log_chain(self, theta, atoms):
+        return torch.cat([theta["initial"][None], theta["transitions"]]).log()
+
+    def log_likelihood(self, theta, z, X):
+        return self.emissions.log_likelihood(theta, z[:, 0].long(), self.explained(X))
+
+    def replicate(self, theta, z, X):
+        return self.with_given(self.likelihood_of(z, theta).sample(), X)
+
+    def cell_moments(self, theta, z, X):
+        return self.emissions.moments(theta, z[:, 0].long(), self.explained(X))
+
+    def predicted_mean(self, theta, z):
+        return self.emissions.mean(theta, z[:, 0].long())
+
+    def simulate(self, theta, n_samples, n_features=1):
+        states = [self.initial_prior(theta).sample()]
+        for _ in range(n_samples - 1):
+            states.append(Categorical(theta["transitions"][states[-1]]).sample())
+        z = torch.stack(states)[:, None]
+        return self.likelihood_of(z, theta).sample(), z
+
+    def initial_locals(self, theta, X):
+        return X.new_zeros(len(X), 1), X.new_ones(len(X), 1)
+
+    def _next_row(self, theta, z):
+        rows = self.likelihood_of(z, theta)
+        return rows.mean, rows.variance
+
+    # --- closed forms ---------------------------------------------------------------------------
+
+    def _parts(self, numbers):
+        """Split numbers of q(theta): of "initial", of "transitions", and of the emissions."""
+        k = self.n_states
+        first, moves, own = numbers.split([k - 1, k * (k - 1), len(numbers) - (k + 1) * (k - 1)])
+        return first, moves.reshape(k, k - 1), own
+
+    def has_closed_form(self, family, global_family):
+        return isinstance(global_family, DiagonalNormal)
+
+    def expected_log_joints(self, globals_, X):
+        """Those of first states and of moves come first, then the rows' log likelihoods."""
+        parts = zip(self._parts(globals_.mean), self._parts(globals_.sd), strict=True)
+        first, moves, own = parts
+        rows = self.emissions.expected_log_likelihoods(*own, self.explained(X))
+        chain = expected_log_weights(*first)[None], expected_log_weights(*moves)
+        return torch.cat([*chain, rows])
+
+    def has_coordinate_updates(self, family, global_family):
+        known = isinstance(family, Chain) and isinstance(global_family, DiagonalNormal)
+        return known and self.emissions.has_optimum
+
+    def local_optimum(self, globals_, X, family, start=None):
+        k, logs = self.n_states, self.expected_log_joints(globals_, X)
+        steps = torch.where(self.begins(X)[:, None, None], logs[:1], logs[1 : k + 1])
+        found = messages(steps + logs[k + 1 :].unsqueeze(1))
+        atoms = torch.arange(k, device=X.device)[:, None]
+        chances = torch.logsumexp(found.log_pairs(), 1)
+        return ChainedStates(chances, atoms, found.log_conditionals())
+
+    def global_optimum(self, globals_, factors, X, weights):
+        shares, begins = factors.mean * weights[:, None], self.begins(X)
+        moved = (factors.pairs() * weights[:, None, None])[~begins].sum(0)
+        counts = shares[begins].sum(0), moved
+        parts = zip(self._parts(globals_.mean), self._parts(globals_.sd), strict=True)
+        first, moves, own = parts
+        found = [
+            best_weights(counts[0] + self.concentration, *first),
+            best_weights(counts[1] + self.concentration, *moves),
+            self.emissions.optimum(*own, shares, self.explained(X)),
+        ]
+        mean, sd = (torch.cat([p.reshape(-1) for p in part]) for part in zip(*found, strict=True))
+        return DiagonalFactors(mean, sd)
+
+    def in_order(self, globals_, n_features):
+        """States by how often the chain is in them in the long run, most often first."""
+        if isinstance(globals_, FullFactors):
+            return None
+        first, moves, own = zip(self._parts(globals_.mean), self._parts(globals_.sd), strict=True)
+        initial, transitions = weights_moments(*first)[0], weights_moments(*moves)[0]
+        often = torch.linalg.matrix_power(transitions, _LONG_RUN)[0]
+        if bool((often.diff() <= 0).all()):
+            return None
+        order, sticks = often.argsort(descending=True), StickBreakingTransform()
+        emissions = [self.emissions.permuted(each, order, n_features) for each in own]
+        u = sticks.inv(initial[order]), sticks.inv(transitions[order][:, order]).reshape(-1)
+        mean = torch.cat([*u, emissions[0]])
+        sd = torch.cat([first[1], moves[1][order].reshape(-1), emissions[1]])
+        return DiagonalFactors(mean, sd)
+
+    # --- where to start -------------------------------------------------------------------------
+
+    def adapted(self, X, weights):
+        begins = self.begins(X)
+        uneven = (weights[1:] != weights[:-1]) & ~begins[1:]
+        if bool(uneven.any()):
+            row = int(uneven.nonzero()[0]) + 1
+            raise ValueError(
+                f"sample_weight differs within a series (first at row {row}), but "
+                "HiddenMarkovModel counts whole series: give all rows of a series one weight."
+            )
+        defaults = self.emissions.defaults(Cells.of(self.explained(X)), weights)
+        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
+        return self.with_arguments(left_open)
+
+    def n_starts(self, X):
+        return _STARTS if self.n_states > 1 else 1
+
+    def initial_globals(self, X, weights):
+        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
+
+    def drawn_globals(self, X, weights, generator):
+        """Return the moments of clusters by k-means from k-means++ centres, and their moves."""
+        begins, X = self.begins(X), self.explained(X)
+        cells = Cells.of(X)
+        mean, variance = cells.mean_and_variance(weights)
+        rows = cells.masked((cells.values - mean) / variance.clamp_min(1e-300).sqrt())
+        state = torch.cdist(rows, k_means(rows, weights, self.n_states, generator)).argmin(1)
+        share = torch.nn.functional.one_hot(state, self.n_states).to(X) * weights[:, None]
+        order = share.sum(0).argsort(descending=True)
+        share = share[:, order]
+        moves = share[:-1][~begins[1:]].mT @ (share[1:] > 0).to(share)[~begins[1:]] + 1
+        initial = share[begins].sum(0) + 1
+        chain = {"initial": initial / initial.sum(), "transitions": moves / moves.sum(1, True)}
+        return chain | self.emissions.start(share, X, mean, variance)
