@@ -5,6 +5,7 @@ from skavi.models._conditional import ConditionalModel
 from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
+from skavi.models._grouped import GroupedModel
 from skavi.models._local_level import LocalLevel
 from skavi.models._mixture import MixtureModel
 from skavi.models._one_column import LinearModel, NonlinearModel
@@ -24,6 +25,7 @@ __all__ = [
     "CouplingBiasWarning",
     "FactorAnalysis",
     "GaussianProcess",
+    "GroupedModel",
     "HierarchicalModel",
     "LatentVariableModel",
     "LinearModel",

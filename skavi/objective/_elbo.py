@@ -132,7 +132,7 @@ class Objective:
 
     def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell given theta, at a draw of the latents."""
-        return self.model.cell_moments(theta, factors.draw(noise), X)
+        return self.model.cell_moments(theta, *self.model.by_row(factors.draw(noise), X))
 
     def log_weights(self, theta, factors, noise, X) -> Tensor:
         """Return log p(x_n, z_n | theta) - log q(z_n) at a draw of the latents, (n_rows,)."""

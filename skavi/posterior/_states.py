@@ -27,6 +27,8 @@ class StatePosterior:
         The value of the latents in each state.
     index : array-like of shape (n_rows,) or None
         Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
+    groups : ndarray of shape (n_rows,) or None
+        Labels of the groups whose factors these are; None: every row has a factor of its own.
     names : tuple of str
         Names of the states, as `get_feature_names_out` has them.
 
@@ -43,6 +45,7 @@ class StatePosterior:
     atoms: np.ndarray = field(repr=False)
     index: object = field(default=None, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
+    groups: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def mean(self):
