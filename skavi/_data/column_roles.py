@@ -31,6 +31,8 @@ LABELS = "groups"
 #: The role of the columns to explain, where a model names them: it then leaves out those that it
 #: does not name.
 RESPONSE = "response"
+#: The role of a column that no coefficient goes with, so that it may well be constant.
+TRIALS = "trials"
 
 Named = Mapping[str, tuple[str | int, ...]]
 
@@ -183,6 +185,16 @@ class ColumnRoles:
         parts = [column.encoded(safe_indexing(C, at, axis=1), asked_by) for column, at in pairs]
         return np.hstack(parts)
 
+    def beside(self, C: Any, roles: list[str], argument: str, asked_by: str) -> np.ndarray:
+        """Return the columns of several roles as numbers, from a table of these, each once."""
+        columns = dict.fromkeys(column for role in roles for column in self.given[role])
+        together = ColumnRoles({argument: tuple(columns)}, self.n_columns)
+        values, at, place = together.apart(C, argument, asked_by), {}, 0
+        for column in columns:
+            at[column] = slice(place, place + len(column.labels))
+            place += len(column.labels)
+        return np.hstack([values[:, at[c]] for role in roles for c in self.given[role]])
+
     # --- as plain data --------------------------------------------------------------------------
 
     def to_plain(self) -> dict:
@@ -297,7 +309,7 @@ def find_columns(
                 continue
             values = safe_indexing(X, place, axis=1)
             read = _read_label_column if role == LABELS else _read
-            own.append(read(values, place, name, asked_by, alone))
+            own.append(read(values, place, name, asked_by, alone and role != TRIALS))
         found[role] = tuple(own)
     response = tuple(column.place for column in found.pop(RESPONSE, ()))
     if len(taken) == X.shape[1] and not response:

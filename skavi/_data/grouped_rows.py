@@ -5,8 +5,10 @@ place in a batch. Only a model's likelihood looks inside. So `len`, a slice and 
 units, and `table` has the rows themselves.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,9 +132,11 @@ class GroupedRows:
         """Return numbers of units, (n_units, ...), at each of their rows: (n_rows, ...)."""
         return values.index_select(0, self.unit)
 
-    def with_weights(self, weights: Tensor) -> "GroupedRows":
-        """Return the same rows with other weights."""
-        return replace(self, weights=weights)
+    def kept(self, name: str, compute: Callable[["GroupedRows"], Any]) -> Any:
+        """Return what is computed of these rows alone, once."""
+        if name not in self.__dict__:
+            self.__dict__[name] = compute(self)
+        return self.__dict__[name]
 
 
 def at_rows(X, values: Tensor) -> Tensor:

@@ -135,14 +135,16 @@ class Generation(FittedEstimator):
     def _given_apart(self, covariates, n_rows):
         """Return what a model's predictions are given, as a tuple of at most one tensor."""
         model, name = self.model_, type(self.model_).__name__
-        if "covariates" not in model.columns_.given:
+        asked = [role for role in model.row_roles if role in model.columns_.given]
+        if not asked:
             if covariates is not None:
                 raise ValueError(f"covariates=...: {name} has none, so leave it at None.")
             return ()
         if covariates is None:
-            named = ", ".join(c.name for c in model.columns_.given["covariates"])
+            names = [c.name for role in asked for c in model.columns_.given[role]]
+            named = ", ".join(dict.fromkeys(names))
             raise ValueError(f"{name} predicts given covariates: pass covariates=... ({named}).")
-        given = aligned(model.columns_.apart(covariates, "covariates", name))
+        given = aligned(model.columns_.beside(covariates, asked, "covariates", name))
         if len(given) != n_rows:
             raise ValueError(f"covariates has {len(given)} rows, but there are {n_rows}.")
         return (given,)
@@ -185,8 +187,12 @@ class Generation(FittedEstimator):
         lengths = [len(each) for each in (covariates, groups) if each is not None]
         n_samples = lengths[0] if lengths and n_samples == 1 else n_samples
         given = self._given_apart(covariates, n_samples)
-        tables = {"covariates": covariates, "group_covariates": group_covariates}
-        units = self._units_apart(tables, groups, given, n_samples)
+        tables = {
+            "covariates": covariates,
+            "group_covariates": group_covariates,
+            LABELS: groups,
+        }
+        units = self._units_apart(tables, given, n_samples)
         width = self._row_width + self.model_.count_latents(self._n_explained)
         request = f"{type(self).__name__}.sample(n_samples={n_samples})"
         require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
@@ -197,31 +203,32 @@ class Generation(FittedEstimator):
         seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
             X, Z = self.model_.simulate(theta, int(n_samples), self._n_explained, *given, **units)
-        own = self.model_.own_scale(theta, Z, *given).numpy()
+        own = Z.numpy() if units else self.model_.own_scale(theta, Z, *given).numpy()
         if units and groups is None:
-            groups = np.arange(n_samples)
-        return self._with_given(X.numpy(), tables | {LABELS: groups}), own
+            tables[LABELS] = np.arange(n_samples)
+        return self._with_given(X.numpy(), tables), own
 
-    def _units_apart(self, tables, groups, given, n_rows):
+    def _units_apart(self, tables, given, n_rows):
         """Return the groups of new rows, as the one keyword argument of a model's `simulate`."""
         roles, name = self.model_.columns_, type(self.model_).__name__
-        for role, what in (("group_covariates", tables["group_covariates"]), (LABELS, groups)):
-            if what is not None and role not in roles.given:
+        for role in ("group_covariates", LABELS):
+            if tables[role] is not None and role not in roles.given:
                 raise ValueError(f"{role}=...: {name} has none, so leave it at None.")
         if LABELS not in roles.given:
             return {}
-        parts = [torch.zeros(n_rows, self._n_explained, dtype=torch.float64)]
-        for role in roles.given:
+        parts, beside = [torch.zeros(n_rows, self._n_explained, dtype=torch.float64)], 0
+        for role, width in roles.widths.items():
+            if role in self.model_.row_roles:
+                parts.append(given[0][:, beside : beside + width])
+                beside += width
+                continue
+            table = tables[role]
             if role == LABELS:
-                labels = np.arange(n_rows) if groups is None else np.asarray(groups)
-                parts.append(aligned(roles.apart(labels, role, name)))
-            elif role == "group_covariates":
-                if tables[role] is None:
-                    named = ", ".join(c.name for c in roles.given[role])
-                    raise ValueError(f"{name} samples given group_covariates=... ({named}).")
-                parts.append(aligned(roles.apart(tables[role], role, name)))
-            else:
-                parts.append(given[0] if role == "covariates" else torch.zeros(n_rows, 0))
+                table = np.arange(n_rows) if table is None else np.asarray(table)
+            if table is None:
+                named = ", ".join(c.name for c in roles.given[role])
+                raise ValueError(f"{name} samples given {role}=... ({named}).")
+            parts.append(aligned(roles.apart(table, role, name)))
         wrong = [len(part) for part in parts if len(part) != n_rows]
         if wrong:
             raise ValueError(f"groups and group_covariates have {wrong} rows, but need {n_rows}.")
@@ -237,13 +244,18 @@ class Generation(FittedEstimator):
         if not roles.places:
             return explained
         whole = self._whole(explained)
+        asked = [role for role in self.model_.row_roles if role in roles.given]
+        columns = {role: roles.given.get(role, ()) for role in tables}
+        columns["covariates"] = tuple(
+            dict.fromkeys(column for role in asked for column in roles.given[role])
+        )
         for role, table in tables.items():
-            if role not in roles.given or table is None:
+            if not columns[role] or table is None:
                 continue
             names, table = feature_names(table), np.asarray(as_table(table))
             table = table.reshape(len(explained), -1)
             whole = whole if table.dtype.kind in "biuf" else whole.astype(object)
-            for i, column in enumerate(roles.given[role]):
+            for i, column in enumerate(columns[role]):
                 at = i if names is None else list(names).index(column.name)
                 whole[:, column.place] = table[:, at]
         return whole

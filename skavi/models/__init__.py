@@ -7,6 +7,7 @@ from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
 from skavi.models._grouped import GroupedModel
 from skavi.models._local_level import LocalLevel
+from skavi.models._mixed_effects import MixedEffects
 from skavi.models._mixture import MixtureModel
 from skavi.models._one_column import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
@@ -31,6 +32,7 @@ __all__ = [
     "LinearModel",
     "LocalLevel",
     "MarkovModel",
+    "MixedEffects",
     "MixtureModel",
     "NonlinearModel",
     "PriorConflictWarning",

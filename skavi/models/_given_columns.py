@@ -15,6 +15,8 @@ class GivenColumns:
     roles: tuple[str, ...] = ()
     #: Those among them that one column may have together.
     roles_together: tuple[str, ...] = ()
+    #: Those whose columns predictions are given, row by row.
+    row_roles: tuple[str, ...] = ("covariates",)
     #: Where the given columns of the training table were; a fit sets it.
     columns_: ColumnRoles = ALL_EXPLAINED
 

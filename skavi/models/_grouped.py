@@ -84,7 +84,7 @@ class GroupedModel(ConditionalModel):
     array([4., 3.])
     """
 
-    roles = ("covariates", "group_covariates", "groups")
+    roles: tuple[str, ...] = ("covariates", "group_covariates", "groups")
     covariates: Any = ()
     group_covariates: Any = ()
     groups: Any = None
