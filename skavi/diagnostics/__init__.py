@@ -5,6 +5,7 @@ from skavi._estimators.reporting import SeveralOptimaWarning
 from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_close_gap
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
+from skavi.diagnostics.known_groups import score_known_groups
 from skavi.diagnostics.response import LinearResponse, linear_response
 from skavi.diagnostics.reweighting import (
     ImportanceWeightsWarning,
@@ -33,4 +34,5 @@ __all__ = [
     "linear_response",
     "psis_khat",
     "reweighted",
+    "score_known_groups",
 ]

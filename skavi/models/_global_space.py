@@ -39,6 +39,7 @@ from skavi.distributions import (
     unvalidated,
 )
 from skavi.families import NormalFactors
+from skavi.models._correlation import LKJ
 
 #: Gauss-Hermite nodes: E log HalfCauchy to 1e-9 nats at an sd of 1 (log scale), 2e-5 at 2.
 N_PRIOR_NODES = 40
@@ -83,6 +84,8 @@ def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     base = innermost(prior)
     if isinstance(base, Dirichlet) and not base.batch_shape:
         return partial(_expected_log_dirichlet, base.concentration.to(like))
+    if isinstance(base, LKJ):
+        return base.expected_log_prob
     return known_expectation(prior, like)
 
 
