@@ -10,8 +10,10 @@ from torch.distributions import HalfNormal, MultivariateNormal, Normal
 
 import skavi
 from skavi import AmortizedVI, FactorizedVI
+from skavi._estimators.process_rank_checks import check_joint
 from skavi.families import FullNormal
 from skavi.models import GroupedModel
+from skavi.solvers import Adam
 
 NOISE, SPREAD = 0.7, 1.3
 
@@ -269,6 +271,7 @@ def test_arviz_has_draws_of_every_row(fitted):
     assert (z[:, same] == z[:, same[:1]]).all()
 
 
+@pytest.mark.slow
 def test_amortized_functions_read_sets_of_rows():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 9, 150)
@@ -286,3 +289,18 @@ def test_amortized_functions_read_sets_of_rows():
     known, new = amortized.transform(asked)
     assert known == pytest.approx(amortized.transform(X)[X["g"] == 3][0])
     assert new[0] == pytest.approx(amortized.global_posterior_.mean["mean"], abs=1e-6)
+
+
+@pytest.mark.nightly
+def test_the_rest_of_the_package_takes_groups_for_what_rows_are_elsewhere():
+    rng = np.random.default_rng(2)
+    X = pd.DataFrame({"g": np.repeat(np.arange(30), 4)})
+    X["y"] = np.repeat(rng.normal(size=30), 4) + NOISE * rng.normal(size=120)
+    vi = FactorizedVI(Levels(), random_state=0).fit(X)
+    by_batches = FactorizedVI(Levels(), solver=Adam(batch_size=10), tol=0.2, random_state=0).fit(X)
+    assert by_batches.elbo_ == pytest.approx(vi.elbo_, abs=6)  # tol a group
+    streamed = FactorizedVI(Levels(), random_state=0).partial_fit(X[:60]).partial_fit(X[60:])
+    assert streamed.elbo_ == pytest.approx(vi.elbo_, abs=0.5)
+    assert (vi.score_samples(X, n_draws=200) > vi.score_samples(X)).mean() > 0.9
+    with pytest.raises(ValueError, match="whole groups in turn with partial_fit"):
+        check_joint(vi, vi.model_, None)

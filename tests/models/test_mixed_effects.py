@@ -126,6 +126,7 @@ def test_fits_in_long_format_reach_known_optima(name):
         assert q.unconstrained_sd[which].reshape(-1)[place or 0] == pytest.approx(scale, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_fixed_effects_and_their_corrected_sds_are_those_of_least_squares():
     X = table(n_groups=100)
     vi = FactorizedVI(model(group_covariates=(), centred=True), random_state=0).fit(X)
@@ -177,6 +178,7 @@ def test_amortized_groups_lose_little(likelihood):
     assert amortization_gap(amortized, X).total < 5e-3 * len(X)
 
 
+@pytest.mark.slow
 def test_a_search_over_random_effects_by_folds_of_groups(tmp_path):
     X = table(n_groups=60)
     asked = MixedEffects("y", "g", ["x"], centred=True, correlated=False)
