@@ -19,12 +19,21 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from torch.distributions import Gamma, Poisson
 
 import skavi
 from skavi import AmortizedVI, FactorizedVI
 from skavi._platform.forks_and_threads import LostThreadsError
 from skavi.inference_functions import Polynomial
-from skavi.models import FactorAnalysis, LinearModel, LocalLevel, MixtureModel, TopicModel
+from skavi.models import (
+    FactorAnalysis,
+    HierarchicalModel,
+    LinearModel,
+    LocalLevel,
+    MixedEffects,
+    MixtureModel,
+    TopicModel,
+)
 
 #: Public names that need no guard, and why. A name may stand for all members of a class.
 EXEMPT = {
@@ -98,6 +107,21 @@ def is_exempt(where: str, value) -> bool:
     )
 
 
+class Rates(HierarchicalModel):
+    """A positive latent a row."""
+
+    n_latents = 1
+
+    def global_prior(self, n_features):
+        return {}
+
+    def local_prior(self, theta):
+        return Gamma(2.0, 1.0)
+
+    def likelihood(self, z, theta):
+        return Poisson(z)
+
+
 # --- calls --------------------------------------------------------------------------------------
 
 
@@ -121,6 +145,9 @@ def make_fits() -> SimpleNamespace:
             "FactorizedVI": FactorizedVI(mixture, random_state=0).fit(few),
             "AmortizedVI": AmortizedVI(mixture, Polynomial(1), max_iter=3, random_state=0).fit(few),
         }
+        rates = FactorizedVI(Rates()).fit(counts[:, :1])
+        table = np.column_stack([few[:, 0], np.arange(len(few)) % 8])
+        grouped = FactorizedVI(MixedEffects(centred=True)).fit(table)
         topics = FactorizedVI(TopicModel(2), max_iter=3, n_init=1, random_state=0).fit(counts)
     fits = SimpleNamespace(
         X=X,
@@ -135,6 +162,9 @@ def make_fits() -> SimpleNamespace:
         skavi_posterior_GlobalPosterior=factorized.global_posterior_,
         skavi_posterior_LatentPosterior=factorized.posterior(few),
         skavi_posterior_OwnScalePosterior=topics.posterior(counts),
+        skavi_posterior_BijectedPosterior=rates.posterior(counts[:, :1]),
+        grouped=grouped,
+        table=table,
         Z=rng.normal(size=(20_000, 2)),
         path=str(Path(tempfile.mkdtemp(prefix="skavi-calls-")) / "fit.skavi"),
     )
@@ -207,7 +237,11 @@ def _of_latents(name: str) -> dict[str, Callable]:
         "to_arviz": lambda f: getattr(f, at).to_arviz(n_draws=2000),
         "coords": lambda f: getattr(f, at).coords,
     }
-    if name == "OwnScalePosterior":
+    if name == "BijectedPosterior":
+        calls["through"] = lambda f: type(getattr(f, at)).through(
+            getattr(f, at).bijection, getattr(f, at).latents, getattr(f, at).mean, None
+        )
+    if name != "LatentPosterior":
         calls["logits"] = lambda f: getattr(f, at).logits
         calls["of"] = lambda f: type(getattr(f, at)).of(
             getattr(f, at).latents, None, getattr(f, at).own_scale, getattr(f, at).mean, None
@@ -244,6 +278,9 @@ def _of_displays() -> dict[str, Callable]:
         "InferenceFunctionDisplay.from_estimator": lambda f: function.from_estimator(
             getattr(f, one), f.few
         ),
+        "MixtureDisplay.from_estimator": lambda f: displays.MixtureDisplay.from_estimator(
+            f.states["FactorizedVI"], f.few
+        ),
         "LatentPosteriorDisplay.from_estimator": lambda f: latent.from_estimator(
             getattr(f, other), f.few
         ),
@@ -276,6 +313,9 @@ def _of_functions() -> dict[str, Callable]:
         "skavi.diagnostics.inference_gap": lambda f: diagnostics.inference_gap(
             f.levels_apart, f.few[:, :1]
         ),
+        "skavi.diagnostics.score_known_groups": lambda f: diagnostics.score_known_groups(
+            f.grouped, f.table
+        ),
         "skavi.diagnostics.reweighted": lambda f: diagnostics.reweighted(
             f.levels_apart, f.few[:, :1], n_draws=200
         ),
@@ -292,6 +332,7 @@ CALLS: dict[str, Callable] = {
     **_of_globals(),
     **_of_latents("LatentPosterior"),
     **_of_latents("OwnScalePosterior"),
+    **_of_latents("BijectedPosterior"),
     **_of_displays(),
     **_of_functions(),
 }

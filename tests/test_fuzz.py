@@ -33,12 +33,14 @@ from skavi.models import (
     CouplingBiasWarning,
     FactorAnalysis,
     GaussianProcess,
+    GroupedModel,
     HiddenMarkovModel,
     HierarchicalModel,
     LatentVariableModel,
     LinearModel,
     LocalLevel,
     MarkovModel,
+    MixedEffects,
     MixtureModel,
     NonlinearModel,
     PriorConflictWarning,
@@ -87,6 +89,15 @@ MODELS = {
     ),
     "LinearModel": st.builds(LinearModel, number, number),
     "LocalLevel": st.builds(LocalLevel, scale, scale, number, number, scale, scale),
+    "MixedEffects": st.builds(
+        MixedEffects,
+        st.just(0),
+        st.sampled_from([0, 1, "a"]),
+        st.sampled_from([(), (2,)]),
+        likelihood=st.sampled_from(["normal", "student_t", "bernoulli", "poisson", "x"]),
+        centred=st.booleans(),
+        random_scale=scale,
+    ),
     "NonlinearModel": st.builds(NonlinearModel),
     "RandomEffects": st.builds(
         RandomEffects,
@@ -101,6 +112,7 @@ MODELS = {
 }
 TO_SUBCLASS = {
     ConditionalModel,
+    GroupedModel,
     HierarchicalModel,
     LatentVariableModel,
     MarkovModel,

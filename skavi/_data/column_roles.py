@@ -14,13 +14,25 @@ import numpy as np
 import scipy.sparse
 from sklearn.preprocessing import OneHotEncoder
 
+from skavi._data.column_values import (
+    NUMBERS,
+    declared_levels,
+    dtype_kind,
+    listed,
+    read_labels,
+    read_numbers,
+    read_texts,
+)
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.private_names import feature_names, safe_indexing
 
-#: Kinds of numpy's that are numbers.
-_NUMBERS = "biuf"
-#: Levels of a column that are named in an error, at most.
-_NAMED = 8
+#: The role of a column whose entries are labels: each has a number, and new ones may come.
+LABELS = "groups"
+#: The role of the columns to explain, where a model names them: it then leaves out those that it
+#: does not name.
+RESPONSE = "response"
+#: The role of a column that no coefficient goes with, so that it may well be constant.
+TRIALS = "trials"
 
 Named = Mapping[str, tuple[str | int, ...]]
 
@@ -36,32 +48,45 @@ class GivenColumn:
     name : str
     levels : tuple of str
         Of a column of categories; the first one is the reference, without a column of its own.
-        Empty for numbers.
+        Empty for numbers. Of a column of labels: those that the fit knew, all of them.
+    of_labels : bool
+        Whether the column holds labels, which are read as their numbers.
     """
 
     place: int
     name: str
     levels: tuple[str, ...] = ()
+    of_labels: bool = False
 
     @property
     def labels(self) -> list[str]:
         """Names of the columns that it becomes."""
-        return [f"{self.name}_{level}" for level in self.levels[1:]] or [self.name]
+        levels = () if self.of_labels else self.levels[1:]
+        return [f"{self.name}_{level}" for level in levels] or [self.name]
 
     def encoded(self, values: Any, asked_by: str) -> np.ndarray:
         """Return a column as numbers, shape (n_rows, number of labels)."""
+        if self.of_labels:
+            return self._codes(read_labels(values, self.name, asked_by))[:, None]
         if not self.levels:
-            return _numbers(values, f"column {self.name!r}", asked_by)[:, None]
-        texts = _texts(values, self.name, asked_by)
+            return read_numbers(values, f"column {self.name!r}", asked_by)[:, None]
+        texts = read_texts(values, self.name, asked_by)
         known = np.array(self.levels, dtype=object)
         unknown = sorted(set(texts) - set(self.levels))
         if unknown:
             raise ValueError(
-                f"{asked_by}: column {self.name!r} holds {_listed(unknown)}, but the fit knows "
-                f"only {_listed(self.levels)}."
+                f"{asked_by}: column {self.name!r} holds {listed(unknown)}, but the fit knows "
+                f"only {listed(self.levels)}."
             )
         encoder = OneHotEncoder(categories=[known], drop="first", sparse_output=False)
         return encoder.fit_transform(texts[:, None])
+
+    def _codes(self, texts):
+        """Return the number of each label: its place among those known, or a new one."""
+        distinct, index = np.unique(texts.astype(str), return_inverse=True)
+        known = {level: code for code, level in enumerate(self.levels)}
+        codes = [known.setdefault(str(label), len(known)) for label in distinct]
+        return np.array(codes, dtype=float)[index]
 
 
 @dataclass(frozen=True)
@@ -73,10 +98,13 @@ class ColumnRoles:
     given : dict of str to tuple of GivenColumn
     n_columns : int
         Of the user's table; 0 where nothing is given.
+    response : tuple of int
+        Places of the explained columns, where the model names them: all others are left out.
     """
 
     given: Mapping[str, tuple[GivenColumn, ...]]
     n_columns: int = 0
+    response: tuple[int, ...] = ()
 
     @cached_property
     def places(self) -> list[int]:
@@ -87,6 +115,8 @@ class ColumnRoles:
     def explained(self) -> list[int]:
         """Return the places of explained columns in the user's table."""
         given = set(self.places)
+        if self.response:
+            return list(self.response)
         return [place for place in range(self.n_columns) if place not in given]
 
     @cached_property
@@ -105,7 +135,7 @@ class ColumnRoles:
 
     def n_explained(self, n_columns: int) -> int:
         """Return how many columns of a user's table are explained."""
-        return n_columns - len(set(self.places))
+        return len(self.response) or n_columns - len(set(self.places))
 
     def row_width(self, n_columns: int) -> int:
         """Return the number of columns of a row, for a user's table of `n_columns`."""
@@ -141,11 +171,11 @@ class ColumnRoles:
         columns, C = self.given[role], as_table(C)
         names, shape = feature_names(C), tuple(getattr(C, "shape", ()))
         if names is None and len(shape) == len(columns) == 1:
-            C = C[:, None]
+            C = np.asarray(C)[:, None]
         if names is None and tuple(C.shape[1:]) != (len(columns),):
             raise ValueError(
                 f"{asked_by}: {role} has shape {shape}, but needs {len(columns)} columns: "
-                f"{_listed([column.name for column in columns])}."
+                f"{listed([column.name for column in columns])}."
             )
         places = [
             i if names is None else _place(column.name, role, names, C.shape[1], asked_by)
@@ -155,28 +185,40 @@ class ColumnRoles:
         parts = [column.encoded(safe_indexing(C, at, axis=1), asked_by) for column, at in pairs]
         return np.hstack(parts)
 
+    def beside(self, C: Any, roles: list[str], argument: str, asked_by: str) -> np.ndarray:
+        """Return the columns of several roles as numbers, from a table of these, each once."""
+        columns = dict.fromkeys(column for role in roles for column in self.given[role])
+        together = ColumnRoles({argument: tuple(columns)}, self.n_columns)
+        values, at, place = together.apart(C, argument, asked_by), {}, 0
+        for column in columns:
+            at[column] = slice(place, place + len(column.labels))
+            place += len(column.labels)
+        return np.hstack([values[:, at[c]] for role in roles for c in self.given[role]])
+
     # --- as plain data --------------------------------------------------------------------------
 
     def to_plain(self) -> dict:
         """Return names, numbers and lists that say the same."""
         given = {
-            role: [[c.place, c.name, list(c.levels)] for c in columns]
-            for role, columns in self.given.items()
+            role: [_plain(column) for column in columns] for role, columns in self.given.items()
         }
-        return {"n_columns": self.n_columns, "given": given}
+        plain = {"n_columns": self.n_columns, "given": given}
+        return plain | {"response": list(self.response)} if self.response else plain
 
     @classmethod
     def from_plain(cls, plain: Any) -> "ColumnRoles":
         """Return what `to_plain` has written; refuse anything else."""
         try:
             given = {
-                role: tuple(GivenColumn(p, n, tuple(levels)) for p, n, levels in columns)
+                role: tuple(GivenColumn(p, n, tuple(ls), *rest) for p, n, ls, *rest in columns)
                 for role, columns in plain["given"].items()
             }
-            roles, known = cls(given, plain["n_columns"]), plain.keys() == {"given", "n_columns"}
+            roles = cls(given, plain["n_columns"], tuple(plain.get("response", ())))
+            known = plain.keys() - {"response"} == {"given", "n_columns"}
             columns = [column for each in given.values() for column in each]
             fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
             fine = fine and all(c.place < roles.n_columns for c in columns)
+            fine = fine and all(is_whole(p, 0) and p < roles.n_columns for p in roles.response)
         except (TypeError, ValueError, KeyError, AttributeError):
             fine = False
         if not fine:
@@ -184,10 +226,16 @@ class ColumnRoles:
         return roles
 
 
+def _plain(column):
+    plain = [column.place, column.name, list(column.levels)]
+    return [*plain, True] if column.of_labels else plain
+
+
 def _is_column(column: GivenColumn) -> bool:
     texts = [column.name, *column.levels]
     fine = is_whole(column.place, 0) and all(type(text) is str for text in texts)
-    return fine and len(column.levels) != 1 and len(set(column.levels)) == len(column.levels)
+    fine = fine and type(column.of_labels) is bool and len(set(texts[1:])) == len(texts[1:])
+    return fine and (column.of_labels or len(column.levels) != 1)
 
 
 #: Every column is explained.
@@ -220,7 +268,9 @@ def are_columns(value: Any) -> bool:
     return fine and len(set(columns)) == len(columns)
 
 
-def find_columns(X: Any, named: Named, asked_by: str, alone: bool = True) -> ColumnRoles:
+def find_columns(
+    X: Any, named: Named, asked_by: str, alone: bool = True, together: tuple[str, ...] = ()
+) -> ColumnRoles:
     """Return the roles of the columns of a training table.
 
     Parameters
@@ -232,6 +282,8 @@ def find_columns(X: Any, named: Named, asked_by: str, alone: bool = True) -> Col
         Of the model, for errors.
     alone : bool
         Whether X is the whole table; else a part may well be constant, or lack a level.
+    together : tuple of str
+        Roles that one column may have together.
 
     Raises
     ------
@@ -244,18 +296,25 @@ def find_columns(X: Any, named: Named, asked_by: str, alone: bool = True) -> Col
         own = []
         for column in columns:
             place = _place(column, role, names, X.shape[1], asked_by)
-            if place in taken:
+            here = {taken.get(place), role}
+            if place in taken and not (len(here) == 2 and here <= {*together}):
                 raise ValueError(
                     f"{asked_by}: column {column!r} is in {taken[place]} and in {role}: a column "
                     "has one role."
                 )
             taken[place] = role
             name = f"x{place}" if names is None else str(names[place])
-            own.append(_read(safe_indexing(X, place, axis=1), place, name, asked_by, alone))
+            if role == RESPONSE:
+                own.append(GivenColumn(place, name))
+                continue
+            values = safe_indexing(X, place, axis=1)
+            read = _read_label_column if role == LABELS else _read
+            own.append(read(values, place, name, asked_by, alone and role != TRIALS))
         found[role] = tuple(own)
-    if len(taken) == X.shape[1]:
+    response = tuple(column.place for column in found.pop(RESPONSE, ()))
+    if len(taken) == X.shape[1] and not response:
         raise ValueError(f"{asked_by}: every column of X is given, and none is left to explain.")
-    return ColumnRoles(found, X.shape[1])
+    return ColumnRoles(found, X.shape[1], response)
 
 
 def as_table(X: Any) -> Any:
@@ -276,7 +335,7 @@ def _place(column, role, names, n_columns, asked_by):
                 "X as a data frame."
             )
         if column not in names:
-            raise ValueError(f"{said}: X has no column {column!r}; it has {_listed(names)}.")
+            raise ValueError(f"{said}: X has no column {column!r}; it has {listed(names)}.")
         return list(names).index(column)
     if not -n_columns <= column < n_columns:
         raise ValueError(f"{said}: X has no column {column}; it has {n_columns} of them.")
@@ -285,24 +344,30 @@ def _place(column, role, names, n_columns, asked_by):
 
 def _read(values, place, name, asked_by, alone):
     """Return how a column of the training table is read: as numbers, or by its levels."""
-    levels = _declared_levels(values)
-    if levels is None and _dtype_kind(values) not in _NUMBERS:
+    levels = declared_levels(values)
+    if levels is None and dtype_kind(values) not in NUMBERS:
         if not alone:
             raise TypeError(
                 f"{asked_by}: column {name!r} holds text, whose levels a part of the table does "
                 "not tell: make it a categorical column with all of its levels, or numbers."
             )
-        levels = tuple(sorted(set(_texts(values, name, asked_by))))
+        levels = tuple(sorted(set(read_texts(values, name, asked_by))))
     if levels is not None:
-        present = set(_texts(values, name, asked_by)) if alone else set(levels)
+        present = set(read_texts(values, name, asked_by)) if alone else set(levels)
         levels = tuple(level for level in levels if level in present)
         if len(levels) < 2:
             _refuse_constant(name, levels[0], asked_by)
         return GivenColumn(place, name, levels)
-    numbers = _numbers(values, f"column {name!r}", asked_by)
+    numbers = read_numbers(values, f"column {name!r}", asked_by)
     if alone and len(numbers) > 1 and numbers.min() == numbers.max():
         _refuse_constant(name, f"{numbers[0]:g}", asked_by)
     return GivenColumn(place, name)
+
+
+def _read_label_column(values, place, name, asked_by, alone):
+    """Return a column of labels with those of the training table, in order of their texts."""
+    texts = read_labels(values, name, asked_by)
+    return GivenColumn(place, name, tuple(np.unique(texts.astype(str)).tolist()), True)
 
 
 def _refuse_constant(name, value, asked_by):
@@ -310,73 +375,3 @@ def _refuse_constant(name, value, asked_by):
         f"{asked_by}: column {name!r} is constant ({value}), and tells nothing beside the mean: "
         "leave it out."
     )
-
-
-def _declared_levels(values):
-    """Return the levels of a column of a categorical dtype as text, in their order; else None."""
-    dtype = getattr(values, "dtype", None)
-    if str(dtype) == "category":
-        return tuple(map(str, values.cat.categories))
-    if str(dtype).startswith(("Categorical", "Enum")):
-        return tuple(map(str, values.cat.get_categories().to_list()))
-    return None
-
-
-def _dtype_kind(values) -> str:
-    """Return the kind of a column's numpy dtype; of objects, whether all are numbers."""
-    array = _dense(values)
-    if array.dtype.kind != "O":
-        return array.dtype.kind
-    missing = (type(None), float, int, bool, np.number, np.bool_)
-    return "f" if all(isinstance(each, missing) for each in array) else "O"
-
-
-def _dense(values) -> np.ndarray:
-    values = values.toarray() if scipy.sparse.issparse(values) else values
-    return np.asarray(values).reshape(-1)
-
-
-def _numbers(values, what, asked_by) -> np.ndarray:
-    """Return a column as finite floats."""
-    array = _dense(values)
-    if _dtype_kind(values) not in _NUMBERS:
-        raise TypeError(
-            f"{asked_by}: {what} is not numeric (dtype {array.dtype}): give numbers, or at the fit "
-            "text or categories."
-        )
-    numbers = array.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        raise ValueError(
-            f"{asked_by}: {what} has {len(bad)} cells that are missing or infinite (first at row "
-            f"{bad[0]}), but what is given must be known: fill them, or leave these rows out."
-        )
-    return numbers
-
-
-def _texts(values, name, asked_by) -> np.ndarray:
-    """Return a column of categories as text."""
-    array = _dense(values)
-    if array.dtype.kind in "mM":
-        raise TypeError(
-            f"{asked_by}: column {name!r} is not numeric ({array.dtype}): turn dates into numbers, "
-            "such as days since the first."
-        )
-    if array.dtype.kind != "O":
-        return array.astype(str).astype(object)
-    missing = [n for n, each in enumerate(array) if _is_missing(each)]
-    if missing:
-        raise ValueError(
-            f"{asked_by}: column {name!r} has {len(missing)} missing cells (first at row "
-            f"{missing[0]}), but what is given must be known: fill them, or leave these rows out."
-        )
-    return np.array([str(each) for each in array], dtype=object)
-
-
-def _is_missing(cell) -> bool:
-    return cell is None or cell != cell or str(cell) == "<NA>"
-
-
-def _listed(names) -> str:
-    some = [repr(str(name)) for name in list(names)[:_NAMED]]
-    return ", ".join(some) + (", ..." if len(names) > _NAMED else "")

@@ -100,6 +100,12 @@ class Coupling:
         """
         return None
 
+    # --- a user's table -------------------------------------------------------------------------
+
+    def table_pieces(self, n_rows: int, size: int) -> list[slice]:
+        """Cut a user's table into pieces of at most `size` rows that can be read one by one."""
+        return self.pieces(n_rows, size)
+
     # --- requirements ---------------------------------------------------------------------------
 
     def terms(self, value: Tensor, n_rows: int) -> Tensor:
@@ -151,6 +157,22 @@ class Independent(Coupling):
         if rows.n_total <= most:
             return everyone(rows)
         return rows.coreset(features, most)
+
+
+class Units(Independent):
+    """p(theta) prod_g p(z_g, x_g | theta): a unit g is a set of rows of a user's table.
+
+    What the engine calls a row is a unit here (`skavi._data.grouped_rows`).
+    """
+
+    def distinct(self, X):
+        return Coupling.distinct(self, X)
+
+    def merged(self, rows):
+        return rows
+
+    def table_pieces(self, n_rows, size):
+        return [slice(0, n_rows)]
 
 
 class Series(Coupling):
@@ -210,6 +232,12 @@ def everyone(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 INDEPENDENT, SERIES, CHAIN, JOINT = Independent(), Series(), Chain(), Joint()
+UNITS = Units()
+
+
+def of_kind(choices: dict[type[Coupling], Any], coupling: Coupling) -> Any:
+    """Return the choice for the nearest of a coupling's classes; None where there is none."""
+    return next((choices[kind] for kind in type(coupling).__mro__ if kind in choices), None)
 
 
 def draw_rows(n: int, size: int, generator: torch.Generator) -> Tensor:

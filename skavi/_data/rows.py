@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skavi._data.grouped_rows import GroupedRows
 from skavi._data.process_ranks import ALONE, RankGroup, joined
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.sums import add_up
@@ -132,7 +133,7 @@ class Rows:
 
 def take_rows(table, index: Tensor):
     """Return ``table[index]``, by torch's faster `index_select` where the table is dense."""
-    return table[index] if isinstance(table, SparseRows) else table.index_select(0, index)
+    return table.index_select(0, index) if isinstance(table, Tensor) else table[index]
 
 
 def windows(X: Tensor, context: tuple[int, int], padding: float = 0.0) -> Tensor:
@@ -199,7 +200,7 @@ def _puts_back(rows, index, X):
 
 
 def cells_a_row(X) -> int:
-    """Return how many numbers a row of X has: columns, or stored cells on average."""
-    if isinstance(X, SparseRows):
+    """Return how many numbers a row of X has: columns, or what is stored on average."""
+    if isinstance(X, SparseRows | GroupedRows):
         return 1 + X.numel() // max(len(X), 1)
     return X.shape[1]

@@ -10,11 +10,19 @@ import torch
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from skavi._data.column_roles import ALL_EXPLAINED, ColumnRoles, Named, as_table, find_columns
+from skavi._data.column_roles import (
+    ALL_EXPLAINED,
+    LABELS,
+    ColumnRoles,
+    Named,
+    as_table,
+    find_columns,
+)
+from skavi._data.grouped_rows import GroupedRows
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.aligned import aligned
-from skavi._platform.private_names import check_sample_weight
+from skavi._platform.private_names import check_sample_weight, safe_indexing
 from skavi._platform.user_warnings import warn
 
 
@@ -88,12 +96,23 @@ def validated_table(
     return _beside(X, given) if roles.places else X
 
 
-def roles_in(X, named: Named, asked_by: str, alone: bool) -> ColumnRoles:
+def roles_in(
+    X, named: Named, asked_by: str, alone: bool, together: tuple[str, ...] = ()
+) -> ColumnRoles:
     """Return the roles of the columns of a training table: see `find_columns`."""
     X = as_table(X) if named else X
     if not named or len(getattr(X, "shape", ())) != 2:  # no table: scikit-learn says so
         return ALL_EXPLAINED
-    return find_columns(X, named, asked_by, alone)
+    return find_columns(X, named, asked_by, alone, together)
+
+
+def labels_of(X, roles: ColumnRoles, units) -> np.ndarray | None:
+    """Return the label of each unit, as the user's table X has it; None: X names no groups."""
+    if LABELS not in roles.given:
+        return None
+    (column,) = roles.given[LABELS]
+    labels = np.asarray(safe_indexing(as_table(X), column.place, axis=1)).reshape(-1)
+    return labels[units.first.cpu().numpy()]
 
 
 def _beside(X, given):
@@ -119,8 +138,14 @@ def _require_ordinary_sizes(X) -> None:
     )
 
 
-def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
-    """Return the rows of a validated table on a device, with weights of one by default."""
+def rows_of(
+    X, sample_weight, device: torch.device, sparse: bool, roles: ColumnRoles = ALL_EXPLAINED
+) -> Rows:
+    """Return the rows of a validated table on a device, with weights of one by default.
+
+    Where a role names groups, the rows are `GroupedRows`: their weights count inside their units,
+    which have the weight 1, or 0 where nothing is left in them.
+    """
     if sparse:
         held: Any = SparseRows.from_scipy(X, device)
     else:
@@ -131,7 +156,12 @@ def rows_of(X, sample_weight, device: torch.device, sparse: bool) -> Rows:
         weights = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not (weights > 0).any():
             raise ValueError("sample_weight is zero for every row: nothing to fit.")
-    return Rows(held, torch.tensor(weights).to(device))
+    if LABELS not in roles.given:
+        return Rows(held, torch.tensor(weights).to(device))
+    codes = held[:, roles.slice(LABELS, held.shape[1])][:, 0]
+    units: Any = GroupedRows.by_code(held, torch.tensor(weights).to(held), codes)
+    seen = ~held[:, : held.shape[1] - roles.width].isnan().all(1) & (units.weights > 0)
+    return Rows(units, (units.over_units(seen.to(held.dtype)) > 0).double())
 
 
 def came_in_single(X, rows: Rows) -> bool:

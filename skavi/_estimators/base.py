@@ -182,6 +182,7 @@ class VariationalInference(
                     fits.append((solution, *_quick_elbo(solution)))
                     fit = best_of(plan, fits)
                 self.__dict__.update(self._results(fit, reporter))
+                self._remember_groups(fit.solution)
             self._kept_stage = fit.solution.stage  # for EarlyStopping
             try:
                 with reporter.outlasting_interrupts():
@@ -200,7 +201,8 @@ class VariationalInference(
     def _prepare(self, X, roles, sample_weight, reporter, shared, source):
         """Validate everything before work begins; return plan, rows, and start or None."""
         ranks = ranks_of(self, X, shared)
-        rows = rows_of(X, sample_weight, device_named(self.device), self._accepts_sparse())
+        sparse, device = self._accepts_sparse(), device_named(self.device)
+        rows = rows_of(X, sample_weight, device, sparse, roles)
         warn_of_shares(sample_weight)
         rows = replace(rows, ranks=ranks)
         reporter.journal = self._journal(X, sample_weight)

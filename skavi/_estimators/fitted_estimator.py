@@ -53,10 +53,11 @@ class FittedEstimator:
     def _training_table(self, X, shared):
         """Return X as validated rows, and which of its columns the model is given."""
         named, name = {}, type(self.model).__name__
+        together: tuple[str, ...] = ()
         if self.model is not None:
             self.model.check_roles()
-            named = self.model.named_columns()
-        roles = roles_in(X, named, name, alone=not shared)
+            named, together = self.model.named_columns(), self.model.roles_together
+        roles = roles_in(X, named, name, not shared, together)
         sparse, missing = self._accepts_sparse(), self._allows_missing()
         return validated_table(self, X, sparse, missing, True, roles, name), roles
 
@@ -85,8 +86,18 @@ class FittedEstimator:
         """Return the number of columns that the model explains."""
         return self.model_.columns_.n_explained(self.n_features_in_)
 
+    def _remember_groups(self, fitted) -> None:
+        """Tell the model the factors of its groups, where rows are grouped."""
+        problem = fitted.problem
+        if self.model_.unobserved(problem.rows.X) is not None:
+            with torch.no_grad():
+                raw = problem.raw(fitted.outcome.state)
+                raw = self._fitted_model.raw_of_training(problem.rows, raw)
+            self.model_.remember(raw, problem.rows.X)
+
     def _rows(self, X, sample_weight=None) -> Rows:
-        return rows_of(X, sample_weight, device_named(self.device), self.model_.accepts_sparse)
+        device, model = device_named(self.device), self.model_
+        return rows_of(X, sample_weight, device, model.accepts_sparse, model.columns_)
 
 
 def fitted_model(estimator: FittedEstimator) -> FittedModel:

@@ -1,11 +1,14 @@
 """Predictions of x from a fit: expected rows, missing cells, and new rows."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skavi._data.column_roles import as_table
+from skavi._data.column_roles import LABELS, as_table
+from skavi._data.grouped_rows import GroupedRows
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
@@ -132,19 +135,28 @@ class Generation(FittedEstimator):
     def _given_apart(self, covariates, n_rows):
         """Return what a model's predictions are given, as a tuple of at most one tensor."""
         model, name = self.model_, type(self.model_).__name__
-        if "covariates" not in model.columns_.given:
+        asked = [role for role in model.row_roles if role in model.columns_.given]
+        if not asked:
             if covariates is not None:
                 raise ValueError(f"covariates=...: {name} has none, so leave it at None.")
             return ()
         if covariates is None:
-            named = ", ".join(c.name for c in model.columns_.given["covariates"])
+            names = [c.name for role in asked for c in model.columns_.given[role]]
+            named = ", ".join(dict.fromkeys(names))
             raise ValueError(f"{name} predicts given covariates: pass covariates=... ({named}).")
-        given = aligned(model.columns_.apart(covariates, "covariates", name))
+        given = aligned(model.columns_.beside(covariates, asked, "covariates", name))
         if len(given) != n_rows:
             raise ValueError(f"covariates has {len(given)} rows, but there are {n_rows}.")
         return (given,)
 
-    def sample(self, n_samples=1, random_state=None, covariates=None):
+    def sample(
+        self,
+        n_samples=1,
+        random_state=None,
+        covariates=None,
+        groups=None,
+        group_covariates=None,
+    ):
         """Draw new rows from the fitted model: theta from q(theta), then z, then x.
 
         Parameters
@@ -156,19 +168,31 @@ class Generation(FittedEstimator):
         covariates : array-like of shape (n_samples, n_covariates), default=None
             For a model that names covariates: these columns alone, a row for each new row
             (n_samples may be left out then). An offset is 0.
+        groups : array-like of shape (n_samples,), default=None
+            For a `GroupedModel`: the label of each new row's group. All groups are new ones, that
+            of a label which the fit knew, too. None: each row is a group of its own.
+        group_covariates : array-like of shape (n_samples, n_group_covariates), default=None
+            For a model that names some: these columns alone, constant within each group.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            With the covariates in their places.
+            With the covariates, and the groups' labels, in their places.
         Z : ndarray of shape (n_samples, n_latents)
+            Of a `GroupedModel`: each row has its group's.
         """
         check_is_fitted(self)
         if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
-        if covariates is not None and n_samples == 1:
-            n_samples = len(covariates)
+        lengths = [len(each) for each in (covariates, groups) if each is not None]
+        n_samples = lengths[0] if lengths and n_samples == 1 else n_samples
         given = self._given_apart(covariates, n_samples)
+        tables = {
+            "covariates": covariates,
+            "group_covariates": group_covariates,
+            LABELS: groups,
+        }
+        units = self._units_apart(tables, given, n_samples)
         width = self._row_width + self.model_.count_latents(self._n_explained)
         request = f"{type(self).__name__}.sample(n_samples={n_samples})"
         require_memory(int(n_samples) * width, request, "draw fewer samples at a time")
@@ -178,24 +202,62 @@ class Generation(FittedEstimator):
         theta = space.constrain(torch.as_tensor(u[0]))
         seed = drawn_seed(state)
         with seeded(seed), defaults_of(torch.as_tensor(u)):
-            X, Z = self.model_.simulate(theta, int(n_samples), self._n_explained, *given)
-        own = self.model_.own_scale(theta, Z, *given).numpy()
-        return self._with_covariates(X.numpy(), covariates), own
+            X, Z = self.model_.simulate(theta, int(n_samples), self._n_explained, *given, **units)
+        own = Z.numpy() if units else self.model_.own_scale(theta, Z, *given).numpy()
+        if units and groups is None:
+            tables[LABELS] = np.arange(n_samples)
+        return self._with_given(X.numpy(), tables), own
 
-    def _with_covariates(self, explained, covariates):
+    def _units_apart(self, tables, given, n_rows):
+        """Return the groups of new rows, as the one keyword argument of a model's `simulate`."""
+        roles, name = self.model_.columns_, type(self.model_).__name__
+        for role in ("group_covariates", LABELS):
+            if tables[role] is not None and role not in roles.given:
+                raise ValueError(f"{role}=...: {name} has none, so leave it at None.")
+        if LABELS not in roles.given:
+            return {}
+        parts, beside = [torch.zeros(n_rows, self._n_explained, dtype=torch.float64)], 0
+        for role, width in roles.widths.items():
+            if role in self.model_.row_roles:
+                parts.append(given[0][:, beside : beside + width])
+                beside += width
+                continue
+            table = tables[role]
+            if role == LABELS:
+                table = np.arange(n_rows) if table is None else np.asarray(table)
+            if table is None:
+                named = ", ".join(c.name for c in roles.given[role])
+                raise ValueError(f"{name} samples given {role}=... ({named}).")
+            parts.append(aligned(roles.apart(table, role, name)))
+        wrong = [len(part) for part in parts if len(part) != n_rows]
+        if wrong:
+            raise ValueError(f"groups and group_covariates have {wrong} rows, but need {n_rows}.")
+        rows = torch.cat(parts, 1)
+        codes = rows[:, roles.slice(LABELS, rows.shape[1])][:, 0]
+        units: Any = GroupedRows.by_code(rows, rows.new_ones(n_rows), codes)
+        self.model_.check_data(units)
+        return {"units": units}
+
+    def _with_given(self, explained, tables):
         """Return new rows as a fit takes them; an offset is 0."""
         roles = self.model_.columns_
         if not roles.places:
             return explained
-        columns, whole = roles.given.get("covariates", ()), self._whole(explained)
-        if not columns:
-            return whole
-        names, table = feature_names(covariates), np.asarray(as_table(covariates))
-        table = table.reshape(len(explained), -1)
-        whole = whole if table.dtype.kind in "biuf" else whole.astype(object)
-        for i, column in enumerate(columns):
-            at = i if names is None else list(names).index(column.name)
-            whole[:, column.place] = table[:, at]
+        whole = self._whole(explained)
+        asked = [role for role in self.model_.row_roles if role in roles.given]
+        columns = {role: roles.given.get(role, ()) for role in tables}
+        columns["covariates"] = tuple(
+            dict.fromkeys(column for role in asked for column in roles.given[role])
+        )
+        for role, table in tables.items():
+            if not columns[role] or table is None:
+                continue
+            names, table = feature_names(table), np.asarray(as_table(table))
+            table = table.reshape(len(explained), -1)
+            whole = whole if table.dtype.kind in "biuf" else whole.astype(object)
+            for i, column in enumerate(columns[role]):
+                at = i if names is None else list(names).index(column.name)
+                whole[:, column.place] = table[:, at]
         return whole
 
     def _theta_draws(self, n_draws):

@@ -8,6 +8,8 @@ from sklearn.base import TransformerMixin
 from sklearn.utils.metaestimators import available_if
 
 from skavi._data.blockwise import COPIED_ROWS
+from skavi._data.grouped_rows import at_rows, shared_by_rows
+from skavi._data.validated_tables import labels_of
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
@@ -67,9 +69,12 @@ class RowInference(FittedEstimator, TransformerMixin):
         return self._call_in_pieces(X, self._transform_rows)
 
     def _transform_rows(self, fit, X):
-        mean, sd = fit.at(self._rows(X)).own_moments()
+        here = fit.at(self._rows(X))
+        mean, sd = here.own_moments()
         columns = [mean, sd] if self.output == "mean_sd" else [mean]
-        return torch.cat(columns, -1).cpu().numpy().astype(X.dtype, copy=False)
+        return (
+            at_rows(here.rows.X, torch.cat(columns, -1)).cpu().numpy().astype(X.dtype, copy=False)
+        )
 
     @available_if(_has_states)
     @guarded
@@ -94,7 +99,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         """Call a method on pieces of X, so that memory beside X is bounded; join the results."""
         X, fit = self._validate(X), self._fitted_model
         n = X.shape[0]
-        pieces = fit.model.coupling.pieces(n, COPIED_ROWS)
+        pieces = fit.model.coupling.table_pieces(n, COPIED_ROWS)
         if len(pieces) == 1:
             return method(fit, X)
         results = None
@@ -122,22 +127,24 @@ class RowInference(FittedEstimator, TransformerMixin):
             On the model's own scale, if it has one: `OwnScalePosterior`; of latents with bounds:
             `BijectedPosterior`; of those that take finitely many values: `StatePosterior`.
         """
-        index = X.index if hasattr(X, "iloc") else None
+        index, table = X.index if hasattr(X, "iloc") else None, X
         X = self._validate(X)
         require_memory_of_rows(self, X, covariances=True)
         here = self._fitted_model.at(self._rows(X))
+        groups = labels_of(table, self.model_.columns_, here.rows.X)
+        index = index if groups is None else groups
         factors = here.factors()
         if here.objective.has_states:  # probabilities of states
             atoms = factors.atoms.cpu().numpy().copy()
             names = tuple(map(str, self.get_feature_names_out()[: len(atoms)]))
             mean, linked = factors.mean.cpu().numpy().copy(), isinstance(factors, ChainedStates)
             moves = factors.log_conditionals.exp().cpu().numpy().copy() if linked else None
-            return StatePosterior(mean, atoms, index, names, conditionals=moves)
+            return StatePosterior(mean, atoms, index, names, conditionals=moves, groups=groups)
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
         link = factors.link.cpu().numpy().copy() if isinstance(factors, ChainFactors) else None
-        latents = LatentPosterior(mean, sd, scale, index, names, link=link)
+        latents = LatentPosterior(mean, sd, scale, index, names, link=link, groups=groups)
         if (bijection := here.latent_bijection()) is not None:
             mean, sd = (t.cpu().numpy().copy() for t in here.own_moments())
             return BijectedPosterior.through(bijection, latents, mean, sd)
@@ -269,12 +276,12 @@ class RowInference(FittedEstimator, TransformerMixin):
         X = self._validate(X)
         what, name = f"n_draws={n_draws} needs rows that are", type(self.model_).__name__
         self.model_.coupling.require_separable(what, name, "leave n_draws at None")
-        here = self._fitted_model.at(self._rows(X))
+        here = self._fitted_model.at(self._rows(X), recall=False)
         with torch.no_grad():
             terms = importance_bound(
                 here.objective, here.raw, here.raw_globals, here.rows, int(n_draws)
             )
-        return terms.cpu().numpy()
+        return shared_by_rows(here.rows.X, terms).cpu().numpy()
 
     def score(self, X, y=None):
         """Return the mean held-out ELBO a row, in nats; higher is better.
@@ -296,6 +303,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return self._call_in_pieces(X, self._terms_of)
 
     def _terms_of(self, fit, X):
-        terms = fit.at(self._rows(X)).terms()
+        here = fit.at(self._rows(X), recall=False)
+        terms = shared_by_rows(here.rows.X, here.terms())
         require_finite(terms, "ELBO")
         return terms.cpu().numpy()

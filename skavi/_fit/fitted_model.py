@@ -83,10 +83,25 @@ class FittedModel:
 
     # --- given rows -----------------------------------------------------------------------------
 
-    def at(self, rows: Rows) -> "Position":
-        """Return the fit's position on rows: their factors, with q(theta) given."""
+    def at(self, rows: Rows, recall: bool = True) -> "Position":
+        """Return the fit's position on rows: their factors, with q(theta) given.
+
+        `recall`: a group without a response in these rows has the factor that the fit gave it.
+        """
         self.model.check_data(rows.X)
-        return Position(self, rows, self.raw_locals(rows), self.raw_globals_like(rows.weights))
+        raw = self.raw_locals(rows)
+        raw = self.model.recalled(raw, rows.X) if recall else raw
+        return Position(self, rows, raw, self.raw_globals_like(rows.weights))
+
+    def raw_of_training(self, rows: Rows, raw: Tensor) -> Tensor:
+        """Return the raw factors of the fit's rows; those of groups without a response are solved.
+
+        Such groups do not count in a fit, which leaves them where they were.
+        """
+        unobserved, raw = self.model.unobserved(rows.X), raw.detach().clone()
+        if unobserved is not None and bool(unobserved.any()):
+            raw[unobserved] = self._solve(rows[unobserved])
+        return raw
 
     def state(self, rows: Rows) -> State:
         """Return the state from which a fit of further rows continues."""
@@ -154,6 +169,11 @@ class FittedModel:
             raw = evaluate_blockwise(
                 lambda part: function.evaluate(shared, function.features(part)), inputs
             )
+        unobserved = self.model.unobserved(rows.X)
+        if unobserved is not None:
+            if bool(unobserved.any()):
+                raw[unobserved] = self._solve(rows[unobserved])
+            return raw
         if self.model.allows_missing and Cells.of(rows.X).observed is not None:
             unreadable = function.unreadable(windows_of(self.model, function, rows.X))
             if bool(unreadable.any()):

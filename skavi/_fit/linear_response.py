@@ -97,7 +97,8 @@ def respond(problem, raw: Tensor, raw_globals: Tensor) -> Response:
         If the ELBO is not at a maximum in all parameters.
     """
     problem = replace(problem, frozen_globals=False)
-    return _BY_COUPLING[type(_coupling(problem.objective))](problem, raw, raw_globals)
+    how = coupling.of_kind(_BY_COUPLING, _coupling(problem.objective))
+    return how(problem, raw, raw_globals)
 
 
 def _coupling(objective):
@@ -111,7 +112,7 @@ def require_feasible(objective, weights: Tensor) -> None:
     if not how.separable and not bool((weights == 1).all()):
         raise NoResponseError(f"{name} couples its rows: sample_weight must be one.")
     unknowns = objective.global_family.n_parameters(objective.space.size)
-    if _BY_COUPLING[type(how)] is _from_dense:
+    if coupling.of_kind(_BY_COUPLING, how) is _from_dense:
         unknowns += len(weights) * objective.n_outputs
     if unknowns > _MOST_UNKNOWNS:
         raise NoResponseError(

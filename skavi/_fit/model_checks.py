@@ -36,6 +36,8 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"family={family}: q(z_n) needs a spread, or its entropy is no number; a point is for "
             "global_family."
         )
+    if not bool((rows.weights > 0).any()):
+        raise ValueError("X: no response is observed in any row, so there is nothing to fit.")
     _check_links(model, family, global_family)
     n_latents = _count_latents(model, model.n_explained(rows.X))
     model = fixed_modules(model, rows.weights)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from skavi._curvature import gradient_of
 from skavi._data.blockwise import EVALUATED_NUMBERS
+from skavi._data.grouped_rows import GroupedRows
 from skavi._data.rows import Rows
 from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.defaults import default_noise, default_solver
@@ -184,6 +185,8 @@ def _scale_of_data(objective, rows, centre, spread):
     Real globals lie like cells of X, and the logs of positive ones near the log of its sd.
     """
     X, space = rows.X, objective.space
+    if isinstance(X, GroupedRows):
+        X = objective.model.explained(X)
     values = X[torch.isfinite(X)] if isinstance(X, Tensor) else rows.weights
     mean, sd = values.mean(), values.std(correction=0).clamp_min(1e-8)
     centre, spread = centre.clone(), spread.clone()

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from skavi import models
+from skavi._data.coupling import Units
+from skavi._data.grouped_rows import GroupedRows
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.random_state import drawn_seed, private_state
+from skavi.closability._groups import order_dependence
 from skavi.closability._probe import TOLERANCE, Probe, probe
 from skavi.models import LatentVariableModel
 
@@ -172,7 +175,7 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         raise TypeError(f"model must be a LatentVariableModel, got {got}.")
     model.check()
     model.check_roles()
-    if isinstance(X, Tensor):  # rows as a fit has them
+    if isinstance(X, Tensor | GroupedRows):  # rows as a fit has them
         n_columns = model.n_explained(X)
     else:
         n_given = sum(map(len, model.named_columns().values()))
@@ -182,6 +185,8 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         return _without_latents()
     seed = drawn_seed(private_state(random_state))
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(model.coupling, Units):
+        return _of_groups(*order_dependence(model, X, n_features, generator))
     long = probe(model, X, n_features, generator)
     verdict = _measured(long.first(_N_SHORT))
     coupled = verdict.evidence.latent_coupling > TOLERANCE
@@ -224,6 +229,32 @@ def _without_latents() -> GapVerdict:
         "factorized VI are the same fit."
     )
     return GapVerdict(True, (0, 0), reason, GapEvidence(0.0, np.zeros((0, 0)), 0.0, TOLERANCE))
+
+
+def _of_groups(within: float, apart: float) -> GapVerdict:
+    """Return the verdict for groups, whose functions read the set of a group's rows."""
+    evidence = GapEvidence(0.0, np.zeros((0, 0)), max(within, apart), TOLERANCE)
+    if within > TOLERANCE:
+        reason = (
+            "The score of a group's latents moves when its rows change places (relative effect "
+            f"{within:.1e}): its best factor depends on their order, which a function of the set "
+            "of the group's rows does not see."
+        )
+        return GapVerdict(False, None, reason, evidence)
+    if apart > TOLERANCE:
+        reason = (
+            "The score of a group's latents moves when whole groups change places (relative "
+            f"effect {apart:.1e}): groups that look alike have different best factors, so one "
+            "shared function cannot give both."
+        )
+        return GapVerdict(False, None, reason, evidence)
+    reason = (
+        "Given the globals, the score of a group's latents depends on the set of the group's rows "
+        "alone, in any order, by the same function for every group: structurally, a rich enough "
+        "function of that set closes the gap (whether a given one is rich enough, "
+        "amortization_gap measures)."
+    )
+    return GapVerdict(True, (0, 0), reason, evidence)
 
 
 def _verdict(evidence: GapEvidence) -> GapVerdict:

@@ -6,6 +6,7 @@ from skavi.closability import AmortizationWarning, GapEvidence, GapVerdict, can_
 from skavi.diagnostics.gap import AmortizationGap, amortization_gap
 from skavi.diagnostics.gap_parts import InferenceGap, inference_gap
 from skavi.diagnostics.khat import PSISKHat, psis_khat
+from skavi.diagnostics.known_groups import score_known_groups
 from skavi.diagnostics.response import LinearResponse, linear_response
 from skavi.diagnostics.reweighting import (
     ImportanceWeightsWarning,
@@ -36,4 +37,5 @@ __all__ = [
     "linear_response",
     "psis_khat",
     "reweighted",
+    "score_known_groups",
 ]

@@ -5,8 +5,10 @@ from skavi.models._conditional import ConditionalModel
 from skavi.models._decoder import BayesianDecoder
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._gaussian_process import GaussianProcess
+from skavi.models._grouped import GroupedModel
 from skavi.models._hidden_markov import HiddenMarkovModel
 from skavi.models._local_level import LocalLevel
+from skavi.models._mixed_effects import MixedEffects
 from skavi.models._mixture import MixtureModel
 from skavi.models._one_column import LinearModel, NonlinearModel
 from skavi.models._random_effects import RandomEffects
@@ -25,12 +27,14 @@ __all__ = [
     "CouplingBiasWarning",
     "FactorAnalysis",
     "GaussianProcess",
+    "GroupedModel",
     "HiddenMarkovModel",
     "HierarchicalModel",
     "LatentVariableModel",
     "LinearModel",
     "LocalLevel",
     "MarkovModel",
+    "MixedEffects",
     "MixtureModel",
     "NonlinearModel",
     "PriorConflictWarning",

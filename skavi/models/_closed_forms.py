@@ -21,6 +21,10 @@ class ClosedForms:
     #: Whether `swept` moves rows and globals together by second-order steps.
     second_order_sweeps: bool = False
 
+    def own_family(self) -> Family | None:
+        """Return the family of local factors that suits the model; None: the usual one."""
+        return None
+
     # --- expectations ---------------------------------------------------------------------------
 
     def has_closed_form(self, family: Family, global_family: Family) -> bool:

@@ -60,7 +60,7 @@ class ConditionalModel(HierarchicalModel):
     array([[1.]])
     """
 
-    roles = ("covariates",)
+    roles: tuple[str, ...] = ("covariates",)
     covariates = None
 
     @left_open

@@ -13,6 +13,10 @@ class GivenColumns:
 
     #: Arguments that name columns of X which the model is given.
     roles: tuple[str, ...] = ()
+    #: Those among them that one column may have together.
+    roles_together: tuple[str, ...] = ()
+    #: Those whose columns predictions are given, row by row.
+    row_roles: tuple[str, ...] = ("covariates",)
     #: Where the given columns of the training table were; a fit sets it.
     columns_: ColumnRoles = ALL_EXPLAINED
 
@@ -45,6 +49,23 @@ class GivenColumns:
         Columns of categories are encoded: 0 and 1 for each level but the first.
         """
         return X[:, self.columns_.slice(role, X.shape[1])]
+
+    def by_row(self, z: Tensor, X: Any) -> tuple[Tensor, Any]:
+        """Return latents and X row by row: those of a group at each of its rows."""
+        return z, X
+
+    # --- groups that a fit has seen -------------------------------------------------------------
+
+    def remember(self, raw: Tensor, X: Any) -> None:
+        """Keep the raw factors of the fit's groups, on the fitted model."""
+
+    def recalled(self, raw: Tensor, X: Any) -> Tensor:
+        """Return raw factors, those of known groups without a response here as the fit had them."""
+        return raw
+
+    def unobserved(self, X: Any) -> Tensor | None:
+        """Say which groups have no response in X; None: rows are no groups."""
+        return None
 
     def with_given(self, explained: Tensor, X: Tensor) -> Tensor:
         """Return rows of new explained columns, with the given columns of X."""

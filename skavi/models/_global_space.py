@@ -40,6 +40,7 @@ from skavi.distributions import (
     unvalidated,
 )
 from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._correlation import LKJ
 from skavi.models._covariance_prior import (
     PriorOfCovariance,
     RegressionTransform,
@@ -108,6 +109,8 @@ def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
         return partial(_expected_log_dirichlet, base.concentration.to(like))
     if isinstance(base, PriorOfCovariance):
         return base.expected_log_density
+    if isinstance(base, LKJ):
+        return base.expected_log_prob
     return known_expectation(prior, like)
 
 

@@ -160,7 +160,7 @@ class Objective:
 
     def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell given theta, at a draw of the latents."""
-        return self.model.cell_moments(theta, factors.draw(noise), X)
+        return self.model.cell_moments(theta, *self.model.by_row(factors.draw(noise), X))
 
     def forecast(self, raw: Tensor, q_theta, n_steps: int) -> tuple[Tensor, Tensor]:
         """Return means and variances, (n_steps, n_features), of the rows that follow a series."""

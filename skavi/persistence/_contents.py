@@ -18,7 +18,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skavi._component import Component
-from skavi._data.column_roles import ColumnRoles
+from skavi._data.column_roles import RESPONSE, ColumnRoles
 from skavi._estimators.base import VariationalInference
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
@@ -205,6 +205,8 @@ def _widths(fitted):
     if not isinstance(roles, ColumnRoles) or roles.n_columns not in (0, n_features):
         raise ValueError(f"columns_ are not those of a table of {n_features} columns")
     counted = {role: len(columns) for role, columns in roles.given.items() if columns}
+    if roles.response:
+        counted[RESPONSE] = len(roles.response)
     if counted != {role: len(columns) for role, columns in model.named_columns().items()}:
         raise ValueError(f"columns_ are not those that {type(model).__name__} names")
     return roles.row_width(n_features), roles.n_explained(n_features)

@@ -162,7 +162,9 @@ def _groups(fitted, draws):
     columns: dict[tuple[str, str], list[np.ndarray]] = {}
     for draw in draws:
         known = {("posterior", name): value for name, value in draw.theta.items()}
-        known[("posterior", "z")] = model.own_scale(draw.theta, draw.z, *model.own_given(X))
+        own = model.own_scale(draw.theta, draw.z, *model.own_given(X))
+        known[("posterior", "z")], _ = model.by_row(own, X)
+        by_row = model.by_row(draw.z, X)
         known[("sample_stats", "lp")] = draw.log_joint
         known[("sample_stats", "log_q")] = draw.log_q
         for group, method in (
@@ -173,7 +175,7 @@ def _groups(fitted, draws):
             ),
         ):
             with suppress(NotImplementedError):
-                known[(group, "x")] = method(draw.theta, draw.z, X)
+                known[(group, "x")] = method(draw.theta, *by_row)
         for place, value in known.items():
             columns.setdefault(place, []).append(value.numpy())
     groups: dict[str, dict[str, np.ndarray]] = {}

@@ -37,6 +37,9 @@ class LatentPosterior:
         independent.
     index : array-like of shape (n_rows,) or None
         Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
+    groups : ndarray of shape (n_rows,) or None
+        Labels of the groups whose factors these are, in order of first appearance in X; None:
+        every row has a factor of its own.
     names : tuple of str or None
         Names of the latents, as `get_feature_names_out` has them. None: "latent0", ...
 
@@ -58,6 +61,7 @@ class LatentPosterior:
     index: object = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
     link: np.ndarray | None = field(default=None, repr=False, kw_only=True)
+    groups: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     def sample(self, n_draws, random_state=None):
         """Draw latents, of all rows together where factors know their neighbours.

@@ -70,6 +70,7 @@ class OwnScalePosterior(LatentPosterior):
             latents.index,
             latents.names,
             latents=latents,
+            groups=latents.groups,
             globals_=globals_,
             own_scale=own_scale,
             given=given,

@@ -19,7 +19,7 @@ _BLOCK = 8
 _N_DRAWS = 256
 
 
-def _draws(objective: Objective, raw_globals: Tensor, n_draws: int):
+def draws_of(objective: Objective, raw_globals: Tensor, n_draws: int):
     """Yield pairs of theta, drawn from q(theta), and noise of z: fixed, and shared by all rows."""
     factor, k = objective.global_factor(raw_globals), objective.n_latents
     size = objective.space.size if objective.global_family.random else 0
@@ -37,7 +37,7 @@ def cell_moments(objective: Objective, raw: Tensor, raw_globals: Tensor, X: Tens
     factors = objective.local_factors(raw)
     like = objective.model.explained(X)
     mean, spread, within = (torch.zeros_like(like) for _ in range(3))
-    for i, (theta, noise) in enumerate(_draws(objective, raw_globals, _N_DRAWS), 1):
+    for i, (theta, noise) in enumerate(draws_of(objective, raw_globals, _N_DRAWS), 1):
         with defaults_of(X):
             centre, variance = objective.cell_moments(theta, factors, noise, X)
         change = centre - mean
@@ -58,7 +58,7 @@ def importance_bound(
     # block, and no row's result may depend on the number of rows.
     whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
     factors, X, total = objective.local_factors(raw[whole]), rows[whole].X, None
-    for theta, noise in _draws(objective, raw_globals, n_draws):
+    for theta, noise in draws_of(objective, raw_globals, n_draws):
         log_weight = objective.log_weights(theta, factors, noise, X)
         total = log_weight if total is None else torch.logaddexp(total, log_weight)
     assert total is not None

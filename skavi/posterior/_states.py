@@ -27,6 +27,8 @@ class StatePosterior:
         The value of the latents in each state.
     index : array-like of shape (n_rows,) or None
         Labels of the rows: the index of X where it was a pandas frame. None: 0, 1, ...
+    groups : ndarray of shape (n_rows,) or None
+        Labels of the groups whose factors these are; None: every row has a factor of its own.
     names : tuple of str
         Names of the states, as `get_feature_names_out` has them.
     conditionals : ndarray of shape (n_rows, n_states, n_states) or None
@@ -47,6 +49,7 @@ class StatePosterior:
     index: object = field(default=None, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
     conditionals: np.ndarray | None = field(default=None, repr=False, kw_only=True)
+    groups: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def mean(self):

@@ -127,7 +127,7 @@ _SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
 def system_of(function, coupling: Coupling) -> Any:
     """Return the class of Newton systems for a function, or None if there is none."""
     kind = next(kind for kind in type(function).__mro__ if kind in _SYSTEMS)
-    return _SYSTEMS[kind].get(type(coupling))
+    return kinds.of_kind(_SYSTEMS[kind], coupling)
 
 
 @dataclass(frozen=True, kw_only=True)

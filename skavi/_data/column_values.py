@@ -1,0 +1,105 @@
+"""One column of a user's table, as numbers, as text or as labels."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+#: Kinds of numpy's that are numbers.
+NUMBERS = "biuf"
+#: Names that an error lists, at most.
+_NAMED = 8
+
+
+def declared_levels(values):
+    """Return the levels of a column of a categorical dtype as text, in their order; else None."""
+    dtype = getattr(values, "dtype", None)
+    if str(dtype) == "category":
+        return tuple(map(str, values.cat.categories))
+    if str(dtype).startswith(("Categorical", "Enum")):
+        return tuple(map(str, values.cat.get_categories().to_list()))
+    return None
+
+
+def dtype_kind(values) -> str:
+    """Return the kind of a column's numpy dtype; of objects, whether all are numbers."""
+    array = _dense(values)
+    if array.dtype.kind != "O":
+        return array.dtype.kind
+    missing = (type(None), float, int, bool, np.number, np.bool_)
+    return "f" if all(isinstance(each, missing) for each in array) else "O"
+
+
+def _dense(values) -> np.ndarray:
+    values = values.toarray() if scipy.sparse.issparse(values) else values
+    return np.asarray(values).reshape(-1)
+
+
+def read_numbers(values, what, asked_by) -> np.ndarray:
+    """Return a column as finite floats."""
+    array = _dense(values)
+    if dtype_kind(values) not in NUMBERS:
+        raise TypeError(
+            f"{asked_by}: {what} is not numeric (dtype {array.dtype}): give numbers, or at the fit "
+            "text or categories."
+        )
+    numbers = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise ValueError(
+            f"{asked_by}: {what} has {len(bad)} cells that are missing or infinite (first at row "
+            f"{bad[0]}), but what is given must be known: fill them, or leave these rows out."
+        )
+    return numbers
+
+
+def read_texts(values, name, asked_by) -> np.ndarray:
+    """Return a column of categories as text."""
+    array = _dense(values)
+    if array.dtype.kind in "mM":
+        raise TypeError(
+            f"{asked_by}: column {name!r} is not numeric ({array.dtype}): turn dates into numbers, "
+            "such as days since the first."
+        )
+    if array.dtype.kind != "O":
+        return array.astype(str).astype(object)
+    missing = [n for n, each in enumerate(array) if _is_missing(each)]
+    if missing:
+        raise ValueError(
+            f"{asked_by}: column {name!r} has {len(missing)} missing cells (first at row "
+            f"{missing[0]}), but what is given must be known: fill them, or leave these rows out."
+        )
+    return np.array([str(each) for each in array], dtype=object)
+
+
+def _is_missing(cell) -> bool:
+    return cell is None or cell != cell or str(cell) == "<NA>"
+
+
+def listed(names) -> str:
+    some = [repr(str(name)) for name in list(names)[:_NAMED]]
+    return ", ".join(some) + (", ..." if len(names) > _NAMED else "")
+
+
+def read_labels(values: Any, name: str, asked_by: str) -> np.ndarray:
+    """Return a column of labels of any kind as text; a whole number is the same as a float."""
+    array = _dense(values)
+    if array.dtype.kind == "O" and dtype_kind(values) == "f":
+        array = np.array([np.nan if _is_missing(each) else each for each in array], dtype=float)
+    if array.dtype.kind == "f":
+        _require_labels(~np.isfinite(array), name, asked_by)
+        whole = array == np.round(array)
+        return array.astype(np.int64).astype(str) if whole.all() else array.astype(str)
+    if array.dtype.kind != "O":
+        return array.astype(str)
+    _require_labels(np.array([_is_missing(each) for each in array]), name, asked_by)
+    return np.array([str(each) for each in array])
+
+
+def _require_labels(missing, name, asked_by):
+    if missing.any():
+        raise ValueError(
+            f"{asked_by}: column {name!r} has {missing.sum()} missing labels (first at row "
+            f"{missing.argmax()}), but every row belongs to a group: name theirs, or leave these "
+            "rows out."
+        )

@@ -1,0 +1,146 @@
+"""Expectations of a mixed model under independent normal q(theta): moments of what it multiplies.
+
+A group's latent u_k is b_k itself where it is centred, b_k / sd_k where it is not. Under q the
+coefficients beta and G are normal, sds are log normal, and u is normal, all independent; only a
+correlation matrix takes quadrature. Normal responses need sums over a group's rows, once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skavi._numerics.aligned import aligned
+from skavi._numerics.quadrature import hermite_rule, sobol_normal
+from skavi.families import LOG_2PI
+from skavi.models._correlation import CorrelationTransform
+
+#: Gauss-Hermite nodes for one correlation: E C^-1 to 1e-9 where atanh(correlation) has sd 0.5.
+_N_CORRELATION_NODES = 24
+#: Sobol points for more than one.
+_N_CORRELATION_DRAWS = 512
+
+
+@dataclass(frozen=True)
+class GlobalMoments:
+    """Moments of the globals under q(theta), and which effects are centred.
+
+    Attributes
+    ----------
+    centred : Tensor of shape (n_effects,)
+        1 where a latent is the effect itself, 0 where it is in units of its sd.
+    fixed, fixed_variance : Tensor of shape (n_fixed,)
+    of_group, of_group_variance : Tensor of shape (n_effects, n_group_covariates)
+    absorbed : Tensor of shape (n_effects, n_fixed)
+        1 where a centred effect has a fixed effect for its mean.
+    log_sd, log_sd_variance : Tensor of shape (n_effects,)
+    precision : Tensor of shape (n_effects, n_effects)
+        E C^-1 of the correlation matrix.
+    log_det : Tensor
+        E log det C.
+    """
+
+    centred: Tensor
+    fixed: Tensor
+    fixed_variance: Tensor
+    of_group: Tensor
+    of_group_variance: Tensor
+    absorbed: Tensor
+    log_sd: Tensor
+    log_sd_variance: Tensor
+    precision: Tensor
+    log_det: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """1 for the fixed effects that are not the mean of a centred effect."""
+        return 1 - self.absorbed.sum(0)
+
+    def power(self, sign: int, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E s and E s s' of s = sd^sign for the effects `which`, of 1 for all others."""
+        mean, variance = which * self.log_sd, which * self.log_sd_variance
+        first = (sign * mean + 0.5 * variance).exp()
+        second = first.unsqueeze(-1) * first
+        return first, second * torch.diag(variance).exp()
+
+    def prior_mean(self, H: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the latents' prior means, (n_groups, n_effects)."""
+        mean = self.absorbed @ self.fixed + self.centred * (H @ self.of_group.mT)
+        variance = self.absorbed @ self.fixed_variance
+        return mean, variance + self.centred * (H**2 @ self.of_group_variance.mT)
+
+    def expected_log_prior(self, u, S, H) -> Tensor:
+        """E_q log p(z_g | theta), shape (n_groups,)."""
+        mean, variance = self.prior_mean(H)
+        _, inverse = self.power(-1, self.centred)
+        away = u - mean
+        second = away.unsqueeze(-1) * away.unsqueeze(-2) + S + torch.diag_embed(variance)
+        quadratic = (self.precision * inverse * second).sum((-2, -1))
+        logs = self.log_det + 2 * (self.centred * self.log_sd).sum()
+        return -0.5 * (len(self.centred) * LOG_2PI + logs + quadratic)
+
+    def shift(self, H) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of what group covariates add beside effects not centred."""
+        rest = 1 - self.centred
+        return rest * (H @ self.of_group.mT), rest * (H**2 @ self.of_group_variance.mT)
+
+    def expected_squares(self, gram: Tensor, u, S, H) -> Tensor:
+        """E sum w (y - eta)^2 of each group, from sums of products of its columns (F, R, y)."""
+        first, second = self.power(1, 1 - self.centred)
+        shift, spread = self.shift(H)
+        of_rows = first * u
+        m = torch.cat([(self.free * self.fixed).expand(len(u), -1), of_rows + shift], 1)
+        n = len(self.fixed)
+        covariance = second * (u.unsqueeze(-1) * u.unsqueeze(-2) + S)
+        covariance = covariance - of_rows.unsqueeze(-1) * of_rows.unsqueeze(-2)
+        covariance = covariance + torch.diag_embed(spread)
+        A = gram[:, :-1, :-1]
+        squares = gram[:, -1, -1] - 2 * (gram[:, :-1, -1] * m).sum(1)
+        squares = squares + (m.unsqueeze(-2) @ A @ m.unsqueeze(-1))[:, 0, 0]
+        of_fixed = A.diagonal(dim1=1, dim2=2)[:, :n] @ (self.free * self.fixed_variance)
+        return squares + of_fixed + (A[:, n:, n:] * covariance).sum((-2, -1))
+
+    def predictor(self, F, R, unit, u, S, H, sds) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of each row's eta, given the sds, which are (n_nodes, k)."""
+        t = torch.where(self.centred > 0, torch.ones_like(sds), sds)
+        shift, spread = (part[unit] for part in self.shift(H))
+        common = F @ (self.free * self.fixed) + (R * shift).sum(1)
+        mean = common + t @ (R * u[unit]).mT
+        scaled = t.unsqueeze(1) * R
+        variance = torch.einsum("anj,njk,ank->an", scaled, S[unit], scaled)
+        variance = variance + F**2 @ (self.free * self.fixed_variance) + (R**2 * spread).sum(1)
+        return mean, variance
+
+    def effects(self, u, variance, H) -> tuple[Tensor, Tensor]:
+        """Return means and variances of the effects z_g, (n_groups, n_effects)."""
+        first, second = self.power(1, 1 - self.centred)
+        shift, spread = self.shift(H)
+        mean = first * u + shift - self.absorbed @ self.fixed
+        square = second.diagonal() * (u**2 + variance) - (first * u) ** 2
+        return mean, square + spread + self.absorbed @ self.fixed_variance
+
+
+def correlation_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E C^-1 and E log det C of a correlation matrix, for normal numbers below it."""
+    m, bijection = len(mean), CorrelationTransform()
+    if m == 1:
+        nodes, weights = (aligned(part).to(mean) for part in hermite_rule(_N_CORRELATION_NODES))
+        nodes = nodes.unsqueeze(-1)
+    else:
+        nodes = aligned(sobol_normal(_N_CORRELATION_DRAWS, m, 0)).to(mean)
+        weights = nodes.new_full((len(nodes),), 1 / len(nodes))
+    lower = bijection.cholesky(mean + sd * nodes)
+    identity = torch.eye(lower.shape[-1]).to(mean).expand_as(lower)
+    root = torch.linalg.solve_triangular(lower, identity, upper=False)
+    log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.tensordot(weights, root.mT @ root, 1), weights @ log_det
+
+
+def product_rule(means: Tensor, sds: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
+    """Return nodes (n, d) of a product rule for independent normals, and their weights."""
+    if not len(means):
+        return means.new_zeros(1, 0), means.new_ones(1)
+    one, weight = (aligned(part).to(means) for part in hermite_rule(n_nodes))
+    nodes = torch.cartesian_prod(*[one] * len(means)).reshape(-1, len(means))
+    weights = torch.cartesian_prod(*[weight] * len(means)).reshape(-1, len(means)).prod(1)
+    return means + sds * nodes, weights

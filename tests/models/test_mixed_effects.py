@@ -1,0 +1,243 @@
+"""Mixed models: closed forms against draws, reference optima, least squares, and predictions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from torch.distributions import HalfNormal, constraints
+
+import skavi
+from skavi import AmortizedVI, FactorizedVI, amortization_gap
+from skavi._data.grouped_rows import GroupedRows
+from skavi.distributions import Flat
+from skavi.families import DiagonalNormal, FullNormal
+from skavi.models import MixedEffects
+from skavi.objective import bind
+
+CASES = json.loads((Path(__file__).parents[1] / "reference_cases.json").read_text())
+RESPONSES = {
+    "normal": lambda rng, eta: eta + 0.5 * rng.normal(size=len(eta)),
+    "student_t": lambda rng, eta: eta + 0.5 * rng.standard_t(4, len(eta)),
+    "bernoulli": lambda rng, eta: rng.random(len(eta)) < 1 / (1 + np.exp(-eta)),
+    "binomial": lambda rng, eta: rng.binomial(6, 1 / (1 + np.exp(-eta))),
+    "poisson": lambda rng, eta: rng.poisson(np.exp(eta)),
+    "negative_binomial": lambda rng, eta: rng.poisson(np.exp(eta) * rng.gamma(3, 1 / 3, len(eta))),
+}
+
+
+def table(likelihood="normal", n_groups=40, seed=0):
+    """Shuffled rows of groups of one to eight, text for labels, and columns that nobody names."""
+    rng = np.random.default_rng(seed)
+    g = np.repeat(np.arange(n_groups), rng.integers(1, 9, n_groups))
+    x, w = rng.normal(size=len(g)), rng.normal(size=n_groups)
+    z = rng.normal(size=(n_groups, 2)) * [0.8, 0.5]
+    eta = 0.7 + 0.5 * x + 0.4 * w[g] + z[g, 0] + z[g, 1] * x
+    frame = pd.DataFrame({"id": "none", "g": [f"g{i}" for i in g], "x": x, "w": w[g], "n": 6.0})
+    frame["y"] = RESPONSES[likelihood](rng, eta).astype(float)
+    return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def model(likelihood="normal", **changed):
+    trials = "n" if likelihood == "binomial" else None
+    given = {"fixed": ["x"], "random": ["x"], "group_covariates": ["w"], "trials": trials}
+    return MixedEffects("y", "g", likelihood=likelihood, **(given | changed))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "centred", "family"),
+    [
+        *(("normal", each, FullNormal()) for each in (False, True, (True, False))),
+        *((each, (True, False), FullNormal()) for each in RESPONSES if each != "normal"),
+        ("normal", False, DiagonalNormal()),
+        ("poisson", False, DiagonalNormal()),
+    ],
+    ids=str,
+)
+def test_expectations_are_those_of_draws(likelihood, centred, family):
+    X = table(likelihood, n_groups=6)
+    vi = FactorizedVI(model(likelihood, centred=centred), max_iter=3, tol=1e3, family=family).fit(X)
+    rows = vi._rows(vi._validate(X)).X
+    generator = torch.Generator().manual_seed(0)
+    objective = bind(vi.model_, vi.family_, vi.global_family_, rows)
+    size = objective.family.n_parameters(2)
+    raw = 0.3 * torch.randn(len(rows), size, generator=generator, dtype=torch.float64)
+    raw[:, 2:4] -= 1.0
+    raw_globals = torch.as_tensor(vi._raw_globals)
+    factors, q_theta = objective.local_factors(raw), objective.global_factor(raw_globals)
+    closed = vi.model_.expected_log_local(factors, q_theta, rows)
+    n = 4000
+    u = q_theta.draw(torch.randn(n, objective.space.size, generator=generator).double())
+    z = factors.draw(torch.randn(n, len(rows), 2, generator=generator).double())
+    terms = objective.evaluate_batch(u, z, rows)
+    se = terms.std(0) / len(terms) ** 0.5
+    assert bool(((terms.mean(0) - closed).abs() < 4.5 * se + 1e-6).all())
+
+
+def houses():
+    rows = (
+        CASES[CASES["radon_centred"]["rows"]]["rows"]
+        if isinstance(CASES["radon_centred"]["rows"], str)
+        else CASES["radon_centred"]["rows"]
+    )
+    return pd.DataFrame(
+        {
+            "y": np.log(np.concatenate(rows)),
+            "g": np.repeat(np.arange(len(rows)), list(map(len, rows))),
+        }
+    ).astype({"g": str})
+
+
+def rats():
+    days = np.array([8.0, 15.0, 22.0, 29.0, 36.0]) - 22.0
+    weights = np.array(CASES["rats"]["rows"], dtype=float)
+    g = np.repeat(np.arange(len(weights)), 5)
+    return pd.DataFrame({"y": weights.ravel(), "g": g, "x": np.tile(days, len(weights))})
+
+
+@pytest.mark.parametrize("name", ["radon_noncentred", "radon_centred", "rats"])
+def test_fits_in_long_format_reach_known_optima(name):
+    if name == "rats":
+        flat = {"random_scale": Flat(support=constraints.positive)}
+        flat["noise_scale"] = Flat(support=constraints.positive)
+        asked = MixedEffects(
+            "y", "g", ["x"], ["x"], correlated=False, centred=True, fixed_scale=100.0, **flat
+        )
+        places = {"mu_alpha": ("fixed", 0), "mu_beta": ("fixed", 1), "sigma_y": ("noise_sd", ())}
+        places |= {"sigma_alpha": ("random_sd", 0), "sigma_beta": ("random_sd", 1)}
+        X = rats()
+    else:
+        centred = name == "radon_centred"
+        asked = MixedEffects(
+            "y", "g", centred=centred, fixed_scale=10.0, random_scale=1.0, noise_scale=1.0
+        )
+        places = {"mu_alpha": ("fixed", 0), "sigma_y": ("noise_sd", ())}
+        places |= {"sigma_alpha": ("random_sd", 0)}
+        X = houses()
+    vi = FactorizedVI(asked, random_state=0).fit(X.sample(frac=1, random_state=0))
+    assert vi.elbo_ == pytest.approx(CASES[name]["elbo"], abs=1e-4)
+    q = vi.global_posterior_
+    for key, (loc, scale) in CASES[name]["globals"].items():
+        which, place = places[key.removeprefix("log ")]
+        assert abs(q.unconstrained_mean[which].reshape(-1)[place or 0] - loc) < 1e-3 * scale
+        assert q.unconstrained_sd[which].reshape(-1)[place or 0] == pytest.approx(scale, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_fixed_effects_and_their_corrected_sds_are_those_of_least_squares():
+    X = table(n_groups=100)
+    vi = FactorizedVI(model(group_covariates=(), centred=True), random_state=0).fit(X)
+    q, F = vi.global_posterior_, np.column_stack([np.ones(len(X)), X["x"]])
+    spread = np.diag(q.mean["random_sd"]) @ q.mean["correlation"] @ np.diag(q.mean["random_sd"])
+    same = X["g"].to_numpy()[:, None] == X["g"].to_numpy()
+    V = same * (F @ spread @ F.T) + q.mean["noise_sd"] ** 2 * np.eye(len(X))
+    inverse = np.linalg.inv(V)
+    covariance = np.linalg.inv(F.T @ inverse @ F)
+    beta, se = covariance @ F.T @ inverse @ X["y"], np.sqrt(np.diag(covariance))
+    assert (np.abs(q.mean["fixed"] - beta) < 0.1 * se).all()
+    np.testing.assert_allclose(q.corrected_sd["fixed"], se, rtol=0.1)
+    effects = spread @ F.T  # best linear predictions of each row's group's effects
+    blups = [
+        (effects * (X["g"] == name).to_numpy()) @ inverse @ (X["y"] - F @ beta)
+        for name in vi.posterior(X).groups
+    ]
+    found = vi.posterior(X).mean
+    for k in range(2):
+        assert np.corrcoef(found[:, k], np.array(blups)[:, k])[0, 1] > 0.99
+    assert list(vi.get_feature_names_out()) == ["intercept", "x"]
+
+
+def test_responses_are_predicted_for_known_and_for_new_groups():
+    X = table(n_groups=60)
+    vi = FactorizedVI(model(centred=True), random_state=0).fit(X)
+    row = X.iloc[[0]].assign(y=np.nan, x=1.5)
+    filled, sd = vi.impute(pd.concat([row, row.assign(g="new", w=-1.0)]), return_sd=True)
+    q, effects = vi.global_posterior_.mean, vi.transform(row)[0]
+    known = q["fixed"] @ [1, 1.5] + effects @ [1, 1.5]
+    new = q["fixed"] @ [1, 1.5] - q["group_coefficients"][:, 0] @ [1, 1.5]
+    assert filled[0, 5] == pytest.approx(known, abs=0.01)
+    assert filled[1, 5] == pytest.approx(new, abs=0.02)
+    assert q["noise_sd"] < sd[0, 5] < sd[1, 5]
+    given = {"covariates": X[["x"]], "groups": X["g"], "group_covariates": X[["w"]]}
+    drawn, Z = vi.sample(random_state=0, **given)
+    assert list(drawn[:, 1]) == list(X["g"])
+    left = drawn[:, 5].astype(float) - vi.inverse_transform(Z, covariates=X[["x"]])[:, 0]
+    assert left.std() == pytest.approx(q["noise_sd"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", pytest.param("poisson", marks=pytest.mark.nightly)]
+)
+def test_amortized_groups_lose_little(likelihood):
+    X = table(likelihood, n_groups=120)
+    asked = MixedEffects("y", "g", ["x"], likelihood=likelihood, centred=False)
+    amortized = AmortizedVI(asked, random_state=0).fit(X)
+    assert amortization_gap(amortized, X).total < 5e-3 * len(X)
+
+
+@pytest.mark.slow
+def test_a_search_over_random_effects_by_folds_of_groups(tmp_path):
+    X = table(n_groups=60)
+    asked = MixedEffects("y", "g", ["x"], centred=True, correlated=False)
+    search = GridSearchCV(
+        FactorizedVI(asked, random_state=0), {"model__random": [(), ("x",)]}, cv=GroupKFold(2)
+    )
+    assert search.fit(X, groups=X["g"]).best_params_ == {"model__random": ("x",)}
+    scores = cross_val_score(search.best_estimator_, X, cv=GroupKFold(2), groups=X["g"])
+    assert np.isfinite(scores).all()
+    best = search.best_estimator_
+    skavi.save(best, tmp_path / "mixed.skavi")
+    loaded = skavi.load(tmp_path / "mixed.skavi")
+    np.testing.assert_array_equal(loaded.transform(X), best.transform(X))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"response": None}, "the one column of X to explain"),
+        ({"likelihood": "gamma"}, "must be one of"),
+        ({"likelihood": "binomial", "trials": None}, 'column of trials for likelihood="binomial"'),
+        ({"centred": (True, False, True)}, "one of them for each effect"),
+        ({"fixed": ["age"]}, "X has no column 'age'"),
+        ({"noise_scale": -1.0}, "positive numbers, a distribution, or None"),
+    ],
+)
+def test_errors_name_the_argument(changed, words):
+    arguments = {"response": "y", "groups": "g", "fixed": ["x"], "random": ["x"]} | changed
+    with pytest.raises(ValueError, match=words):
+        FactorizedVI(MixedEffects(**arguments)).fit(table(n_groups=5))
+
+
+def test_the_parametrisation_of_the_higher_bound_is_kept():
+    X = table(n_groups=30)
+    asked = {"random": (), "group_covariates": ()}
+    fits = [FactorizedVI(model(centred=c, **asked)).fit(X) for c in (None, False, True)]
+    assert fits[0].elbo_ == pytest.approx(max(fits[1].elbo_, fits[2].elbo_), abs=1e-6)
+    assert fits[0].model_.centred == (fits[2].elbo_ > fits[1].elbo_)
+
+
+def test_priors_are_scales_or_distributions():
+    X = table(n_groups=20)
+    asked = {"centred": True, "random": (), "group_covariates": ()}
+    one = FactorizedVI(model(random_scale=0.5, **asked)).fit(X)
+    other = FactorizedVI(model(random_scale=HalfNormal(0.5), **asked)).fit(X)
+    assert one.elbo_ == pytest.approx(other.elbo_, abs=1e-6)
+    assert one.elbo_ != pytest.approx(FactorizedVI(model(random_scale=5.0, **asked)).fit(X).elbo_)
+
+
+def test_more_successes_than_trials_are_refused():
+    X = table("binomial", n_groups=5).assign(n=1.0)
+    with pytest.raises(ValueError, match="more successes than trials"):
+        FactorizedVI(model("binomial")).fit(X)
+
+
+def test_grouped_rows_are_cut_by_unit():
+    rows = GroupedRows.by_code(torch.eye(5), torch.ones(5), torch.tensor([3, 1, 3, 2, 1]))
+    assert rows.codes.tolist() == [3, 1, 2]
+    few = rows[torch.tensor([2, 0])]
+    assert few.codes.tolist() == [2, 3]
+    assert few.table.nonzero()[:, 1].tolist() == [3, 0, 2]
+    assert few.over_units(torch.ones(3)).tolist() == [1, 2]
