@@ -1,9 +1,11 @@
 """Amortized variational inference: one learned function from a row to its factor."""
 
 import copy
+from numbers import Real
 
 import torch
 from sklearn.base import clone
+from sklearn.utils._param_validation import Interval
 
 from skavi._estimators.base import VariationalInference
 from skavi._platform.user_warnings import warn
@@ -26,6 +28,9 @@ class AmortizedVI(VariationalInference):
         from the factor.
     family : Family, default=None
         Family of q(z_n). None: `DiagonalNormal`.
+    refine : float, default=None
+        Nats: `transform`, `posterior` and `score` solve rows of their own whose factor by the
+        function is estimated (by one Newton step) to miss its optimum by more. None: no row.
     global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
 random_state, verbose : as in FactorizedVI
         Documented there.
@@ -56,6 +61,7 @@ noise_, solver_, family_, global_family_, n_features_in_
     _parameter_constraints: dict = {
         **VariationalInference._parameter_constraints,
         "inference_function": [InferenceFunction, torch.nn.Module, None],
+        "refine": [Interval(Real, 0, None, closed="neither"), None],
     }
 
     def __init__(
@@ -72,6 +78,7 @@ noise_, solver_, family_, global_family_, n_features_in_
         max_iter=10_000,
         tol=None,
         output="mean",
+        refine=None,
         warm_start=False,
         device="cpu",
         random_state=None,
@@ -88,6 +95,7 @@ noise_, solver_, family_, global_family_, n_features_in_
         self.max_iter = max_iter
         self.tol = tol
         self.output = output
+        self.refine = refine
         self.warm_start = warm_start
         self.device = device
         self.random_state = random_state

@@ -1,6 +1,7 @@
 """Conversion of a fitted estimator to a `FittedModel`, and of users' tables to rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class FittedEstimator:
     n_features_in_: int
     tol_: float
     device: str | torch.device
+    #: Nats by which a row may miss its best factor before it is solved; None: any.
+    refine: float | None = None
     _raw_globals: np.ndarray
     _parameters: dict[str, np.ndarray]
     _validate_params: Callable[[], None]
@@ -48,6 +51,7 @@ class FittedEstimator:
             n_features=self._row_width,
             tol=self.tol_,
             device=device_named(self.device),
+            refine=self.refine,
         )
 
     def _training_table(self, X, shared):
@@ -113,3 +117,9 @@ def validated_rows(estimator: FittedEstimator, X, sample_weight=None) -> Rows:
 def position_on(estimator: FittedEstimator, X) -> Position:
     """Return the position of an estimator's fit on a user's table."""
     return estimator._fitted_model.at(validated_rows(estimator, X))
+
+
+def function_on(estimator: FittedEstimator, X) -> Position:
+    """Return the position of an estimator's fit on a user's table, with no row refined."""
+    fit = replace(estimator._fitted_model, refine=None)
+    return fit.at(validated_rows(estimator, X))

@@ -14,7 +14,7 @@ from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows, cells_a_row, first_places
 from skavi._fit.defaults import evaluation_noise
-from skavi._fit.local_problems import chunk_size, solve_rows
+from skavi._fit.local_problems import chunk_size, refined, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
 from skavi._fit.problem import Problem, inputs_of, windows_of
 from skavi._numerics.aligned import aligned
@@ -50,6 +50,8 @@ class FittedModel:
     tol : float
         Nats a row.
     device : torch.device
+    refine : float or None
+        Nats by which a row's factor by the function may miss; others are solved. None: any.
     """
 
     model: LatentVariableModel
@@ -62,6 +64,7 @@ class FittedModel:
     n_features: int
     tol: float
     device: torch.device
+    refine: float | None = None
 
     @cached_property
     def objective(self) -> Objective:
@@ -178,7 +181,23 @@ class FittedModel:
             unreadable = function.unreadable(windows_of(self.model, function, rows.X))
             if bool(unreadable.any()):
                 raw[unreadable] = self._solve(rows[unreadable])
-        return raw
+        return raw if self.refine is None else self._refined(rows, raw, self.refine)
+
+    def _refined(self, rows, raw, nats):
+        what, name = f"refine={nats} needs rows that are", type(self.model).__name__
+        self.model.coupling.require_separable(what, name, "leave refine at None")
+        rows = replace(rows, weights=torch.ones_like(rows.weights))
+        raw_globals, tol = self.raw_globals_like(rows.weights), self._row_tol
+        parts = [
+            refined(self.frozen_problem(rows[piece]), raw[piece], raw_globals, nats, tol)
+            for piece in self.pieces(rows)
+        ]
+        return torch.cat(parts)
+
+    @property
+    def _row_tol(self):
+        """Nats a row to solve rows to after a fit."""
+        return max(min(self.tol, _TOL), self.model.coarsest_tol)
 
     def solve_locals(self, rows: Rows) -> Tensor:
         """Return the rows' optimal factors, with q(theta) given."""
@@ -190,10 +209,9 @@ class FittedModel:
         # Each distinct row is solved once, so that equal rows get equal results, in any order.
         X, index = self.model.coupling.distinct(rows.X)
         rows = Rows(X, rows.weights.new_ones(len(X)))
-        tol = max(min(self.tol, _TOL), self.model.coarsest_tol)
         for piece in self.pieces(rows):
             problem = self.frozen_problem(rows[piece])
-            raw, fine = solve_rows(problem, raw_globals, tol)
+            raw, fine = solve_rows(problem, raw_globals, self._row_tol)
             solved.append(raw)
             converged &= fine
         if not converged:

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
-from skavi._estimators.fitted_estimator import position_on
+from skavi._estimators.fitted_estimator import function_on, position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
 from skavi._platform.forks_and_threads import guarded
@@ -146,7 +146,7 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
         if factorized.family_.links_rows and not amortized.family_.links_rows:
             factorized = factorized_like(amortized, factorized).fit(X)
         factorized = [factorized]
-    start, tol = position_on(amortized, X), _tol_of_rows(amortized)
+    start, tol = function_on(amortized, X), _tol_of_rows(amortized)
     solved, _ = solve_rows(start.problem, start.raw_globals, tol, start=start.raw)
     high = [*(position_on(fit, X) for fit in factorized), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compare(start, high)

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
-from skavi._estimators.fitted_estimator import position_on
+from skavi._estimators.fitted_estimator import function_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
 from skavi._numerics.aligned import aligned
@@ -204,8 +205,9 @@ def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
     (array([0.031, 0.031, 0.031]), 0.01)
     """
     state = private_state(random_state)
-    name = type(position_on(estimator, X).fit.model).__name__
-    estimator.model_.coupling.require_separable("inference_gap needs rows", name, "run MCMC")
+    check_is_fitted(estimator)
+    model = estimator.model_
+    model.coupling.require_separable("inference_gap needs rows", type(model).__name__, "run MCMC")
     found = _of_rows(estimator, X, state)
     if X_test is not None:
         found = replace(found, generalization=_of_rows(estimator, X_test, state))
@@ -226,7 +228,7 @@ def _of_globals(estimator, X, found, state):
 
 
 def _of_rows(estimator, X, state):
-    here = position_on(estimator, X)
+    here = function_on(estimator, X)
     solved, _ = solve_rows(here.problem, here.raw_globals, _TOL, start=here.raw)
     u, weights, n_sets = _globals(here, state)
     with torch.no_grad(), defaults_of(here.raw):
