@@ -7,8 +7,17 @@ import pytest
 import torch
 from scipy import stats
 
+from skavi import FactorizedVI
+from skavi._estimators.fitted_estimator import position_on
 from skavi.families import DiagonalNormal
-from skavi.models import FactorAnalysis, MixtureModel, NonlinearModel, RandomEffects, SawTimeSeries
+from skavi.models import (
+    FactorAnalysis,
+    MixedEffects,
+    MixtureModel,
+    NonlinearModel,
+    RandomEffects,
+    SawTimeSeries,
+)
 from skavi.objective import bind
 from skavi.objective._integrals import EXACT, QUADRATURE, SAMPLING
 
@@ -139,6 +148,26 @@ def test_rows_of_a_series_are_integrated_together():
     expected = torch.logsumexp(logs, 0) + math.log(24 / 4000)
     assert set(integral.how) == {EXACT}
     np.testing.assert_allclose(values[0], expected, atol=1e-9)
+
+
+def test_groups_are_integrated_exactly():
+    """Responses of a group ~ N(F beta, sigma^2 I + tau^2 1 1'), groups of different sizes."""
+    rng = np.random.default_rng(0)
+    label, x = np.array([0, 1, 0, 2, 1, 0]), rng.normal(size=6)
+    X = np.column_stack([rng.normal(size=6), x, label])
+    vi = FactorizedVI(MixedEffects(fixed=[1], groups=2, response=0, centred=True)).fit(X)
+    here = position_on(vi, X)
+    u = here.objective.global_factor(here.raw_globals).mean[None]
+    integral = here.objective.integral(here.rows.X, here.factors(), u)
+    theta = {k: v.numpy() for k, v in here.objective.space.constrain(u[0]).items()}
+    expected = []
+    for group in range(3):
+        own = label == group
+        mean = theta["fixed"][0] + theta["fixed"][1] * x[own]
+        covariance = theta["noise_sd"] ** 2 * np.eye(own.sum()) + theta["random_sd"][0] ** 2
+        expected.append(stats.multivariate_normal(mean, covariance).logpdf(X[own, 0]))
+    assert set(integral.how) == {EXACT}
+    np.testing.assert_allclose(integral.at(u)[0], expected, atol=1e-9)
 
 
 def test_without_latents_the_likelihood_is_the_model_s():
