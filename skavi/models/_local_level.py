@@ -225,12 +225,13 @@ class LocalLevel(MarkovModel):
     def global_optimum(self, globals_, factors, X, weights):
         m, s2, cells = factors.mean[:, 0], factors.sd[:, 0] ** 2, Cells.of(X)
         noise = cells.masked(((cells.values[:, 0] - m) ** 2 + s2).unsqueeze(-1))
-        n_seen = len(X) if cells.observed is None else int(cells.observed.sum())
-        sums = {"level_variance": _square_steps(factors).sum(), "noise_variance": noise.sum()}
-        counts = {"level_variance": len(X) - 1, "noise_variance": n_seen}
+        seen = weights if cells.observed is None else weights * cells.observed[:, 0]
+        level, noise = weights[1:] @ _square_steps(factors), weights @ noise[:, 0]
+        sums = {"level_variance": level, "noise_variance": noise}
+        counts = {"level_variance": weights[1:].sum(), "noise_variance": seen.sum()}
         mean, sd = [], []
         for name in self._latent_variances():
-            shape = X.new_tensor(counts[name] / 2 + _PRIOR_SHAPE)
+            shape = counts[name] / 2 + _PRIOR_SHAPE
             log_mean, log_variance = log_inverse_gamma(
                 shape, sums[name] / 2 + self._prior_scale(name)
             )

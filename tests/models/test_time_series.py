@@ -536,3 +536,17 @@ def test_a_series_that_begins_far_from_its_prior_is_told():
         FactorizedVI(LocalLevel(1.0, 1.0, initial_mean=0.0, initial_sd=10.0)).fit(X)
     FactorizedVI(LocalLevel(1.0, 1.0, initial_mean=1e9)).fit(X)  # without a word
     FactorizedVI(LocalLevel(1.0, 1.0)).fit(X)  # its prior is the data's
+
+
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
+def test_a_series_that_counts_twice_gives_its_variances_twice_the_data():
+    """Both solvers climb one weighted ELBO; coordinate ascent's step in theta has the weights."""
+    X, twice = np.cumsum(np.random.default_rng(0).normal(size=(40, 1)), 0), np.full(40, 2.0)
+    model = LocalLevel(initial_mean=0.0, initial_sd=5.0)
+    swept = FactorizedVI(model, solver=CoordinateAscent()).fit(X, sample_weight=twice)
+    climbed = FactorizedVI(model, family=INDEPENDENT, solver=LBFGS()).fit(X, sample_weight=twice)
+    alone = FactorizedVI(model, family=INDEPENDENT, solver=CoordinateAscent())
+    assert alone.fit(X, sample_weight=twice).elbo_ == pytest.approx(climbed.elbo_, abs=1e-3)
+    once = FactorizedVI(model, solver=CoordinateAscent()).fit(X)
+    sds = [vi.global_posterior_.unconstrained_sd["noise_variance"] for vi in (swept, once)]
+    assert sds[0] < 0.8 * sds[1]
