@@ -3,23 +3,18 @@
 import torch
 from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
 
-from skavi._data.missing_cells import Cells
 from skavi._numerics.forward_backward import messages
 from skavi.families import Chain, ChainedStates, DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._best_normals import best_weights
-from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
+from skavi.models._emitting import Emitting
 from skavi.models._global_space import expected_log_weights, weights_moments
-from skavi.models._likelihoods import LIKELIHOODS
-from skavi.models._mixture import k_means
 from skavi.models._time_series import MarkovModel
 
-#: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
-_STARTS = 3
 #: Steps of the chain after which it has forgotten where it began. Not measured.
 _LONG_RUN = 1024
 
 
-class HiddenMarkovModel(MarkovModel):
+class HiddenMarkovModel(Emitting, MarkovModel):
     """Regimes: s_1 ~ Categorical(initial), s_n ~ Categorical(transitions[s_{n-1}]).
 
     Given its state a row's cells are distributed as in `MixtureModel`. `transform` gives the
@@ -67,8 +62,7 @@ class HiddenMarkovModel(MarkovModel):
     """
 
     roles = ("series",)
-    allows_missing = True  # type: ignore[assignment]
-    likelihood = "normal"  # type: ignore[assignment]
+    counted = "n_states"
 
     def __init__(
         self,
@@ -93,39 +87,8 @@ class HiddenMarkovModel(MarkovModel):
         self.variance_shape = variance_shape
         self.variance_scale = variance_scale
 
-    @property
-    def cell(self):
-        """The likelihood that the argument names."""
-        return LIKELIHOODS[self.likelihood]
-
-    @property
-    def emissions(self):
-        """What a row shows of its state."""
-        own = self.mean_loc, self.mean_scale, self.variance_shape, self.variance_scale
-        return emissions_of(self.likelihood, self.covariance)(self.n_states, *own)
-
-    @property
-    def positive_only(self):  # type: ignore[override]
-        return self.likelihood == "poisson"
-
-    def check(self):
-        self._require_integer("n_states", 1)
-        self._require("likelihood", self.likelihood in EMISSIONS, f"one of {list(EMISSIONS)}")
-        self._require("covariance", self.covariance in COVARIANCES, f"one of {list(COVARIANCES)}")
-        shaped = self.likelihood == "normal" or self.covariance == "diagonal"
-        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
-        self._require("covariance", shaped, unused)
-        for name in ("concentration", "variance_shape"):
-            self._require_positive(name)
-        for name in ("mean_scale", "variance_scale"):
-            self._require_vector(name, positive=True)
-        self._require_vector("mean_loc")
-
     def check_data(self, X):
-        asked_by = f"HiddenMarkovModel(likelihood={self.likelihood!r})"
-        self.cell.require_valid(Cells.of(self.explained(X)).values, asked_by)
-        for name in ("mean_loc", "mean_scale", "variance_scale"):
-            self._require_size(name, self.n_explained(X))
+        super().check_data(X)
         labels = self.given_columns(X, "series")
         n_found = len(torch.unique(labels, dim=0)) if labels.shape[1] else 1
         n_begun = int(self.begins(X).sum())
@@ -136,12 +99,6 @@ class HiddenMarkovModel(MarkovModel):
             )
 
     # --- the model ------------------------------------------------------------------------------
-
-    def n_latents(self, n_features):
-        return 1
-
-    def atoms(self, space, X):
-        return torch.arange(self.n_states)[:, None]
 
     def begins(self, X):
         labels = self.given_columns(X, "series")
@@ -162,26 +119,15 @@ class HiddenMarkovModel(MarkovModel):
         return chain | self.emissions.dims
 
     def global_prior(self, n_features):
-        needed = ["mean_loc", "mean_scale"]
-        needed += ["variance_scale"] if self.cell.has_variance else []
-        if any(getattr(self, name) is None for name in needed):
-            raise ValueError(
-                "HiddenMarkovModel takes the priors left at None from data: use the fitted "
-                "estimator's model_, or set mean_loc, mean_scale and variance_scale."
-            )
         each = torch.full((self.n_states, self.n_states), float(self.concentration))
         chain = {"initial": Dirichlet(each[0]), "transitions": Dirichlet(each)}
-        return chain | self.emissions.prior(n_features)
+        return chain | self.emission_prior(n_features)
 
     def initial_prior(self, theta):
         return Categorical(theta["initial"])
 
     def transition(self, z_previous, theta):
         return Categorical(theta["transitions"][z_previous[:, 0].long()])
-
-    def likelihood_of(self, z, theta):
-        """Return p(x_n | z_n, theta)."""
-        return self.emissions.distribution(theta, z[:, 0].long())
 
     def log_terms(self, theta, z, X):
         state, begins = z[:, 0].long(), self.begins(X)
@@ -193,30 +139,21 @@ class HiddenMarkovModel(MarkovModel):
     def log_chain(self, theta, atoms):
         return torch.cat([theta["initial"][None], theta["transitions"]]).log()
 
-    def log_likelihood(self, theta, z, X):
-        return self.emissions.log_likelihood(theta, z[:, 0].long(), self.explained(X))
-
     def replicate(self, theta, z, X):
-        return self.with_given(self.likelihood_of(z, theta).sample(), X)
-
-    def cell_moments(self, theta, z, X):
-        return self.emissions.moments(theta, z[:, 0].long(), self.explained(X))
-
-    def predicted_mean(self, theta, z):
-        return self.emissions.mean(theta, z[:, 0].long())
+        return self.with_given(self.observation(z, theta).sample(), X)
 
     def simulate(self, theta, n_samples, n_features=1):
         states = [self.initial_prior(theta).sample()]
         for _ in range(n_samples - 1):
             states.append(Categorical(theta["transitions"][states[-1]]).sample())
         z = torch.stack(states)[:, None]
-        return self.likelihood_of(z, theta).sample(), z
+        return self.observation(z, theta).sample(), z
 
     def initial_locals(self, theta, X):
         return X.new_zeros(len(X), 1), X.new_ones(len(X), 1)
 
     def _next_row(self, theta, z):
-        rows = self.likelihood_of(z, theta)
+        rows = self.observation(z, theta)
         return rows.mean, rows.variance
 
     # --- closed forms ---------------------------------------------------------------------------
@@ -291,27 +228,13 @@ class HiddenMarkovModel(MarkovModel):
                 f"sample_weight differs within a series (first at row {row}), but "
                 "HiddenMarkovModel counts whole series: give all rows of a series one weight."
             )
-        defaults = self.emissions.defaults(Cells.of(self.explained(X)), weights)
-        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return self.with_arguments(left_open)
-
-    def n_starts(self, X):
-        return _STARTS if self.n_states > 1 else 1
-
-    def initial_globals(self, X, weights):
-        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
+        return super().adapted(X, weights)
 
     def drawn_globals(self, X, weights, generator):
         """Return the moments of clusters by k-means from k-means++ centres, and their moves."""
-        begins, X = self.begins(X), self.explained(X)
-        cells = Cells.of(X)
-        mean, variance = cells.mean_and_variance(weights)
-        rows = cells.masked((cells.values - mean) / variance.clamp_min(1e-300).sqrt())
-        state = torch.cdist(rows, k_means(rows, weights, self.n_states, generator)).argmin(1)
-        share = torch.nn.functional.one_hot(state, self.n_states).to(X) * weights[:, None]
-        order = share.sum(0).argsort(descending=True)
-        share = share[:, order]
+        begins = self.begins(X)
+        share, emissions = self.clusters(X, weights, generator)
         moves = share[:-1][~begins[1:]].mT @ (share[1:] > 0).to(share)[~begins[1:]] + 1
         initial = share[begins].sum(0) + 1
         chain = {"initial": initial / initial.sum(), "transitions": moves / moves.sum(1, True)}
-        return chain | self.emissions.start(share, X, mean, variance)
+        return chain | emissions

@@ -1,25 +1,17 @@
 """Mixtures: rows of a few kinds, each kind with its own mean (and variance) of every column."""
 
-import numpy as np
 import torch
 from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
 
-from skavi._data.missing_cells import Cells
-from skavi._data.process_ranks import over_ranks, stacked, total
+from skavi._data.process_ranks import over_ranks, total
 from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._base import HierarchicalModel
 from skavi.models._best_normals import best_weights
-from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
+from skavi.models._emitting import Emitting
 from skavi.models._global_space import expected_log_weights, weights_moments
-from skavi.models._likelihoods import LIKELIHOODS
-
-#: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
-_STARTS = 3
-#: Steps of Lloyd's algorithm from a draw of centres: the fit itself goes on. Not measured.
-_STEPS = 10
 
 
-class MixtureModel(HierarchicalModel):
+class MixtureModel(Emitting, HierarchicalModel):
     """Clusters: s_n ~ Categorical(weights), and a distribution of the row for each component.
 
     Normal rows have a mean and a covariance matrix for each component; "poisson" and "bernoulli"
@@ -74,8 +66,6 @@ class MixtureModel(HierarchicalModel):
     """
 
     ideal_context = (0, 0)
-    allows_missing = True
-    likelihood = "normal"  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -98,66 +88,6 @@ class MixtureModel(HierarchicalModel):
         self.variance_shape = variance_shape
         self.variance_scale = variance_scale
 
-    @property
-    def cell(self):
-        """The likelihood that the argument names."""
-        return LIKELIHOODS[self.likelihood]
-
-    @property
-    def emissions(self):
-        """What a row shows of its component."""
-        scales = self.variance_shape, self.variance_scale
-        own = self.mean_loc, self.mean_scale, *scales
-        return emissions_of(self.likelihood, self.covariance)(self.n_components, *own)
-
-    @property
-    def positive_only(self):  # type: ignore[override]
-        return self.likelihood == "poisson"
-
-    def check(self):
-        self._require_integer("n_components", 1)
-        known = self.likelihood in EMISSIONS
-        self._require("likelihood", known, f"one of {list(EMISSIONS)}")
-        known = self.covariance in COVARIANCES
-        self._require("covariance", known, f"one of {list(COVARIANCES)}")
-        shaped = self.likelihood == "normal" or self.covariance == "diagonal"
-        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
-        self._require("covariance", shaped, unused)
-        for name in ("concentration", "variance_shape"):
-            self._require_positive(name)
-        self._require_vector("mean_scale", positive=True)
-        self._require_vector("mean_loc")
-        self._check_variance_scale()
-
-    def _check_variance_scale(self):
-        if np.ndim(self.variance_scale) != 2 or self.emissions.scale_dims < 2:
-            self._require_vector("variance_scale", positive=True)
-            return
-        scale = np.asarray(self.variance_scale, dtype=float)
-        square = scale.shape[0] == scale.shape[1] and np.isfinite(scale).all()
-        fine = square and np.allclose(scale, scale.T) and np.linalg.eigvalsh(scale).min() > 0
-        self._require("variance_scale", fine, "symmetric and positive definite where a matrix")
-
-    def check_data(self, X):
-        asked_by = f"MixtureModel(likelihood={self.likelihood!r})"
-        self.cell.require_valid(Cells.of(X).values, asked_by)
-        names = ["mean_loc", "mean_scale", "variance_scale"]
-        if np.ndim(self.variance_scale) == 2:
-            names.pop()
-            sizes = f"{len(self.variance_scale)} rows, but X has {X.shape[1]} features"
-            if len(self.variance_scale) != X.shape[1]:
-                raise ValueError(f"MixtureModel(variance_scale=...): variance_scale has {sizes}.")
-        for name in names:
-            self._require_size(name, X.shape[1])
-
-    # --- the model ------------------------------------------------------------------------------
-
-    def n_latents(self, n_features):
-        return 1
-
-    def atoms(self, space, X):
-        return torch.arange(self.n_components)[:, None]
-
     def latent_names(self, n_features):
         return [f"component{i}" for i in range(self.n_components)]
 
@@ -168,33 +98,14 @@ class MixtureModel(HierarchicalModel):
         return {"weights": ("component",)} | self.emissions.dims
 
     def global_prior(self, n_features):
-        needed = ["mean_loc", "mean_scale"]
-        needed += ["variance_scale"] if self.cell.has_variance else []
-        if any(getattr(self, name) is None for name in needed):
-            raise ValueError(
-                "MixtureModel takes the priors left at None from data: use the fitted estimator's "
-                "model_, or set mean_loc, mean_scale and variance_scale."
-            )
         weights = Dirichlet(torch.full((self.n_components,), float(self.concentration)))
-        return {"weights": weights} | self.emissions.prior(n_features)
+        return {"weights": weights} | self.emission_prior(n_features)
 
     def local_prior(self, theta):
         return Categorical(theta["weights"])
 
     def log_prior(self, theta, z, X):
         return theta["weights"][z[:, 0].long()].log()
-
-    def log_likelihood(self, theta, z, X):
-        return self.emissions.log_likelihood(theta, z[:, 0].long(), X)
-
-    def observation(self, z, theta):
-        return self.emissions.distribution(theta, z[:, 0].long())
-
-    def predicted_mean(self, theta, z):
-        return self.emissions.mean(theta, z[:, 0].long())
-
-    def cell_moments(self, theta, z, X):
-        return self.emissions.moments(theta, z[:, 0].long(), X)
 
     def simulate(self, theta, n_samples, n_features=1):
         z = Categorical(theta["weights"]).sample((n_samples, 1))
@@ -242,46 +153,8 @@ class MixtureModel(HierarchicalModel):
     # --- where to start -------------------------------------------------------------------------
 
     @over_ranks
-    def adapted(self, X, weights):
-        defaults = self.emissions.defaults(Cells.of(X), weights)
-        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return self.with_arguments(left_open)
-
-    def n_starts(self, X):
-        return _STARTS if self.n_components > 1 else 1
-
-    def initial_globals(self, X, weights):
-        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
-
-    @over_ranks
     def drawn_globals(self, X, weights, generator):
         """Return the moments of clusters by k-means from k-means++ centres, largest first."""
-        cells = Cells.of(X)
-        mean, variance = cells.mean_and_variance(weights)
-        sd = variance.clamp_min(1e-300).sqrt()
-        rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
-        centres = k_means(stacked(rows), stacked(weights), self.n_components, generator)
-        state = torch.cdist(rows, centres).argmin(1)
-        share = torch.nn.functional.one_hot(state, self.n_components).to(X) * weights[:, None]
-        share = share[:, total(share.sum(0)).argsort(descending=True)]
+        share, emissions = self.clusters(X, weights, generator)
         counts = total(share.sum(0)) + 1
-        weights = counts / counts.sum()
-        return {"weights": weights} | self.emissions.start(share, X, mean, variance)
-
-
-def k_means(rows, weights, k, generator):
-    """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
-    chance = weights / weights.sum()
-    centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]
-    for _ in range(k - 1):
-        away = torch.cdist(rows, centres).amin(1) ** 2 * weights
-        away = away if bool(away.sum() > 0) else weights
-        chosen = torch.multinomial(away.cpu(), 1, generator=generator).to(rows.device)
-        centres = torch.cat([centres, rows[chosen]])
-    for _ in range(_STEPS):
-        state = torch.cdist(rows, centres).argmin(1)
-        member = torch.nn.functional.one_hot(state, k).to(rows) * weights[:, None]
-        count = member.sum(0)[:, None]
-        moved = member.mT @ rows / count.clamp_min(1e-300)
-        centres = torch.where(count > 0, moved, centres)
-    return centres
+        return {"weights": counts / counts.sum()} | emissions

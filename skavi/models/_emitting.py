@@ -1,0 +1,163 @@
+"""What mixtures and hidden Markov models share: arguments, starts, and what a row shows of it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from skavi._component import Component
+from skavi._data.missing_cells import Cells
+from skavi._data.process_ranks import over_ranks, stacked, total
+from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
+from skavi.models._given_columns import GivenColumns
+from skavi.models._likelihoods import LIKELIHOODS
+
+#: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
+_STARTS = 3
+#: Steps of Lloyd's algorithm from a draw of centres: the fit itself goes on. Not measured.
+_STEPS = 10
+
+
+class Emitting(GivenColumns, Component):
+    """A model with one finite latent a row, by which the distribution of the row is chosen."""
+
+    allows_missing = True
+    likelihood = "normal"
+    #: The argument that says how many states there are.
+    counted = "n_components"
+
+    @property
+    def _n(self) -> int:
+        return getattr(self, self.counted)
+
+    @property
+    def cell(self):
+        """The likelihood that the argument names."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def emissions(self):
+        """What a row shows of its state."""
+        own = self.mean_loc, self.mean_scale, self.variance_shape, self.variance_scale
+        return emissions_of(self.likelihood, self.covariance)(self._n, *own)
+
+    positive_only: Any = property(lambda self: self.likelihood == "poisson")
+
+    # --- arguments ------------------------------------------------------------------------------
+
+    def check(self):
+        self._require_integer(self.counted, 1)
+        known = self.likelihood in EMISSIONS
+        self._require("likelihood", known, f"one of {list(EMISSIONS)}")
+        known = self.covariance in COVARIANCES
+        self._require("covariance", known, f"one of {list(COVARIANCES)}")
+        shaped = self.likelihood == "normal" or self.covariance == "diagonal"
+        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
+        self._require("covariance", shaped, unused)
+        for name in ("concentration", "variance_shape"):
+            self._require_positive(name)
+        self._require_vector("mean_scale", positive=True)
+        self._require_vector("mean_loc")
+        self._check_variance_scale()
+
+    def _check_variance_scale(self):
+        if np.ndim(self.variance_scale) != 2 or self.emissions.scale_dims < 2:
+            self._require_vector("variance_scale", positive=True)
+            return
+        scale = np.asarray(self.variance_scale, dtype=float)
+        square = scale.shape[0] == scale.shape[1] and np.isfinite(scale).all()
+        fine = square and np.allclose(scale, scale.T) and np.linalg.eigvalsh(scale).min() > 0
+        self._require("variance_scale", fine, "symmetric and positive definite where a matrix")
+
+    def check_data(self, X):
+        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
+        self.cell.require_valid(Cells.of(self.explained(X)).values, asked_by)
+        n_features = self.n_explained(X)
+        names = ["mean_loc", "mean_scale", "variance_scale"]
+        if np.ndim(self.variance_scale) == 2:
+            names.pop()
+            sizes = f"{len(self.variance_scale)} rows, but X has {n_features} features"
+            if len(self.variance_scale) != n_features:
+                name = type(self).__name__
+                raise ValueError(f"{name}(variance_scale=...): variance_scale has {sizes}.")
+        for name in names:
+            self._require_size(name, n_features)
+
+    def emission_prior(self, n_features):
+        """Return the priors of the globals by which a row shows its state."""
+        needed = ["mean_loc", "mean_scale"]
+        needed += ["variance_scale"] if self.cell.has_variance else []
+        if any(getattr(self, name) is None for name in needed):
+            raise ValueError(
+                f"{type(self).__name__} takes the priors left at None from data: use the fitted "
+                "estimator's model_, or set mean_loc, mean_scale and variance_scale."
+            )
+        return self.emissions.prior(n_features)
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def n_latents(self, n_features):
+        return 1
+
+    def atoms(self, space, X):
+        return torch.arange(self._n)[:, None]
+
+    def log_likelihood(self, theta, z, X):
+        return self.emissions.log_likelihood(theta, z[:, 0].long(), self.explained(X))
+
+    def observation(self, z, theta):
+        return self.emissions.distribution(theta, z[:, 0].long())
+
+    def predicted_mean(self, theta, z):
+        return self.emissions.mean(theta, z[:, 0].long())
+
+    def cell_moments(self, theta, z, X):
+        return self.emissions.moments(theta, z[:, 0].long(), self.explained(X))
+
+    # --- where to start -------------------------------------------------------------------------
+
+    @over_ranks
+    def adapted(self, X, weights):
+        defaults = self.emissions.defaults(Cells.of(self.explained(X)), weights)
+        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
+        return self.with_arguments(left_open)
+
+    def n_starts(self, X):
+        return _STARTS if self._n > 1 else 1
+
+    def initial_globals(self, X, weights):
+        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
+
+    def clusters(self, X, weights, generator):
+        """Return rows' weights in clusters by k-means (n_rows, n), largest first, and emissions.
+
+        The latter are globals that start at the clusters' moments.
+        """
+        X = self.explained(X)
+        cells = Cells.of(X)
+        mean, variance = cells.mean_and_variance(weights)
+        sd = variance.clamp_min(1e-300).sqrt()
+        rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
+        centres = k_means(stacked(rows), stacked(weights), self._n, generator)
+        state = torch.cdist(rows, centres).argmin(1)
+        share = torch.nn.functional.one_hot(state, self._n).to(X) * weights[:, None]
+        share = share[:, total(share.sum(0)).argsort(descending=True)]
+        return share, self.emissions.start(share, X, mean, variance)
+
+
+def k_means(rows, weights, k, generator):
+    """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
+    chance = weights / weights.sum()
+    centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]
+    for _ in range(k - 1):
+        away = torch.cdist(rows, centres).amin(1) ** 2 * weights
+        away = away if bool(away.sum() > 0) else weights
+        chosen = torch.multinomial(away.cpu(), 1, generator=generator).to(rows.device)
+        centres = torch.cat([centres, rows[chosen]])
+    for _ in range(_STEPS):
+        state = torch.cdist(rows, centres).argmin(1)
+        member = torch.nn.functional.one_hot(state, k).to(rows) * weights[:, None]
+        count = member.sum(0)[:, None]
+        moved = member.mT @ rows / count.clamp_min(1e-300)
+        centres = torch.where(count > 0, moved, centres)
+    return centres
