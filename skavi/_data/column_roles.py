@@ -22,6 +22,7 @@ from skavi._data.column_values import (
     read_labels,
     read_numbers,
     read_texts,
+    require_explained,
 )
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.private_names import feature_names, safe_indexing
@@ -161,6 +162,10 @@ class ColumnRoles:
     def rows(self, X: Any, asked_by: str) -> tuple[Any, np.ndarray]:
         """Return the explained columns of a user's table, and the given ones as numbers."""
         parts = [self.encoded(X, role, asked_by) for role in self.given]
+        names = getattr(X, "columns", range(X.shape[1]))
+        mixed = getattr(X, "dtype", np.dtype(object)).kind not in NUMBERS
+        for place in self.explained if mixed else ():
+            require_explained(safe_indexing(X, place, axis=1), names[place], asked_by)
         return safe_indexing(X, self.explained, axis=1), np.hstack(parts)
 
     def apart(self, C: Any, role: str, asked_by: str) -> np.ndarray:

@@ -53,6 +53,24 @@ def read_numbers(values, what, asked_by) -> np.ndarray:
     return numbers
 
 
+def require_explained(values, name, asked_by) -> None:
+    """Raise a ValueError if a column that the model is to explain holds text."""
+    if dtype_kind(values) in NUMBERS:
+        return
+    array = _dense(values)
+    for row, cell in enumerate(array):
+        try:
+            float(cell)
+        except (TypeError, ValueError):
+            if _is_missing(cell):
+                continue
+            raise ValueError(
+                f"{asked_by}: column {name!r} holds {str(cell)!r} in row {row}, but what a model "
+                "explains must be numbers: name the column among those that are given, or leave it "
+                "out of X."
+            ) from None
+
+
 def read_texts(values, name, asked_by) -> np.ndarray:
     """Return a column of categories as text."""
     array = _dense(values)
