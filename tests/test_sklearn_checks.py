@@ -90,9 +90,9 @@ def _name(value):
 NIGHTLY = [  # what wraps their output is common to all
     pytest.param(clone(estimator), marks=pytest.mark.nightly)
     for estimator in ESTIMATORS
-    if "diagonal" in repr(estimator)
+    if "FactorAnalysis" in repr(estimator)
 ]
-QUICK = [e for e in ESTIMATORS if "diagonal" not in repr(e)]
+QUICK = [e for e in ESTIMATORS if "FactorAnalysis" not in repr(e)]
 
 
 @pytest.mark.changes_globals
