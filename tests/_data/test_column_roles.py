@@ -94,9 +94,7 @@ def test_rows_after_the_fit_need_known_levels_and_numbers():
 @pytest.mark.parametrize("library", [pd, pl])
 def test_text_that_is_to_be_explained_is_named(library):
     roles = found(frame(library), ["age"])
-    with pytest.raises(
-        ValueError, match="Model: column 'site' holds 'b' in row 0"
-    ):
+    with pytest.raises(ValueError, match="Model: column 'site' holds 'b' in row 0"):
         roles.rows(frame(library), "Model")
     table = np.array([[1, 30, "2.5"], [None, 40, "?"]], dtype=object)
     with pytest.raises(ValueError, match=r"column 2 holds '\?' in row 1"):

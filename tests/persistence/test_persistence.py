@@ -38,6 +38,7 @@ from skavi.models import (
     HierarchicalModel,
     LinearModel,
     LocalLevel,
+    MixedEffects,
     MixtureModel,
     NonlinearModel,
     RandomEffects,
@@ -54,6 +55,7 @@ ROWS += 0.3 * np.random.default_rng(1).normal(size=ROWS.shape)
 COLUMN = ROWS[:, :1]
 STUDIES = np.abs(ROWS[:, :2]) + 0.1
 TIMED = np.column_stack([np.arange(12.0), ROWS[:, 0]])
+GROUPED = np.column_stack([ROWS[:, 0], np.repeat(np.arange(4.0), 3)])
 COUNTS = np.random.default_rng(2).poisson(2.0, size=(12, 5)).astype(float)
 FILES = Path(__file__).parent / "files"
 EARLIER = json.loads((FILES / "said.json").read_text())
@@ -136,6 +138,7 @@ CASES = {
     "constant": (AmortizedVI(LinearModel(), Constant(), family=FullNormal()), COLUMN, {}),
     "hidden_markov": (FactorizedVI(HiddenMarkovModel(2), n_init=1), COLUMN, {}),
     "mixture": (FactorizedVI(MixtureModel(2), n_init=1), COLUMN, {}),
+    "mixed effects": (FactorizedVI(MixedEffects(centred=True)), GROUPED, {}),
     "local level": (FactorizedVI(LocalLevel(), solver=CoordinateAscent()), COLUMN, {}),
     "point": (FactorizedVI(LinearModel(), global_family=Point()), COLUMN, {}),
     "nonlinear": (FactorizedVI(NonlinearModel(), noise=GaussHermite((4, 5))), COLUMN, {}),
