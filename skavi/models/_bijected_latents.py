@@ -81,7 +81,7 @@ class BijectedLatents(OwnScale):
             return None
 
     def within(self, prior: Distribution, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return latents within the bounds of their prior, and log |d latents / d z| of rows."""
+        """Return latents within the bounds of their prior, and the log Jacobian of each row's."""
         bijection = self.bijection_onto(prior)
         if bijection is None:
             return z, 0.0
