@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtr
-from scipy.stats import chi2
 from torch import Tensor
 
+from skavi._numerics import student_t
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import sobol_normal
 
@@ -113,8 +112,7 @@ def _draw(log_density, mean, covariance, n_draws, state) -> Weighted:
     for i, (degrees, wide) in enumerate(_PARTS):
         n = (n_draws + i) // len(_PARTS)
         points = sobol_normal(n + 1, size + 1, int(state.randint(2**31)))[:n]
-        uniform = np.clip(ndtr(points[:, size]), 1e-12, 1 - 1e-12)
-        radius = aligned(np.sqrt(wide * degrees / chi2.ppf(uniform, degrees)))
+        radius = aligned(np.sqrt(wide) * student_t.radii(points[:, size], degrees))
         draws.append(mean + (aligned(points[:, :size]) * radius[:, None]) @ scale.mT)
     u = torch.cat(draws)
     return Weighted(u, log_density(u) - _log_mixture(u, mean, scale))
@@ -126,8 +124,6 @@ def _log_mixture(u, mean, scale):
     distance, log_det = white.square().sum(0), scale.diagonal().log().sum()
     parts = []
     for degrees, wide in _PARTS:
-        half = 0.5 * (degrees + size)
-        constant = math.lgamma(half) - math.lgamma(0.5 * degrees)
-        constant -= 0.5 * size * math.log(degrees * math.pi * wide)
-        parts.append(constant - log_det - half * torch.log1p(distance / (degrees * wide)))
+        spread = log_det + 0.5 * size * math.log(wide)
+        parts.append(student_t.log_density(distance / wide, degrees, size) - spread)
     return torch.logsumexp(torch.stack(parts), 0) - math.log(len(parts))

@@ -148,12 +148,17 @@ def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
         joint=_khat(joint),
         per_row=np.array([_khat(column) for column in rows.T]),
         n_draws=int(n_draws),
-        threshold=min(1 - 1 / math.log10(n_draws), 0.7),
+        threshold=threshold_of(n_draws),
     )
 
 
 def _khat(log_weights):
     return -math.inf if np.ptp(log_weights) < _CONSTANT else smoothed_weights(log_weights)[1]
+
+
+def threshold_of(n_draws) -> float:
+    """Return the k-hat above which estimates weighted by so many draws are unreliable."""
+    return min(1 - 1 / math.log10(n_draws), 0.7)
 
 
 def row_khat(log_weights) -> np.ndarray:

@@ -15,7 +15,7 @@ from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi._platform.user_warnings import warn
 from skavi.diagnostics._adaptive_sampling import sample
-from skavi.diagnostics.khat import smoothed_weights
+from skavi.diagnostics.khat import smoothed_weights, threshold_of
 from skavi.distributions import defaults_of
 from skavi.objective import Objective
 from skavi.posterior._arviz import data_tree
@@ -82,7 +82,7 @@ class ReweightedPosterior:
     @property
     def threshold(self) -> float:
         """min(1 - 1 / log10(n_draws), 0.7), above which k-hat tells that weights fail."""
-        return min(1 - 1 / math.log10(len(self.weights)), 0.7)
+        return threshold_of(len(self.weights))
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
@@ -270,7 +270,7 @@ def weigh(estimator, X, n_draws, random_state) -> ReweightedPosterior:
     found = sample(target, q.mean, q.covariance(), int(n_draws), state)
     smoothed, khat = smoothed_weights(found.log_weights.numpy())
     result = ReweightedPosterior(
-        draws=target.constrained(found.draws),
+        draws={n: v.numpy() for n, v in target.objective.space.draws(found.draws).items()},
         weights=smoothed,
         khat=khat,
         log_evidence=found.log_mean,
@@ -312,14 +312,3 @@ class Marginal:
             rows = self.integral.at(u) @ self.counts
         total = priors + rows
         return torch.where(total.isnan(), -math.inf, total)
-
-    def constrained(self, u):
-        """Return draws on the model's scale by name."""
-        space = self.objective.space
-        with defaults_of(u):
-            return {
-                name: space.bijections[name](
-                    u[:, where].reshape(len(u), *space.raw_shapes[name])
-                ).numpy()
-                for name, where in space.slices.items()
-            }

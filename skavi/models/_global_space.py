@@ -219,6 +219,14 @@ class GlobalSpace:
         """Map one unconstrained vector, shape (size,), to named globals on the model's scale."""
         return Theta((name, self.bijections[name](part)) for name, part in self._parts(u))
 
+    def draws(self, u: Tensor) -> dict[str, Tensor]:
+        """Map many unconstrained vectors, (n_draws, size), to globals by name, (n_draws, ...)."""
+        with defaults_of(u):
+            return {
+                name: self.bijections[name](u[:, where].reshape(len(u), *self.raw_shapes[name]))
+                for name, where in self.slices.items()
+            }
+
     def unconstrain(self, theta: dict[str, Tensor]) -> Tensor:
         """Map named globals to one unconstrained vector, shape (size,)."""
         parts = [self.bijections[name].inv(theta[name]).reshape(-1) for name in self.prior]

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtr
-from scipy.stats import chi2
 from torch import Tensor
 
 from skavi._curvature import gradient_of
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import product_rule, sobol_normal
+from skavi._numerics.student_t import log_density, radii
 
 #: Nats: log weights under a normal that vary by less are constant up to rounding: it is the row's
 #: posterior, and the integral exact.
@@ -204,13 +203,10 @@ class RealIntegral:
         """Return log p(x_n, z | theta) - log t(z) at draws from a Student t, (n_draws, S, n)."""
         k = self.centre.shape[1]
         points = sobol_normal(_DRAWS, k + 1, 0)
-        radius = aligned(_inverse_root_chi_square(points[:, k])).to(u)
+        radius = aligned(radii(points[:, k], _DEGREES)).to(u)
         noise = aligned(points[:, :k]).to(u) * radius[:, None]
         logs = self._log_ratio(u, index, where, noise)
-        half = 0.5 * (_DEGREES + k)
-        constant = math.lgamma(half) - math.lgamma(0.5 * _DEGREES)
-        constant -= 0.5 * k * math.log(_DEGREES * math.pi)
-        density = constant - half * torch.log1p(noise.square().sum(-1) / _DEGREES)
+        density = log_density(noise.square().sum(-1), _DEGREES, k)
         return logs - density[:, None, None]
 
     def _log_ratio(self, u, index, where, noise):
@@ -293,8 +289,3 @@ class RealIntegral:
         sound = curvature.isfinite().all(-1).all(-1)[..., None, None]
         gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
         return value.detach(), gradient, torch.where(sound, curvature.detach(), self.precision)
-
-
-def _inverse_root_chi_square(normals):
-    """Map standard normals to sqrt(nu / chi-square(nu)), by the inverse distribution function."""
-    return np.sqrt(_DEGREES / chi2.ppf(np.clip(ndtr(normals), 1e-12, 1 - 1e-12), _DEGREES))

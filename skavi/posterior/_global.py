@@ -12,7 +12,6 @@ from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
-from skavi.distributions import defaults_of
 from skavi.families import Family, FullFactors, NormalFactors
 from skavi.models import LatentVariableModel
 from skavi.posterior._correction import Correction, corrected_sds
@@ -184,12 +183,7 @@ class GlobalPosterior:
     def draws(self, noise: np.ndarray, corrected: bool = False) -> dict[str, torch.Tensor]:
         """Map standard normals, shape (n_draws, size), to draws of the globals by name."""
         space, _ = self._space_and_factor()
-        u = torch.as_tensor(self.draw_unconstrained(noise, corrected))
-        with defaults_of(u):
-            return {
-                name: space.bijections[name](u[:, where].reshape(len(u), *space.raw_shapes[name]))
-                for name, where in space.slices.items()
-            }
+        return space.draws(torch.as_tensor(self.draw_unconstrained(noise, corrected)))
 
     def sample(self, n_draws, random_state=None, corrected=False):
         """Draw globals.
