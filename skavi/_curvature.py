@@ -26,8 +26,9 @@ _FLOOR = 1e-3
 _COLOURS = 3
 #: Lifts of the diagonal, each 4 times the last: from 1e-6 to 7e10 times its largest entry.
 _LIFTS = 30
-#: Backward passes taken one by one (80 of ten columns' factors: 0.2 s, at once 0.03), and at once.
-_FEW_PASSES, _BATCH = 40, 256
+#: Backward passes taken one by one, and most taken at once. 17 of a mixed model's 18 groups: 0.08
+#: s, at once 0.03; but torch's first batch imports sympy, 0.4 s, as long as a fit of few numbers.
+_FEW_PASSES, _BATCH = 8, 256
 #: Numbers of the unknowns up to which many passes at once are faster: 8 times for the 60 rows of a
 #: compressed `FactorAnalysis`, 0.7 times for 2,000 rows with missing cells.
 _FEW_UNKNOWNS = 2000
@@ -113,13 +114,12 @@ def _differentiate_part(problem, raw, raw_globals, part):
         value = (weights * some.row_terms(raw, raw_globals)).sum()
         gradients = gradient_of(value, unknowns, create_graph=True)
         g, g_globals = gradients[0], gradients[1] if n_global else raw_globals
-        columns = [gradient_of(g[:, p].sum(), (raw,))[0] for p in range(n_row)]
-        borders = jacobian(g_globals, unknowns) if n_global else ()
-    H = torch.stack(columns, -1) if columns else raw.new_empty(*raw.shape, 0)
+        columns = jacobian(torch.cat([g.sum(0), g_globals[:n_global]]), unknowns)
+    of_rows = columns[0].movedim(0, -1)
+    H, C = of_rows[..., :n_row].contiguous(), of_rows[..., n_row:].contiguous()
     g, g_globals = g.detach(), g_globals.detach()[:n_global]
-    if not n_global:
-        return g, H, raw.new_empty(*raw.shape, 0), g_globals, raw.new_empty(0, 0)
-    return g, H, borders[0].movedim(0, -1).contiguous(), g_globals, borders[1]
+    H_globals = columns[1][n_row:] if n_global else raw.new_empty(0, 0)
+    return g, H, C, g_globals, H_globals
 
 
 def _differentiate_global_term(objective, raw_globals):
@@ -127,7 +127,7 @@ def _differentiate_global_term(objective, raw_globals):
         raw_globals = raw_globals.detach().requires_grad_(True)
         value = objective.global_term(raw_globals)
         (slope,) = gradient_of(value, (raw_globals,), create_graph=True)
-        (rows,) = jacobian(slope, (raw_globals,)) if len(slope) else (slope.new_empty(0, 0),)
+        (rows,) = jacobian(slope, (raw_globals,))
     return slope.detach(), rows
 
 
@@ -209,7 +209,7 @@ def dense_derivatives(problem, raw: Tensor, raw_globals: Tensor):
         new = raw + moved[: raw.numel()].reshape(raw.shape)
         there = raw_globals if frozen else raw_globals + moved[raw.numel() :]
         (slope,) = gradient_of(total(problem, new, there), (origin,), create_graph=True)
-        hessian = torch.stack([gradient_of(entry, (origin,))[0] for entry in slope])
+        (hessian,) = jacobian(slope, (origin,))
     return slope.detach(), hessian, row_steps, steps
 
 
@@ -230,8 +230,10 @@ def gradient_of(value, unknowns, create_graph=False):
 
 def jacobian(values: Tensor, unknowns) -> tuple[Tensor, ...]:
     """Differentiate every entry of a vector in each unknown; the entry's axis comes first."""
+    if not (len(values) and values.requires_grad):
+        return tuple(values.new_zeros(len(values), *unknown.shape) for unknown in unknowns)
     few = sum(unknown.numel() for unknown in unknowns) <= _FEW_UNKNOWNS
-    if few and len(values) > _FEW_PASSES and values.requires_grad:
+    if few and len(values) > _FEW_PASSES:
         try:
             return _batched_jacobian(values, unknowns)
         except RuntimeError:  # an operation without a batching rule
