@@ -197,13 +197,17 @@ def _row_weights(fitted, n_draws, state):
     still = torch.zeros(len(fitted.q_theta.mean), dtype=torch.float64)
     for first in range(min(n_colours, n)):
         index = torch.arange(first, n, n_colours)
-        for s in range(n_draws):
-            local = torch.zeros_like(fitted.factors.mean)
-            shape = len(index), local.shape[1]
-            local[index] = torch.as_tensor(state.standard_normal(shape))
-            draw = fitted.at(fitted.factors.alone(local), still)
+        noises = (_noise_of(fitted.factors, index, state) for _ in range(n_draws))
+        for s, draw in enumerate(fitted.at_each((local, still) for local in noises)):
             terms = coupling.shares(draw.log_terms, index)
             by_row = draw.log_terms.dim() > 0
             own = coupling.shares(draw.log_q_rows, index) if by_row else draw.log_q_rows[index]
             logs[s, index.numpy()] = (terms - own).numpy()
     return logs
+
+
+def _noise_of(factors, index, state):
+    """Return noise that moves only some rows, each given all others at their means."""
+    local = torch.zeros_like(factors.mean)
+    local[index] = torch.as_tensor(state.standard_normal((len(index), local.shape[1])))
+    return factors.alone(local)

@@ -1,8 +1,9 @@
 """Draws from q with their log densities under model and q, for ArviZ and importance weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from skavi._data.blockwise import EVALUATED_NUMBERS
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
@@ -103,10 +105,34 @@ class FittedPosterior:
                 log_q_globals=self.q_theta.log_prob(noise),
             )
 
+    def at_each(self, noises: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Draw]:
+        """Yield the draw for each pair of standard normal noise; many are evaluated at once."""
+        left = iter(noises)
+        at_once = max(1, EVALUATED_NUMBERS // max(1, self.X.numel(), self.factors.mean.numel()))
+        while some := list(islice(left, at_once)):
+            yield from self._together(some)
+
+    def _together(self, pairs):
+        if len(pairs) > 1 and self.objective.batched:
+            local, noise = (torch.stack(part) for part in zip(*pairs, strict=True))
+            with suppress(RuntimeError):  # where q's draw, or a density, has no batching rule
+                found = torch.func.vmap(lambda *pair: _as_dict(self.at(*pair)))(local, noise)
+                return [_draw_of(found, s) for s in range(len(pairs))]
+        return [self.at(*pair) for pair in pairs]
+
     def draws(self, n_draws: int, state) -> Iterator[Draw]:
         """Yield `n_draws` draws."""
-        for _ in range(n_draws):
-            yield self.at(*self.noise(state))
+        return self.at_each(self.noise(state) for _ in range(n_draws))
+
+
+def _as_dict(draw):
+    return vars(draw) | {"theta": dict(draw.theta)}
+
+
+def _draw_of(stacked, s):
+    """Return one of the draws whose attributes are stacked."""
+    theta = Theta({name: values[s] for name, values in stacked["theta"].items()})
+    return Draw(theta=theta, **{name: v[s] for name, v in stacked.items() if name != "theta"})
 
 
 def check_draws(n_draws, fewest):
