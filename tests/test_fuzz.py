@@ -380,7 +380,7 @@ def test_any_input_gives_a_fit_or_a_documented_error():
     fuzz(50, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_three_hundred_inputs_give_fits_or_documented_errors(hasty):
     fuzz(300, 1)
 

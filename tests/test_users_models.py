@@ -311,7 +311,7 @@ def test_a_horseshoe_is_integrated_exactly():
     vi = FactorizedVI(Shrunk(), random_state=0).fit(X)
     assert vi.converged_
     finer = GaussHermite((8, 9), shared=vi.noise_.shared)
-    there = FactorizedVI(Shrunk(), noise=finer, random_state=1).fit(X)
+    there = FactorizedVI(Shrunk(), noise=finer, init=vi, random_state=1).fit(X)
     assert vi.elbo_ == pytest.approx(there.elbo_, abs=1e-4)
     assert there.elbo_ == pytest.approx(-169.04695, abs=1e-4)
 
@@ -375,11 +375,13 @@ def test_a_constant_function_solves_no_row_better():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_seeds", [3, pytest.param(10, marks=pytest.mark.nightly)])
-def test_topics_of_every_seed_are_within_a_thousandth(n_seeds):
+@pytest.mark.parametrize(
+    ("n_rows", "n_seeds"), [(120, 2), pytest.param(300, 10, marks=pytest.mark.nightly)]
+)
+def test_topics_of_every_seed_are_within_a_thousandth(n_rows, n_seeds):
     """Fits of one start each ended up to 2.7 % lower. One seed in ten may."""
     rng = np.random.default_rng(1)
-    topics, share = rng.dirichlet(np.full(120, 0.1), 6), rng.dirichlet(np.full(6, 0.3), 300)
+    topics, share = rng.dirichlet(np.full(120, 0.1), 6), rng.dirichlet(np.full(6, 0.3), n_rows)
     X = np.stack([rng.multinomial(60, p) for p in share @ topics]).astype(float)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one start may stand alone, and says so
