@@ -19,9 +19,6 @@ from torch import Tensor
 from skavi._numerics.aligned import aligned
 from skavi._numerics.sums import add_up
 
-#: Least curvature where one is negative. As a floor for all curvatures it cost 468 iterations
-#: instead of 7 (5f64aa0).
-_FLOOR = 1e-3
 #: Rows this far apart in a chain share no neighbour: one backward pass serves all of them.
 _COLOURS = 3
 #: Lifts of the diagonal, each 4 times the last: from 1e-6 to 7e10 times its largest entry.
@@ -370,29 +367,3 @@ def eliminate(rows_part, d: Derivatives, add_up=lambda value: value) -> Eliminat
     schur = -d.H_globals - add_up(rows_part.contract(d.C, response))
     right = d.g_globals + add_up(rows_part.contract(d.C, free))
     return Eliminated(free, response, schur, right)
-
-
-def positive(A):
-    """Replace negative eigenvalues of symmetric matrices by their absolute values.
-
-    Source: Dauphin et al. (2014), "Identifying and attacking the saddle point problem".
-    """
-    if not A.numel():
-        return A
-    scale = A.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(1e-300)
-    ridge = 1e-12 * scale[..., None, None] * torch.eye(A.shape[-1]).to(A)
-    # No floor for positive definite matrices: the ELBO of correlated globals is flat in some
-    # directions, where a floor would shorten the steps.
-    _, info = torch.linalg.cholesky_ex(A - 100 * ridge)
-    bad = info != 0
-    if not bool(bad.any()):
-        return A + ridge
-    chosen = A[bad] if A.dim() > 2 else A.unsqueeze(0)
-    values, vectors = torch.linalg.eigh(chosen)
-    floor = (1e-10 * values.abs().amax(-1, keepdim=True)).clamp_min(_FLOOR)
-    mended = (vectors * values.abs().clamp_min(floor).unsqueeze(-2)) @ vectors.mT
-    if A.dim() == 2:
-        return mended[0]
-    A = A.clone()
-    A[bad] = mended
-    return A + ridge

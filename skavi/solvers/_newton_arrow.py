@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skavi._curvature import Blocks, arrow_derivatives, eliminate, positive
+from skavi._curvature import Blocks, arrow_derivatives, eliminate
+from skavi._numerics.positive_definite import positive
 from skavi._numerics.sums import add_up
 from skavi.solvers._newton_system import (
     LONGEST_LOG_STEP,

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from skavi._curvature import Band, band_derivatives, eliminate, positive
+from skavi._curvature import Band, band_derivatives, eliminate
+from skavi._numerics.positive_definite import positive
 from skavi.solvers._newton_dense import RowsSystem
 from skavi.solvers._newton_system import Step, damped
 

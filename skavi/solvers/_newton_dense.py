@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from skavi._curvature import arrow_derivatives, dense_derivatives, positive, total
+from skavi._curvature import arrow_derivatives, dense_derivatives, total
+from skavi._numerics.positive_definite import positive
 from skavi.solvers._newton_system import LONGEST_LOG_STEP, Step, System, damped
 from skavi.solvers._setting import FEW_UNKNOWNS
 from skavi.solvers._state import State

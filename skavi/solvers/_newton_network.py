@@ -16,8 +16,9 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from skavi._curvature import arrow_derivatives, gradient_of, positive
+from skavi._curvature import arrow_derivatives, gradient_of
 from skavi._data.blockwise import JACOBIAN_NUMBERS
+from skavi._numerics.positive_definite import positive
 from skavi.solvers._newton_system import Move, Step, System
 from skavi.solvers._state import State
 
