@@ -278,6 +278,9 @@ def _of_displays() -> dict[str, Callable]:
         "InferenceFunctionDisplay.from_estimator": lambda f: function.from_estimator(
             getattr(f, one), f.few
         ),
+        "GroupEffectsDisplay.from_estimator": (
+            lambda f: displays.GroupEffectsDisplay.from_estimator(f.grouped, f.table)
+        ),
         "MixtureDisplay.from_estimator": lambda f: displays.MixtureDisplay.from_estimator(
             f.states["FactorizedVI"], f.few
         ),

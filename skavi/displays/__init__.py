@@ -8,6 +8,7 @@ any colour vision can distinguish.
 from skavi.displays._calibration import CalibrationDisplay
 from skavi.displays._elbo_curve import ElboCurveDisplay
 from skavi.displays._gap import AmortizationGapDisplay
+from skavi.displays._group_effects import GroupEffectsDisplay
 from skavi.displays._inference_function import InferenceFunctionDisplay
 from skavi.displays._latent_posterior import LatentPosteriorDisplay
 from skavi.displays._mixture import MixtureDisplay
@@ -16,6 +17,7 @@ __all__ = [
     "AmortizationGapDisplay",
     "CalibrationDisplay",
     "ElboCurveDisplay",
+    "GroupEffectsDisplay",
     "InferenceFunctionDisplay",
     "LatentPosteriorDisplay",
     "MixtureDisplay",

@@ -61,7 +61,7 @@ def fitted():
 
 def test_known_globals_are_calibrated_over_twenty_seeds(fitted):
     """Exact q: p-values are uniform, so one in a hundred is below 0.01."""
-    reports = [calibration(fitted, 100, refit=False, random_state=seed) for seed in range(20)]
+    reports = [calibration(fitted, 50, refit=False, random_state=seed) for seed in range(20)]
     smallest = np.array([report.p_values["z"][0] for report in reports])
     # At most two of 20 below 0.01: more has probability 0.001.
     assert binom.sf(2, 20, 0.01) < 2e-3

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Normal
 
 from benchmarks.extremes import counts
+from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi.distributions import Flat
 from skavi.families import Point
@@ -128,7 +129,7 @@ def test_iterates_of_the_last_stage_are_averaged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", seeds(0, 1))
 def test_steps_that_ruin_the_elbo_are_taken_back(seed):
     """One word, two topics: a unit of a network is almost idle, and its first steps are vast.
 
