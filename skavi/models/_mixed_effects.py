@@ -258,6 +258,17 @@ class MixedEffects(MixedPriors):
     def global_dims(self):
         return {}
 
+    def global_labels(self):
+        effects = self.latent_names(1)
+        fixed = ["intercept", *self.columns_.labels("fixed")]
+        given = self.columns_.labels("group_covariates")
+        return {
+            "fixed": (fixed,),
+            "random_sd": (effects,),
+            "correlation": (effects, effects),
+            "group_coefficients": (effects, given),
+        }
+
     # --- predictions ----------------------------------------------------------------------------
 
     def _cells_of(self, theta, effects, given):

@@ -41,6 +41,10 @@ class Predictions:
         """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""
         return {}
 
+    def global_labels(self) -> dict[str, tuple[list[str], ...]]:
+        """Return labels along each dimension of the globals that have some; others are counted."""
+        return {}
+
     def log_likelihood(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(x_n | z_n, theta), shape (n_rows,), in nats."""
         raise NotImplementedError(f"{type(self).__name__} does not define log_likelihood.")

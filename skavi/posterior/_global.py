@@ -247,7 +247,7 @@ class GlobalPosterior:
         -------
         pandas.DataFrame
             Columns name, index, mean, sd, corrected_sd, 5%, 50%, 95%. "index" is the number's place
-            in its global, a tuple: () for a scalar. Quantiles are corrected ones, of draws whose sd
+            in its global, a tuple, of names where the model has them: () for a scalar. Quantiles are corrected ones, of draws whose sd
             is not `corrected_sd`; without a correction q's own, beside a corrected_sd of NaN.
 
         Raises
@@ -261,11 +261,14 @@ class GlobalPosterior:
     def _summary_rows(self):
         corrected = self.corrected_sd
         quantiles = self.quantile(SHOWN_QUANTILES, corrected=corrected is not None)
+        labels = self._model.global_labels()
         for name, mean in self.mean.items():
             sd = np.full_like(mean, np.nan) if corrected is None else corrected[name]
             columns = np.stack([mean, self.sd[name], sd, *quantiles[name]], -1)
             for index in np.ndindex(mean.shape):
-                yield name, index, *map(float, columns[index])
+                pairs = zip(labels[name], index, strict=True) if name in labels else ()
+                place = tuple(names[i] for names, i in pairs) or index
+                yield name, place, *map(float, columns[index])
 
     def _repr_html_(self):
         size = sum(mean.size for mean in self.mean.values())

@@ -241,3 +241,21 @@ def test_grouped_rows_are_cut_by_unit():
     assert few.codes.tolist() == [2, 3]
     assert few.table.nonzero()[:, 1].tolist() == [3, 0, 2]
     assert few.over_units(torch.ones(3)).tolist() == [1, 2]
+
+
+def test_the_summary_names_effects_as_a_user_does():
+    """Text is encoded as 0 and 1, its first level left out; labels survive a file."""
+    X = table(n_groups=12).assign(sex=lambda frame: np.where(frame["x"] > 0, "m", "f"))
+    short = FactorizedVI(
+        model(fixed=["x", "sex"], centred=True), max_iter=1, tol=1e9, random_state=0
+    )
+    summary = short.fit(X).global_posterior_.summary()
+    index = {name: list(part["index"]) for name, part in summary.groupby("name")}
+    assert index["fixed"] == [("intercept",), ("x",), ("sex_m",)]
+    assert index["random_sd"] == [("intercept",), ("x",)]
+    assert index["group_coefficients"] == [("intercept", "w"), ("x", "w")]
+    assert index["correlation"][1] == ("intercept", "x")
+    assert index["noise_sd"] == [()]
+    by_place = FactorizedVI(MixedEffects(0, 1, [2], centred=True), max_iter=1, tol=1e9)
+    summary = by_place.fit(X[["y", "g", "x"]].assign(g=1.0).to_numpy(float))
+    assert ("x2",) in list(summary.global_posterior_.summary()["index"])
