@@ -247,8 +247,9 @@ class GlobalPosterior:
         -------
         pandas.DataFrame
             Columns name, index, mean, sd, corrected_sd, 5%, 50%, 95%. "index" is the number's place
-            in its global, a tuple, of names where the model has them: () for a scalar. Quantiles are corrected ones, of draws whose sd
-            is not `corrected_sd`; without a correction q's own, beside a corrected_sd of NaN.
+            in its global, a tuple, of names where the model has them: () for a scalar. Quantiles
+            are corrected ones, of draws whose sd is not `corrected_sd`; without a correction q's
+            own, beside a corrected_sd of NaN.
 
         Raises
         ------
