@@ -50,8 +50,8 @@ def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> 
     Parameters
     ----------
     function : callable
-        Map from (n, n_inputs) to (n, n_outputs).
-    inputs : Tensor of shape (n_rows, n_inputs)
+        Map from (n, ...) to (n, n_outputs).
+    inputs : Tensor of shape (n_rows, ...)
 
     Returns
     -------
@@ -74,5 +74,5 @@ def evaluate_blockwise(function: Callable[[Tensor], Tensor], inputs: Tensor) -> 
 
 def _ignores_place(function, inputs, size):
     """Say whether equal rows of a block have equal outputs, at any place in it."""
-    block = function(inputs[:1].expand(size, -1).contiguous())
+    block = function(inputs[:1].expand(size, *inputs.shape[1:]).contiguous())
     return bool((block == block[:1]).all())

@@ -128,6 +128,15 @@ class GroupedRows:
         """Sum numbers of rows, (n_rows, ...), over each unit: (n_units, ...)."""
         return terms.new_zeros(len(self), *terms.shape[1:]).index_add(0, self.unit, terms)
 
+    def side_by_side(self, values: Tensor) -> Tensor:
+        """Return numbers of rows, (n_rows, p), by unit: (n_units, most rows, p), zeros beyond."""
+        most = int(self.sizes.max()) if len(self) else 0
+        place = torch.arange(len(self.unit), device=self.device)
+        place = place - torch.repeat_interleave(self._starts, self.sizes)
+        sides = values.new_zeros(len(self), most, values.shape[1])
+        sides[self.unit[self._order], place] = values[self._order]
+        return sides
+
     def at_rows(self, values: Tensor) -> Tensor:
         """Return numbers of units, (n_units, ...), at each of their rows: (n_rows, ...)."""
         return values.index_select(0, self.unit)

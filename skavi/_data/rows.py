@@ -1,5 +1,6 @@
 """Rows of X as tensors with weights; windows of rows; distinct rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -177,10 +178,11 @@ def first_places(index: Tensor, n: int) -> Tensor:
 def _hash_rows(X):
     """Return a hash of each row's bits."""
     generator = torch.Generator().manual_seed(0)
-    odd = (2 * torch.randint(2**62, (X.shape[1],), generator=generator) + 1).to(X.device)
+    odd = 2 * torch.randint(2**62, (math.prod(X.shape[1:]),), generator=generator) + 1
+    odd = odd.to(X.device)
     if isinstance(X, SparseRows):
         return X.over_rows(_mix_bits(X.values) * odd[X.columns])
-    return torch.cat([(_mix_bits(part) * odd).sum(1) for part in X.split(_CHUNK)])
+    return torch.cat([(_mix_bits(part.flatten(1)) * odd).sum(1) for part in X.split(_CHUNK)])
 
 
 def _mix_bits(values):

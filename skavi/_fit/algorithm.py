@@ -355,7 +355,7 @@ def _bind(plan, rows, start):
     inputs = rows.ask(inputs_of, objective.model, function, rows.X)
     function = rows.ask(function.fit_inputs, inputs, rows.weights)
     features = function.features(inputs)
-    n_parameters = function.n_parameters(features.shape[1], objective.n_outputs)
+    n_parameters = function.n_parameters(features.shape[-1], objective.n_outputs)
     setting = Setting(objective, function, noise, rows.n_total, n_parameters)
     solver = plan.solver or default_solver(setting)
     stochastic = not solver.needs_deterministic_noise

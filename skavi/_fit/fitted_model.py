@@ -172,16 +172,16 @@ class FittedModel:
             raw = evaluate_blockwise(
                 lambda part: function.evaluate(shared, function.features(part)), inputs
             )
-        unobserved = self.model.unobserved(rows.X)
-        if unobserved is not None:
-            if bool(unobserved.any()):
-                raw[unobserved] = self._solve(rows[unobserved])
-            return raw
-        if self.model.allows_missing and Cells.of(rows.X).observed is not None:
+        solved = self.model.unobserved(rows.X)
+        if solved is not None or self._may_miss_cells(rows.X):
             unreadable = function.unreadable(windows_of(self.model, function, rows.X))
-            if bool(unreadable.any()):
-                raw[unreadable] = self._solve(rows[unreadable])
+            solved = unreadable if solved is None else solved | unreadable
+            if bool(solved.any()):
+                raw[solved] = self._solve(rows[solved])
         return raw if self.refine is None else self._refined(rows, raw, self.refine)
+
+    def _may_miss_cells(self, X):
+        return self.model.allows_missing and Cells.of(X).observed is not None
 
     def _refined(self, rows, raw, nats):
         what, name = f"refine={nats} needs rows that are", type(self.model).__name__

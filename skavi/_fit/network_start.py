@@ -229,7 +229,7 @@ def _solver(problem, targets):
 
 
 def _n_parameters(problem, targets):
-    return problem.function.n_parameters(problem.features.shape[1], targets.shape[1])
+    return problem.function.n_parameters(problem.features.shape[-1], targets.shape[1])
 
 
 def _count_affordable(problem, targets):

@@ -207,9 +207,9 @@ class Problem:
 
 
 def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
-    """Return each row's window of the model's row summaries."""
+    """Return each row's window of what the function reads of rows."""
     context = function.context if function.context is not None else model.context
-    return windows(model.summary(X), context or (0, 0), model.padding)
+    return windows(function.inputs(model, X), context or (0, 0), model.padding)
 
 
 def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ class InferenceFunction(Component):
         fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
         return fitted
 
+    def inputs(self, model, X) -> Tensor:
+        """Return what the function reads of X: the model's summary of each row or group."""
+        return model.summary(X)
+
     def with_mask(self, inputs: Tensor) -> Tensor:
         """Append a mask of observed inputs, if any was missing (NaN) when the function was fitted.
 

@@ -69,7 +69,7 @@ class MLP(InferenceFunction):
         super().check()
         need = f"one of {list(_ACTIVATIONS)}"
         self._require("activation", self.activation in _ACTIVATIONS, need)
-        sizes = self._sizes()
+        sizes = self.sizes
         valid = all(is_whole(size, 1) for size in sizes)
         self._require("hidden_layer_sizes", valid, "integers >= 1")
 
@@ -77,32 +77,34 @@ class MLP(InferenceFunction):
     def smooth(self):
         return self.activation not in _KINKED
 
-    def _sizes(self):
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
         sizes = self.hidden_layer_sizes
         return tuple(sizes) if isinstance(sizes, tuple | list | np.ndarray) else (sizes,)
 
     def n_numbers(self, n_rows, n_inputs, n_outputs):
-        widths = [n_inputs, *map(int, self._sizes()), n_outputs]
+        widths = [n_inputs, *map(int, self.sizes), n_outputs]
         return sum(before * after for before, after in pairwise(widths)) + n_rows * max(widths)
 
     def n_parameters(self, n_features, n_outputs):
-        sizes = (n_features, *self._sizes(), n_outputs)
+        sizes = (n_features, *self.sizes, n_outputs)
         return sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
 
     def parameter_shapes(self, n_inputs, n_outputs):
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer, pair in enumerate(pairwise((n_inputs, *self._sizes(), n_outputs))):
+        for layer, pair in enumerate(pairwise((n_inputs, *self.sizes, n_outputs))):
             shapes |= {f"weight_{layer}": pair, f"bias_{layer}": pair[1:]}
         return shapes
 
     def evaluate(self, parameters, features):
         hidden = self._hidden(parameters, features)
-        last = len(self._sizes())
+        last = len(self.sizes)
         return torch.addmm(parameters[f"bias_{last}"], hidden, parameters[f"weight_{last}"])
 
     def _hidden(self, parameters, features):
         activate, _, _ = _ACTIVATIONS[self.activation]
-        for layer in range(len(self._sizes())):
+        for layer in range(len(self.sizes)):
             weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
             features = activate(torch.addmm(bias, features, weight))
         return features
@@ -111,7 +113,7 @@ class MLP(InferenceFunction):
         """Return the Jacobian by back-propagation: a row's part in a layer is an outer product."""
         activate, _, _ = _ACTIVATIONS[self.activation]
         inputs, slopes = [features], list[Tensor]()
-        for layer in range(len(self._sizes())):
+        for layer in range(len(self.sizes)):
             weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
             with torch.enable_grad():
                 before = torch.addmm(bias, inputs[-1], weight).detach().requires_grad_(True)
@@ -155,7 +157,7 @@ class MLP(InferenceFunction):
         linear = least_squares(torch.cat([ones, features], 1), targets, weights)
         directions, carried = self._split_linear_map(linear[1:])
         parameters, hidden = self._build_layers(features, directions, spare)
-        last, n_carried = len(self._sizes()), 2 * directions.shape[1]
+        last, n_carried = len(self.sizes), 2 * directions.shape[1]
         weight = features.new_zeros(hidden.shape[1], targets.shape[1])
         weight[: n_carried // 2] = carried
         weight[n_carried // 2 : n_carried] = -carried
@@ -168,7 +170,7 @@ class MLP(InferenceFunction):
         _, gain, _ = _ACTIVATIONS[self.activation]
         left, scale, right = torch.linalg.svd(slope, full_matrices=False)
         rank = int((scale > 1e-12 * scale.amax().clamp_min(1e-300)).sum())
-        kept = 0 if gain is None else min(rank, min(self._sizes()) // 2)
+        kept = 0 if gain is None else min(rank, min(self.sizes) // 2)
         return left[:, :kept], scale[:kept, None] * right[:kept] / (gain or 1.0)
 
     def _build_layers(self, features, directions, spare):
@@ -181,7 +183,7 @@ class MLP(InferenceFunction):
         parameters: Parameters = {}
         carry = torch.cat([directions, -directions], 1)
         half = torch.eye(n_carried // 2).to(directions) / (gain or 1.0)
-        for layer, width in enumerate(self._sizes()):
+        for layer, width in enumerate(self.sizes):
             weight, bias = spare(hidden, width)
             weight[:, :n_carried] = 0
             weight[: len(carry), :n_carried] = carry

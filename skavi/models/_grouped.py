@@ -1,6 +1,7 @@
 """Models of rows that share a latent: pupils of a school, visits of a patient."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,11 @@ class GroupedModel(ConditionalModel):
         return call_with(self.likelihood, z, theta, given).sample(), z
 
     # --- what functions read --------------------------------------------------------------------
+
+    def sets(self, X):
+        """Return each group's rows; those without a response count nothing."""
+        X = GroupedRows.of(X)
+        return replace(X, weights=X.weights * ~self.explained(X).isnan().all(1))
 
     def summary(self, X):
         """Return each group's count, and means and second moments of its rows: symmetric in them.

@@ -4,6 +4,7 @@ from typing import Self
 
 from torch import Tensor
 
+from skavi._data.grouped_rows import GroupedRows
 from skavi.families import NormalFactors
 
 
@@ -25,3 +26,7 @@ class ReadByFunctions:
     def summary(self, X: Tensor) -> Tensor:
         """Return what inference functions read of each row: the row, or a few dense numbers."""
         return X
+
+    def sets(self, X) -> GroupedRows:
+        """Return what functions of sets read: the rows of each factor: here one summary."""
+        return GroupedRows.of(self.summary(X))

@@ -61,7 +61,7 @@ def check_function(fitted: dict, objective: Objective, n_features: int, own: boo
         inputs, shapes = None, {}
     elif own or function.input_mean_ is not None:
         inputs = _inputs(model, function, n_features)
-        shapes = function.parameter_shapes(inputs.shape[1], n_outputs)
+        shapes = function.parameter_shapes(inputs.shape[-1], n_outputs)
     found = {name: value.shape for name, value in parameters.items()}
     if own and found != shapes:
         raise ValueError(f"{function!r} needs parameters {shapes}, but there are {found}")
@@ -79,8 +79,8 @@ def _inputs(model, function, n_features):
         raise ValueError(f"a window of {context} is wider than the {moments.size} inputs at fit")
     row = torch.ones(1, n_features, dtype=torch.float64)
     inputs = inputs_of(model, function, row)
-    if inputs.shape[1] != moments.size:
-        raise ValueError(f"{moments.size} inputs at fit, but {inputs.shape[1]} now")
+    if inputs.shape[-1] != moments.size:
+        raise ValueError(f"{moments.size} inputs at fit, but {inputs.shape[-1]} now")
     return inputs
 
 
@@ -88,6 +88,7 @@ def _check_output(function, parameters, inputs, objective):
     """Evaluate the function at the mean of the training inputs and an sd to either side."""
     mean, scale = aligned(function.input_mean_), aligned(function.input_scale_)
     rows = torch.stack([mean, mean + scale, mean - scale]).to(inputs)
+    rows = rows.reshape(3, *inputs.shape[1:])
     shared = {name: aligned(value) for name, value in parameters.items()}
     with torch.no_grad():
         raw = function.evaluate(shared, function.features(rows))

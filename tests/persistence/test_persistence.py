@@ -29,7 +29,7 @@ from skavi import AmortizedVI, FactorizedVI, persistence
 from skavi._platform.archive import read_archive, write_archive
 from skavi.callbacks import ElboMonitor
 from skavi.families import DiagonalNormal, FullNormal, Point
-from skavi.inference_functions import MLP, Constant, Polynomial, TorchFunction
+from skavi.inference_functions import MLP, Constant, DeepSet, Polynomial, TorchFunction
 from skavi.models import (
     BayesianDecoder,
     FactorAnalysis,
@@ -139,6 +139,11 @@ CASES = {
     "hidden_markov": (FactorizedVI(HiddenMarkovModel(2), n_init=1), COLUMN, {}),
     "mixture": (FactorizedVI(MixtureModel(2), n_init=1), COLUMN, {}),
     "mixed effects": (FactorizedVI(MixedEffects(centred=True)), GROUPED, {}),
+    "mixed effects by a set": (
+        AmortizedVI(MixedEffects(centred=True), DeepSet((4,), 2)),
+        GROUPED,
+        {},
+    ),
     "local level": (FactorizedVI(LocalLevel(), solver=CoordinateAscent()), COLUMN, {}),
     "point": (FactorizedVI(LinearModel(), global_family=Point()), COLUMN, {}),
     "nonlinear": (FactorizedVI(NonlinearModel(), noise=GaussHermite((4, 5))), COLUMN, {}),
