@@ -90,7 +90,7 @@ def test_rows_with_a_latent_each_are_sets_of_one():
 
 
 class Robust(GroupedModel):
-    """Heavy-tailed noise: a group's factor is no function of moments, but of its rows one by one."""
+    """Heavy-tailed noise: a factor is no function of moments, but of the rows one by one."""
 
     groups = 1
     n_latents = 1
