@@ -122,6 +122,17 @@ class Objective:
         best = self.model.best_locals(self.global_factor(raw_globals), X, self.family, known)
         return self.family.raw(best)
 
+    def optimum(self, raw_globals, X: Tensor, nodes: Nodes | None, start=None):
+        """Return the rows' best factors, no worse than `start`: as raw numbers, read, and terms."""
+        q_theta = self.global_factor(raw_globals)
+        raw = self.family.raw(self.model.local_optimum(q_theta, X, self.family, start))
+        factors = self.local_factors(raw)
+        return raw, factors, self.terms_at(factors, q_theta, X, nodes)
+
+    def factors_at(self, raw: Tensor, raw_globals, X: Tensor, nodes: Nodes | None) -> Any:
+        """Return the rows' factors, also where no numbers stand for the best ones."""
+        return self.local_factors(raw)
+
     def start_locals(self, raw_globals: Tensor, X: Tensor) -> Tensor:
         """Return raw local parameters at the closed-form optimum, or at the model's own start."""
         model, family, factor = self.model, self.family, self.global_factor(raw_globals)
@@ -207,14 +218,18 @@ class Objective:
         For a model that gives only its log joint: its expectation plus all entropies, a scalar.
         """
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
+        return self.terms_at(factors, q_theta, X, nodes)
+
+    def terms_at(self, factors, q_theta, X: Tensor, nodes: Nodes | None) -> Tensor:
+        """Return the same of factors that have been read."""
         try:
             expected = self.expected_log_terms(factors, q_theta, X, nodes)
         except (ValueError, torch.linalg.LinAlgError) as error:
             if isinstance(error, ValueError) and not refuses_parameters(error):
                 raise
             # torch rejects a distribution's parameters, or a matrix: the terms become NaN.
-            nan = math.nan * (raw.sum() + raw_globals.sum())
-            expected = self.model.coupling.terms(nan, len(raw))
+            nan = math.nan * (factors.mean.sum() + q_theta.mean.sum())
+            expected = self.model.coupling.terms(nan, len(factors.mean))
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
