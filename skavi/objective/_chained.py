@@ -66,9 +66,9 @@ class StatesInAChain(FiniteObjective):
     def pairs(self, factors, X) -> Tensor:
         """Return probabilities of states of the row before and of each row, (n, K, K)."""
 
-    def forecast(self, raw, q_theta, n_steps):
+    def forecast(self, raw, last_rows, q_theta, n_steps):
         """Follow the states' probabilities, given each of some draws of theta."""
-        now = self.local_factors(raw).mean[-1]
+        now = self.local_factors(raw).mean[last_rows]
         return self.model.forecast_of_states(now, self.atoms, q_theta, self.space, n_steps)
 
 

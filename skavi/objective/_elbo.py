@@ -130,7 +130,7 @@ class Objective:
         return raw, factors, self.terms_at(factors, q_theta, X, nodes)
 
     def factors_at(self, raw: Tensor, raw_globals, X: Tensor, nodes: Nodes | None) -> Any:
-        """Return the rows' factors, also where no numbers stand for the best ones."""
+        """Return the rows' factors, also of raw numbers without columns."""
         return self.local_factors(raw)
 
     def start_locals(self, raw_globals: Tensor, X: Tensor) -> Tensor:
@@ -165,17 +165,18 @@ class Objective:
 
     def predicted_mean(self, theta, values: Tensor, *given: Tensor) -> Tensor:
         """Return E[x | z, theta] for latents as `transform` returns them."""
-        return self.model.predicted_mean(
-            theta, self.model.latents_of(theta, values, *given), *given
-        )
+        z = self.model.latents_of(theta, values, *given)
+        return self.model.predicted_mean(theta, z, *given)
 
     def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell given theta, at a draw of the latents."""
         return self.model.cell_moments(theta, *self.model.by_row(factors.draw(noise), X))
 
-    def forecast(self, raw: Tensor, q_theta, n_steps: int) -> tuple[Tensor, Tensor]:
-        """Return means and variances, (n_steps, n_features), of the rows that follow a series."""
-        return self.model.forecast(self.local_factors(raw[-1:]), q_theta, self.space, n_steps)
+    def forecast(self, raw: Tensor, last_rows: Tensor, q_theta, n_steps: int):
+        """Return means and variances, (n_series, n_steps, n_features), of what follows series."""
+        each = (self.local_factors(raw[row].unsqueeze(0)) for row in last_rows)
+        found = [self.model.forecast(last, q_theta, self.space, n_steps) for last in each]
+        return map(torch.stack, zip(*found, strict=True))
 
     def log_weights(self, theta, factors, noise, X) -> Tensor:
         """Return log p(x_n, z_n | theta) - log q(z_n) at a draw of the latents, (n_rows,)."""
