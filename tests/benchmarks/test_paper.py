@@ -19,6 +19,7 @@ from benchmarks.paper_experiments import (
     log_joints,
     nonlinear,
     saw,
+    switching,
 )
 from benchmarks.paper_experiments.blockwise_step import BlockwiseStep
 from benchmarks.paper_experiments.exhaustive import exhaustive_search, row_losses
@@ -262,6 +263,12 @@ def test_hmm_factors_differ_where_windows_do_not():
     assert measured == sorted(measured, reverse=True) and measured[-1] > 0
     # Solved until the ELBO, in which the means are quadratic, is within 1e-8 or so.
     assert max(column(gaps, "means' largest difference").values()) < 1e-3
+
+
+@pytest.mark.nightly
+def test_no_window_closes_the_gap_of_discrete_states():
+    measured = list(column(switching.gaps(10), "gap, nats").values())
+    assert measured == sorted(measured, reverse=True) and measured[-1] > 0.1
 
 
 def test_command_writes_numbers_and_figures(tmp_path):
