@@ -90,7 +90,7 @@ class ChainObjective(StatesInAChain):
         return ChainedStates(none, self.atoms[:1], none.unsqueeze(1))
 
     def pairs(self, factors, X):
-        return factors.pairs()
+        return ChainedStates.apart(factors).pairs()
 
     def covariance(self, factors, slopes, X, weights):
         k, begins = len(self.atoms), self.model.begins(X)[:, None, None, None]
