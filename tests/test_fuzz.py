@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 
 import skavi.models
 import skavi.noise
+from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi._fit import final_elbo, local_problems, other_optima, starts_of_theta
 from skavi.closability import AmortizationWarning
@@ -390,9 +391,10 @@ MIXTURES += [("poisson", "diagonal"), ("bernoulli", "diagonal")]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", seeds(MixtureModel, HiddenMarkovModel))
 @pytest.mark.parametrize(("likelihood", "covariance"), MIXTURES)
-def test_mixtures_fit_odd_tables_or_say_why_not(likelihood, covariance):
-    model = MixtureModel(2, likelihood, covariance)
+def test_models_of_states_fit_odd_tables_or_say_why_not(likelihood, covariance, kind):
+    model = kind(2, likelihood, covariance=covariance)
     vi = FactorizedVI(model, max_iter=20, n_init=1, random_state=0)
     rows = np.random.default_rng(0).poisson(3.0, (7, 3)).astype(float)
     rows = rows.clip(0, 1) if likelihood == "bernoulli" else rows
@@ -412,6 +414,8 @@ def test_mixtures_fit_odd_tables_or_say_why_not(likelihood, covariance):
         for mean in vi.global_posterior_.mean.values():
             assert np.isfinite(mean).all()
         assert np.isfinite([vi.elbo_, vi.score(X)]).all()
+        if kind is HiddenMarkovModel:
+            assert np.isfinite(vi.forecast(X, 2)).all()
         fitted += 1
     assert fitted >= 7  # of 21: most others are out of range, or no 0 and 1
 
@@ -425,6 +429,6 @@ def test_twenty_thousand_inputs_give_fits_or_documented_errors(hasty, chance):
 def test_every_model_is_tried():
     public = {getattr(skavi.models, name) for name in skavi.models.__all__} - TO_SUBCLASS
     public = {kind for kind in public if issubclass(kind, skavi.models.LatentVariableModel)}
-    # Checks here are of normal factors: see MIXTURES, and tests/models/test_hidden_markov.py.
+    # Checks here are of normal factors: see MIXTURES.
     public -= {MixtureModel, HiddenMarkovModel}
     assert {kind.__name__ for kind in public} == set(MODELS) - {"default"}

@@ -9,27 +9,29 @@ from skavi._platform.forks_and_threads import guarded, seeded
 
 @guarded
 class Forecasting(FittedEstimator):
-    """`forecast`: what follows a series, under q(theta)."""
+    """`forecast`: what follows series, under q(theta)."""
 
     def forecast(self, X, steps):
-        """Predict the rows that follow a series, of a `MarkovModel`.
+        """Predict the rows that follow a series, or each of several, of a `MarkovModel`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            A series in time order: that of the fit, or another one of the same model.
+            A series in time order: that of the fit, or another one of the same model. Where the
+            model's `series` names a column, X may hold several.
         steps : int
             How many rows ahead.
 
         Returns
         -------
         mean, sd : ndarray of shape (steps, n_features)
-            Predictive means and standard deviations, in units of X.
+            Predictive means and standard deviations, in units of X. Of several series: of shape
+            (n_series, steps, n_features), in the order in which X has them.
 
         Raises
         ------
         ValueError
-            If steps is not an integer >= 1, or X holds several series.
+            If steps is not an integer >= 1.
         NotImplementedError
             If the model's latents are not in a chain.
 
@@ -58,11 +60,10 @@ class Forecasting(FittedEstimator):
         rows = self._rows(X)
         here = self._fitted_model.at(rows)
         objective = here.objective
-        n_series = objective.model.n_series(rows.X)
-        if n_series > 1:
-            raise ValueError(f"X holds {n_series} series: forecast them one at a time.")
+        last_rows = objective.model.last_rows(rows.X)
         with torch.no_grad(), seeded(0):
             q_theta = objective.global_factor(here.raw_globals)
-            moments = objective.forecast(here.raw, q_theta, int(steps))
+            moments = objective.forecast(here.raw, last_rows, q_theta, int(steps))
         mean, variance = (each.cpu().numpy().astype(X.dtype) for each in moments)
-        return mean, variance**0.5
+        several = slice(None) if len(last_rows) > 1 else 0
+        return mean[several], variance[several] ** 0.5

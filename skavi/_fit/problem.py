@@ -170,7 +170,10 @@ class Problem:
 
         Over several ranks it has no gradient; use `own_elbo`.
         """
-        terms = self.row_terms(raw, raw_globals)
+        return self.elbo_from(self.row_terms(raw, raw_globals), raw_globals)
+
+    def elbo_from(self, terms: Tensor, raw_globals: Tensor) -> Tensor:
+        """Return the same, given the terms of this rank's rows."""
         return self.rows.ranks.sum(self.own_sum(terms, raw_globals, self.rows.weights))
 
     def own_elbo(self, state: State) -> Tensor:

@@ -22,6 +22,7 @@ from skavi._fit.iterates import ROUGH
 from skavi._fit.problem import Problem
 from skavi._fit.stages import Stages
 from skavi._fit.start import model_start
+from skavi._fit.starts_of_states import start_from_clusters
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import sobol_normal
 from skavi.families import DiagonalFactors, Point
@@ -143,6 +144,7 @@ def _climb_all(objective, rows, own, noise, generator, n_init):
     starts = [centre]
     if size <= _MAX_SCREENED:
         starts = _rank(problem, torch.cat([centre[None], _points(objective, rows, generator)]))
+    starts = start_from_clusters(objective, rows, centre) + starts
     fewest = n_init or min(_FEWEST_CLIMBS, 1 + size)
     found: list[_Climb] = []
     for u in starts[: max(_MOST_CLIMBS, n_init or 0)]:

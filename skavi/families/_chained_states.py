@@ -35,9 +35,7 @@ class ChainedStates(CategoricalFactors):
     @classmethod
     def of(cls, log_conditionals: Tensor, atoms: Tensor) -> "ChainedStates":
         """Return the factors with these conditional distributions."""
-        before = messages(log_conditionals).before
-        logs = torch.logsumexp(before.unsqueeze(-1) + log_conditionals, -2)
-        return cls(torch.log_softmax(logs, -1), atoms, log_conditionals)
+        return cls(messages(log_conditionals).log_states(), atoms, log_conditionals)
 
     @classmethod
     def apart(cls, factors: CategoricalFactors) -> "ChainedStates":

@@ -3,8 +3,7 @@
 import torch
 from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
 
-from skavi._numerics.forward_backward import messages
-from skavi.families import Chain, ChainedStates, DiagonalFactors, DiagonalNormal, FullFactors
+from skavi.families import Chain, DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._best_normals import best_weights
 from skavi.models._emitting import Emitting
 from skavi.models._global_space import expected_log_weights, weights_moments
@@ -178,14 +177,6 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     def has_coordinate_updates(self, family, global_family):
         known = isinstance(family, Chain) and isinstance(global_family, DiagonalNormal)
         return known and self.emissions.has_optimum
-
-    def local_optimum(self, globals_, X, family, start=None):
-        k, logs = self.n_states, self.expected_log_joints(globals_, X)
-        steps = torch.where(self.begins(X)[:, None, None], logs[:1], logs[1 : k + 1])
-        found = messages(steps + logs[k + 1 :].unsqueeze(1))
-        atoms = torch.arange(k, device=X.device)[:, None]
-        chances = torch.logsumexp(found.log_pairs(), 1)
-        return ChainedStates(chances, atoms, found.log_conditionals())
 
     def global_optimum(self, globals_, factors, X, weights):
         shares, begins = factors.mean * weights[:, None], self.begins(X)

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Categorical, Dirichlet, StickBreakingTransform
 
 from skavi._data.process_ranks import over_ranks, total
-from skavi.families import CategoricalFactors, DiagonalFactors, DiagonalNormal, FullFactors
+from skavi.families import DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._base import HierarchicalModel
 from skavi.models._best_normals import best_weights
 from skavi.models._emitting import Emitting
@@ -124,10 +124,6 @@ class MixtureModel(Emitting, HierarchicalModel):
 
     def has_coordinate_updates(self, family, global_family):
         return self.emissions.has_optimum and isinstance(global_family, DiagonalNormal)
-
-    def local_optimum(self, globals_, X, family, start=None):
-        logs = torch.log_softmax(self.expected_log_joints(globals_, X), -1)
-        return CategoricalFactors(logs, torch.arange(self.n_components)[:, None])
 
     @over_ranks
     def global_optimum(self, globals_, factors, X, weights):

@@ -1,5 +1,6 @@
 """What a model says of rows beside their density: draws, means and moments, names of dimensions."""
 
+import torch
 from torch import Tensor
 
 from skavi.families import NormalFactors
@@ -33,9 +34,9 @@ class Predictions:
             "those of a MarkovModel are."
         )
 
-    def n_series(self, X: Tensor) -> int:
-        """Count the series that the rows of X are."""
-        return 1
+    def last_rows(self, X: Tensor) -> Tensor:
+        """Return the places of the rows at which the series in X end."""
+        return torch.tensor([len(X) - 1], device=X.device)
 
     def global_dims(self) -> dict[str, tuple[str, ...]]:
         """Return names of globals' dimensions for ArviZ; "feature" and "latent" have labels."""

@@ -67,9 +67,9 @@ class StatesInAChain:
         """Return which rows begin a series, shape (n_rows,): the first one."""
         return torch.arange(len(X), device=X.device) == 0
 
-    def n_series(self, X: Tensor) -> int:
-        """Count the series that the rows of X are."""
-        return int(self.begins(X).sum())
+    def last_rows(self, X: Tensor) -> Tensor:
+        """Return the places of the rows at which the series in X end."""
+        return self.begins(X).roll(-1).nonzero()[:, 0]
 
     def forecast_of_states(
         self,
@@ -79,9 +79,10 @@ class StatesInAChain:
         space: GlobalSpace,
         n_steps: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return means and variances, (n_steps, n_features), of the rows that follow a last one.
+        """Return means and variances, (n_series, n_steps, n_features), of the rows that follow.
 
-        `now` are the probabilities of its states; they are followed exactly for each draw of theta.
+        `now` are the probabilities of the states of series' last rows, (n_series, n_states); they
+        are followed exactly for each draw of theta.
         """
         points = fixed_noise(_THETAS if space.size else 1, max(space.size, 1))[:, 0, : space.size]
         means, squares = [], []
@@ -93,7 +94,7 @@ class StatesInAChain:
             for _ in range(n_steps):
                 chance = chance @ moves
                 ahead.append(chance)
-            chances = torch.stack(ahead)
+            chances = torch.stack(ahead, 1)
             means.append(chances @ mean)
             squares.append(chances @ (variance + mean**2))
         mean = torch.stack(means).mean(0)

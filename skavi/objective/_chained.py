@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skavi._data.coupling import SERIES
 from skavi._numerics.aligned import aligned
-from skavi._numerics.forward_backward import Messages, messages, most_probable_path
+from skavi._numerics.forward_backward import covariance_of_sums, messages, most_probable_path
 from skavi.families import Categorical, CategoricalFactors, ChainedStates
 from skavi.inference_functions import Table
 from skavi.objective._finite import LEAST_LOG, FiniteObjective
@@ -54,19 +54,21 @@ class StatesInAChain(FiniteObjective):
         return self.potentials(self.log_joints_at(theta, X), X)
 
     def terms_of(self, raw, logs, X):
-        steps = self.potentials(logs, X)
         if not raw.shape[1]:
-            return messages(steps).terms()
+            return messages(self.potentials(logs, X)).terms()
         factors = self.local_factors(raw)
-        return (self.pairs(factors, X) * steps).sum((-2, -1)) + factors.entropy()
+        return self.expected_at(factors, logs, X) + factors.entropy()
+
+    def expected_at(self, factors, logs, X):
+        return (self.pairs(factors, X) * self.potentials(logs, X)).sum((-2, -1))
 
     @abstractmethod
     def pairs(self, factors, X) -> Tensor:
         """Return probabilities of states of the row before and of each row, (n, K, K)."""
 
-    def forecast(self, raw, q_theta, n_steps):
+    def forecast(self, raw, last_rows, q_theta, n_steps):
         """Follow the states' probabilities, given each of some draws of theta."""
-        now = self.local_factors(raw).mean[-1]
+        now = self.local_factors(raw).mean[last_rows]
         return self.model.forecast_of_states(now, self.atoms, q_theta, self.space, n_steps)
 
 
@@ -88,10 +90,26 @@ class ChainObjective(StatesInAChain):
         return ChainedStates(none, self.atoms[:1], none.unsqueeze(1))
 
     def pairs(self, factors, X):
-        return factors.pairs()
+        return ChainedStates.apart(factors).pairs()
+
+    def covariance(self, factors, slopes, X, weights):
+        k, begins = len(self.atoms), self.model.begins(X)[:, None, None, None]
+        chain, rows = slopes[: k + 1], slopes[k + 1 :]
+
+        def of_steps(part):
+            return torch.where(begins[part], chain[0], chain[1:]) + rows[part].unsqueeze(1)
+
+        pairs = factors.pairs() * weights[:, None, None]
+        return covariance_of_sums(factors.log_conditionals.exp(), pairs, of_steps)
 
     def best_given(self, logs, X, start=None):
-        return _chained(messages(self.potentials(logs, X)), self.atoms.to(logs.device))
+        return self.best_with_terms(logs, X)[0]
+
+    def best_with_terms(self, logs, X):
+        found = messages(self.potentials(logs, X))
+        atoms = self.atoms.to(logs.device)
+        best = ChainedStates(found.log_states(), atoms, found.log_conditionals())
+        return best, found.terms()
 
 
 class IndependentObjective(StatesInAChain):
@@ -134,12 +152,7 @@ class IndependentObjective(StatesInAChain):
 
 def _marginals(steps):
     """Return the probabilities of the states by forward-backward, as one start (1, n, K)."""
-    return messages(steps).log_pairs().logsumexp(1).exp().unsqueeze(0)
-
-
-def _chained(found: Messages, atoms):
-    pairs = found.log_pairs()
-    return ChainedStates(torch.logsumexp(pairs, 1), atoms, found.log_conditionals())
+    return messages(steps).log_states().exp().unsqueeze(0)
 
 
 def _independent_pairs(q):

@@ -122,6 +122,17 @@ class Objective:
         best = self.model.best_locals(self.global_factor(raw_globals), X, self.family, known)
         return self.family.raw(best)
 
+    def optimum(self, raw_globals, X: Tensor, nodes: Nodes | None, start=None):
+        """Return the rows' best factors, no worse than `start`: as raw numbers, read, and terms."""
+        q_theta = self.global_factor(raw_globals)
+        raw = self.family.raw(self.model.local_optimum(q_theta, X, self.family, start))
+        factors = self.local_factors(raw)
+        return raw, factors, self.terms_at(factors, q_theta, X, nodes)
+
+    def factors_at(self, raw: Tensor, raw_globals, X: Tensor, nodes: Nodes | None) -> Any:
+        """Return the rows' factors, also of raw numbers without columns."""
+        return self.local_factors(raw)
+
     def start_locals(self, raw_globals: Tensor, X: Tensor) -> Tensor:
         """Return raw local parameters at the closed-form optimum, or at the model's own start."""
         model, family, factor = self.model, self.family, self.global_factor(raw_globals)
@@ -154,17 +165,18 @@ class Objective:
 
     def predicted_mean(self, theta, values: Tensor, *given: Tensor) -> Tensor:
         """Return E[x | z, theta] for latents as `transform` returns them."""
-        return self.model.predicted_mean(
-            theta, self.model.latents_of(theta, values, *given), *given
-        )
+        z = self.model.latents_of(theta, values, *given)
+        return self.model.predicted_mean(theta, z, *given)
 
     def cell_moments(self, theta, factors, noise, X) -> tuple[Tensor, Tensor]:
         """Return mean and variance of every cell given theta, at a draw of the latents."""
         return self.model.cell_moments(theta, *self.model.by_row(factors.draw(noise), X))
 
-    def forecast(self, raw: Tensor, q_theta, n_steps: int) -> tuple[Tensor, Tensor]:
-        """Return means and variances, (n_steps, n_features), of the rows that follow a series."""
-        return self.model.forecast(self.local_factors(raw[-1:]), q_theta, self.space, n_steps)
+    def forecast(self, raw: Tensor, last_rows: Tensor, q_theta, n_steps: int):
+        """Return means and variances, (n_series, n_steps, n_features), of what follows series."""
+        each = (self.local_factors(raw[row].unsqueeze(0)) for row in last_rows)
+        found = [self.model.forecast(last, q_theta, self.space, n_steps) for last in each]
+        return map(torch.stack, zip(*found, strict=True))
 
     def log_weights(self, theta, factors, noise, X) -> Tensor:
         """Return log p(x_n, z_n | theta) - log q(z_n) at a draw of the latents, (n_rows,)."""
@@ -207,14 +219,18 @@ class Objective:
         For a model that gives only its log joint: its expectation plus all entropies, a scalar.
         """
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
+        return self.terms_at(factors, q_theta, X, nodes)
+
+    def terms_at(self, factors, q_theta, X: Tensor, nodes: Nodes | None) -> Tensor:
+        """Return the same of factors that have been read."""
         try:
             expected = self.expected_log_terms(factors, q_theta, X, nodes)
         except (ValueError, torch.linalg.LinAlgError) as error:
             if isinstance(error, ValueError) and not refuses_parameters(error):
                 raise
             # torch rejects a distribution's parameters, or a matrix: the terms become NaN.
-            nan = math.nan * (raw.sum() + raw_globals.sum())
-            expected = self.model.coupling.terms(nan, len(raw))
+            nan = math.nan * (factors.mean.sum() + q_theta.mean.sum())
+            expected = self.model.coupling.terms(nan, len(factors.mean))
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skavi._curvature import gradient_of, jacobian
 from skavi._data.latent_moves import FiniteLatents
+from skavi._numerics.sums import inner
 from skavi.distributions import refuses_parameters
 from skavi.families import Categorical, CategoricalFactors
 from skavi.objective._elbo import Objective
@@ -15,6 +17,8 @@ from skavi.objective._integrals import FiniteIntegral
 
 #: Nats: stands for the log of zero, whose derivatives are not finite.
 LEAST_LOG = -1e12
+#: Slopes of log joints that are held at once: 400 MB. Not measured: order of magnitude.
+_MOST_SLOPES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,59 @@ class FiniteObjective(Objective):
             return math.nan * (raw.sum() + raw_globals.sum()).expand(len(raw))
         return self.terms_of(raw, logs, X)
 
+    def row_derivatives(self, raw, raw_globals, X, nodes, weights):
+        """Differentiate the terms of the best factors: a log of sums has covariances for curvature.
+
+        The slopes of the terms are expectations of those of the log joints, and the Hessian is the
+        expectation of theirs plus the covariance of the slopes (Louis 1982, section 3).
+        """
+        size = len(raw) * len(self.atoms) * len(raw_globals)
+        if raw.shape[1] or nodes is not None or size > _MOST_SLOPES:
+            return None
+
+        with torch.enable_grad():
+            u = raw_globals.detach().requires_grad_(True)
+            logs = self.expected_log_joints(self.global_factor(u), X, None)
+            v = torch.zeros_like(logs, requires_grad=True)
+            (pulled,) = gradient_of((logs * v).sum(), (u,), create_graph=True)
+            (slopes,) = jacobian(pulled, (v,))  # pulled is linear in v
+            best = self.best_given(logs.detach(), X)
+            expected = inner(weights, self.expected_at(best, logs, X))
+            (g_globals,) = gradient_of(expected, (u,), create_graph=True)
+            (H_globals,) = jacobian(g_globals, (u,))
+        covariance = self.covariance(best, slopes.detach().movedim(0, -1), X, weights)
+        none = raw.new_zeros(*raw.shape, len(u))
+        H = (covariance + H_globals).detach()
+        return raw, raw.new_zeros(*raw.shape, 0), none, g_globals.detach(), H
+
+    def expected_at(self, factors, logs, X) -> Tensor:
+        """Return the expectations of the rows' log joints under factors, shape (n_rows,)."""
+        return (factors.mean * logs).sum(-1)
+
+    def covariance(self, factors, slopes, X, weights) -> Tensor:
+        """Return the covariance of slopes of the log joints, (..., Q), summed over rows."""
+        chances = factors.mean.unsqueeze(-1)
+        away = slopes - (chances * slopes).sum(1, keepdim=True)
+        scaled = (chances * weights[:, None, None] * away).flatten(0, 1)
+        return scaled.mT @ away.flatten(0, 1)
+
     def terms_of(self, raw, logs, X) -> Tensor:
         """Return the rows' terms, given the expected log joints at all states."""
         if not raw.shape[1]:
             return torch.logsumexp(logs, -1)
         factors = self.local_factors(raw)
-        return (factors.mean * logs).sum(-1) + factors.entropy()
+        return self.expected_at(factors, logs, X) + factors.entropy()
+
+    def optimum(self, raw_globals, X, nodes, start=None):
+        logs = self.expected_log_joints(self.global_factor(raw_globals), X, nodes)
+        return X.new_zeros(len(X), 0), *self.best_with_terms(logs, X)
+
+    def factors_at(self, raw, raw_globals, X, nodes):
+        return self.local_factors(raw) if raw.shape[1] else self.optimum(raw_globals, X, nodes)[1]
+
+    def best_with_terms(self, logs, X) -> tuple[Any, Tensor]:
+        """Return the rows' best factors and their terms, given the expected log joints."""
+        return self.best_given(logs, X), torch.logsumexp(logs, -1)
 
     def best_raw(self, raw_globals, X, nodes, start=None):
         logs = self.expected_log_joints(self.global_factor(raw_globals), X, nodes)

@@ -120,7 +120,8 @@ class _Ascent(Run):
         newton = problem.objective.model.second_order_sweeps
         self.still = (_STILL_NEWTON if newton else _STILL) * math.sqrt(tol)
         self.total_weight = problem.total_weight
-        raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, state.raw_locals)
+        start = self.sweeps.factors_at(state.raw_locals, state.raw_globals)
+        raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, start)
         super().__init__(_Memory(elbo=elbo, peak=elbo, raw_globals=state.raw_globals, raw=raw))
 
     def step(self, memory):
@@ -178,29 +179,34 @@ class _Sweeps:
     def __init__(self, problem):
         self.problem, self.objective = problem, problem.objective
         self.rows, self.model = problem.rows, problem.objective.model
+        #: The last rows' factors as raw numbers, and read: of chains that takes as long as a sweep.
+        self.last = None, None
 
-    def locals_and_elbo(self, raw_globals, start=None):
-        objective = self.objective
-        factor = objective.global_factor(raw_globals)
-        before = None if start is None else objective.local_factors(start)
-        factors = self.model.local_optimum(factor, self.rows.X, objective.family, before)
-        raw = objective.family.raw(factors)
-        return raw, float(self.problem.elbo_of(raw, raw_globals))
+    def factors_at(self, raw, raw_globals):
+        """Return the rows' factors."""
+        known, factors = self.last
+        if known is raw:
+            return factors
+        nodes = self.problem.current_nodes()
+        return self.objective.factors_at(raw, raw_globals, self.rows.X, nodes)
+
+    def locals_and_elbo(self, raw_globals, start):
+        """Return the rows' best raw factors given q(theta), no worse than `start`, and the ELBO."""
+        nodes = self.problem.current_nodes()
+        raw, factors, terms = self.objective.optimum(raw_globals, self.rows.X, nodes, start)
+        self.last = raw, factors
+        return raw, float(self.problem.elbo_from(terms, raw_globals))
 
     def sweep(self, raw_globals, raw):
-        """Return q(theta) after a sweep, where the rows start from, and the gain it promises."""
+        """Return q(theta) after a sweep, what the rows start from, and the gain it promises."""
+        objective, factors = self.objective, self.factors_at(raw, raw_globals)
         if self.problem.frozen_globals:
-            return raw_globals, raw, 0.0
-        objective = self.objective
+            return raw_globals, factors, 0.0
+        before = objective.global_factor(raw_globals)
         factor, start, promised = self.rows.ask(
-            self.model.swept,
-            objective.global_factor(raw_globals),
-            objective.local_factors(raw),
-            self.rows.X,
-            self.rows.weights,
+            self.model.swept, before, factors, self.rows.X, self.rows.weights
         )
-        raw_start = objective.family.raw(start)
-        return objective.global_family.raw(factor), raw_start, promised
+        return objective.global_family.raw(factor), start, promised
 
     def lengths(self, raw_globals):
         return self.objective.global_family.steps(self.objective.global_factor(raw_globals))
@@ -209,7 +215,8 @@ class _Sweeps:
         """Return the mixed step if the ELBO rises (to rounding), else the plain sweep."""
         value = memory.elbo
         if mixed is not None:
-            raw, new = self.locals_and_elbo(mixed, memory.raw)
+            here = self.factors_at(memory.raw, memory.raw_globals)
+            raw, new = self.locals_and_elbo(mixed, here)
             if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept, start)

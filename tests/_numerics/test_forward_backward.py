@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
-from skavi._numerics.forward_backward import messages
+from skavi._numerics.forward_backward import covariance_of_sums, messages
 
 
 def random_steps(n, k, scale, seed=0):
@@ -76,3 +76,23 @@ def test_its_derivatives_are_the_probabilities():
     found = messages(steps)
     (slope,) = torch.autograd.grad(found.terms().sum(), steps)
     torch.testing.assert_close(slope[1:], found.log_pairs().exp()[1:].detach())
+
+
+def test_the_covariance_of_sums_is_that_over_all_paths():
+    """Two numbers a step, of either state: their sums along all 81 paths of four rows."""
+    n, k = 4, 3
+    steps = random_steps(n, k, 1.0)
+    numbers = np.random.default_rng(1).normal(size=(n, k, k, 2))
+    numbers[0] = numbers[0, :1]
+    paths = np.array(list(itertools.product(range(k), repeat=n)))
+    before = np.column_stack([np.zeros(len(paths), int), paths[:, :-1]])
+    logs = steps[np.arange(n), before, paths].sum(1)
+    sums = numbers[np.arange(n), before, paths].sum(1)
+    exact = np.cov(sums.T, aweights=np.exp(logs - logsumexp(logs)), bias=True)
+    found = messages(torch.as_tensor(steps))
+    covariance = covariance_of_sums(
+        found.log_conditionals().exp(),
+        found.log_pairs().exp(),
+        lambda part: torch.as_tensor(numbers[part]),
+    )
+    np.testing.assert_allclose(covariance, exact, rtol=1e-12)

@@ -19,6 +19,7 @@ from benchmarks.paper_experiments import (
     log_joints,
     nonlinear,
     saw,
+    switching,
 )
 from benchmarks.paper_experiments.blockwise_step import BlockwiseStep
 from benchmarks.paper_experiments.exhaustive import exhaustive_search, row_losses
@@ -244,15 +245,30 @@ def test_decoder_learns_to_reconstruct():
 
 def test_hmm_factors_differ_where_windows_do_not():
     report = hmm.run(replace(hmm.Settings(), n_samples=80, places=(25, 55), widest=3))
-    truth, places, gaps = report.tables
+    truth, places, gaps, equal_rows, of_states = report.tables
     assert max(column(truth, "largest difference").values()) < 1e-8  # issue 3's tolerance
     equal = column(places, "equal")
     assert not equal["F-VI"] and equal["A-VI, 2 before and after"]
     assert not equal["A-VI, 3 before and after"]
     measured = list(column(gaps, "gap, nats").values())
     assert measured == sorted(measured, reverse=True) and measured[-1] > 0
+    equal = column(equal_rows, "equal")
+    assert equal == {
+        "states, F-VI": False,
+        "states, A-VI": True,
+        "a walk, F-VI": False,
+        "a walk, A-VI": True,
+    }
+    measured = list(column(of_states, "gap, nats").values())
+    assert measured == sorted(measured, reverse=True) and measured[-1] > 0
     # Solved until the ELBO, in which the means are quadratic, is within 1e-8 or so.
     assert max(column(gaps, "means' largest difference").values()) < 1e-3
+
+
+@pytest.mark.nightly
+def test_no_window_closes_the_gap_of_discrete_states():
+    measured = list(column(switching.gaps(10), "gap, nats").values())
+    assert measured == sorted(measured, reverse=True) and measured[-1] > 0.1
 
 
 def test_command_writes_numbers_and_figures(tmp_path):
@@ -264,5 +280,5 @@ def test_command_writes_numbers_and_figures(tmp_path):
     )
     assert "F-VI against the truth" in done.stdout
     written = json.loads((tmp_path / "hmm.json").read_text())
-    assert written["experiment"] == "hmm" and len(written["tables"]) == 3
+    assert written["experiment"] == "hmm" and len(written["tables"]) == 5
     assert (tmp_path / "hmm_gap.png").stat().st_size > 1000

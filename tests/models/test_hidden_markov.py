@@ -59,9 +59,8 @@ def test_series_begin_anew():
     assert abs(together.score(labelled) * 120 - sum(alone)) < 1e-8
     joined = np.hstack([np.ones((120, 1)), X])
     assert abs(together.score(joined) * 120 - sum(alone)) > 1e-3
-    with pytest.raises(ValueError, match="X holds 2 series: forecast them one at a time"):
-        together.forecast(labelled, 2)
-    assert together.forecast(labelled[60:], 2)[0].shape == (2, 1)
+    each = [together.forecast(labelled[part], 2) for part in (slice(60), slice(60, 120))]
+    np.testing.assert_allclose(together.forecast(labelled, 2), np.swapaxes(each, 0, 1), rtol=1e-9)
     with pytest.raises(ValueError, match=r"2 series begin 4 times.*sort X by series"):
         fit(labelled[np.r_[0:30, 60:90, 30:60, 90:120]], series=0)
 

@@ -94,7 +94,7 @@ def test_probabilities_are_those_of_bayes_rule_where_theta_is_known(covariance):
     raw = torch.cat([space.unconstrain(theta), torch.full((space.size,), -20.0).double()])
     terms = objective.row_terms(torch.zeros(len(X), 0).double(), raw, torch.as_tensor(X), None)
     np.testing.assert_allclose(terms, np.logaddexp.reduce(log_joint, 1), rtol=0, atol=1e-8)
-    factors = model.local_optimum(objective.global_factor(raw), torch.as_tensor(X), None)
+    _, factors, _ = objective.optimum(raw, torch.as_tensor(X), None)
     expected = np.exp(log_joint - np.logaddexp.reduce(log_joint, 1, keepdims=True))
     np.testing.assert_allclose(factors.mean, expected, rtol=0, atol=1e-6)
 

@@ -7,8 +7,9 @@ from torch.distributions import Beta, Categorical, HalfNormal, Normal
 
 from seeds import seeds
 from skavi import FactorizedVI
-from skavi.families import DiagonalNormal
-from skavi.models import HierarchicalModel
+from skavi._numerics.sums import inner
+from skavi.families import Chain, DiagonalNormal
+from skavi.models import HiddenMarkovModel, HierarchicalModel, MixtureModel
 from skavi.noise import GaussHermite
 from skavi.objective import bind
 
@@ -80,3 +81,26 @@ def test_globals_are_those_of_the_summed_out_model(seed):
     for name, mean in theirs.global_posterior_.mean.items():
         away = np.abs(ours.global_posterior_.mean[name] - mean)
         assert (away < 0.1 * theirs.global_posterior_.sd[name]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [(MixtureModel(2), None), (HiddenMarkovModel(2), Chain())],
+)
+def test_second_derivatives_are_those_of_the_elbo(model, family):
+    """Covariances of slopes beside derivatives through the sums over states; to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    X[2, 1] = torch.nan
+    weights = torch.full((9,), 2.0, dtype=torch.float64)
+    model = model.adapted(X, weights)
+    objective = bind(model, family, DiagonalNormal(), X)
+    size = objective.global_family.n_parameters(objective.space.size)
+    raw = 0.3 * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def rows(raw):
+        return inner(weights, objective.row_terms(X[:, :0], raw, X, None))
+
+    *_, slope, hessian = objective.row_derivatives(X[:, :0], raw, X, None, weights)
+    torch.testing.assert_close(slope, torch.autograd.functional.jacobian(rows, raw))
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(rows, raw))
