@@ -133,7 +133,7 @@ def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
 
     One backward pass gives a Hessian column of every third row, since such rows share no neighbour.
     """
-    n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
+    n_global = 0 if problem.frozen_globals else raw_globals.numel()
     row_steps, steps = natural_lengths(problem, raw, raw_globals)
     lengths, used = row_steps.reshape(-1), steps[:n_global]
     with torch.enable_grad():
@@ -141,11 +141,7 @@ def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
         raw_globals = raw_globals.detach().requires_grad_(n_global > 0)
         unknowns = (raw, raw_globals) if n_global else (raw,)
         slopes = gradient_of(total(problem, raw, raw_globals), unknowns, create_graph=True)
-        band = raw.new_zeros(2 * n_row, raw.numel())
-        for colour in range(min(_COLOURS, len(raw))):
-            for p in range(n_row):
-                column = gradient_of(slopes[0][colour::_COLOURS, p].sum(), (raw,))[0]
-                _put(band, column.detach(), colour, p)
+        band = band_of(slopes[0], raw)
         borders = [gradient_of(slopes[1][q], unknowns) for q in range(n_global)]
     g_globals = slopes[1].detach() if n_global else raw.new_empty(0).detach()
     C, H_globals = raw.new_empty(raw.numel(), 0), raw.new_empty(0, 0)
@@ -163,20 +159,25 @@ def band_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     )
 
 
-def _put(band: Tensor, column: Tensor, colour: int, p: int) -> None:
-    """Write the Hessian columns of one colour into the band: ``band[u + i - j, j] = H[i, j]``,
-    i <= j.
+def band_of(slope: Tensor, unknown: Tensor) -> Tensor:
+    """Return the Hessian of a chain of n rows from its gradient, both (..., n, P).
+
+    In LAPACK's upper form (..., 2 P, n P): ``[..., u + i - j, j]`` is H[..., i, j] for i <= j.
+    Leading axes are chains of their own.
     """
-    n, n_row = column.shape
-    upper = len(band) - 1
-    rows = torch.arange(colour, n, _COLOURS, device=band.device)
-    j = rows * n_row + p
-    for q in range(p + 1):  # within the row
-        band[upper - (p - q), j] = column[rows, q]
-    before = rows[rows > 0]
-    for q in range(n_row):  # with the row before
-        distance = n_row + p - q
-        band[upper - distance, before * n_row + p] = column[before - 1, q]
+    n, n_row = unknown.shape[-2:]
+    band = unknown.new_zeros(*unknown.shape[:-2], 2 * n_row, n * n_row).detach()
+    for colour in range(min(_COLOURS, n)):
+        rows = torch.arange(colour, n, _COLOURS, device=band.device)
+        before = rows[rows > 0] - 1
+        for p in range(n_row):
+            column = gradient_of(slope[..., rows, p].sum(), (unknown,))[0].detach()
+            for q in range(p + 1):  # within the row
+                band[..., 2 * n_row - 1 - (p - q), rows * n_row + p] = column[..., rows, q]
+            for q in range(n_row):  # with the row before
+                at = n_row - 1 - (p - q), (before + 1) * n_row + p
+                band[..., at[0], at[1]] = column[..., before, q]
+    return band
 
 
 def _scale_band(band: Tensor, lengths: Tensor) -> Tensor:

@@ -224,6 +224,21 @@ def _expected_sums(conditionals, own):
     return aligned(solved).to(own).reshape(own.shape)
 
 
+def log_sum(steps: Tensor) -> Tensor:
+    """Return the log of the sum over all paths of each of some chains, (...,): forward's answer.
+
+    Parameters
+    ----------
+    steps : Tensor of shape (n, ..., K, K)
+        As in `messages`.
+    """
+    while len(steps) > 1:
+        paired = len(steps) // 2 * 2
+        pairs = steps[0:paired:2].unsqueeze(-1) + steps[1:paired:2].unsqueeze(-3)
+        steps = torch.cat([torch.logsumexp(pairs, -2), steps[paired:]])
+    return torch.logsumexp(steps[0, ..., 0, :], -1)
+
+
 def most_probable_path(steps: Tensor) -> Tensor:
     """Return the states of the path of largest potential, shape (n,): Viterbi's algorithm."""
     logs = steps.detach().cpu().numpy()

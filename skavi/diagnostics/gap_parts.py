@@ -166,7 +166,7 @@ def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
     Parameters
     ----------
     estimator : FactorizedVI or AmortizedVI
-        A fitted estimator of a model whose rows are independent given theta.
+        A fitted estimator of a model with a term for each row.
     X : array-like of shape (n_samples, n_features)
         The rows it was fitted on, with unit weights.
     X_test : array-like of shape (n_test, n_features), default=None
@@ -183,16 +183,17 @@ def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
     ImportError
         If arviz-stats is not installed and rows need importance sampling.
     ValueError
-        If the model couples rows beyond theta.
+        If the model gives one log joint for all rows.
     sklearn.exceptions.NotFittedError
         If the estimator is not fitted.
 
     Notes
     -----
     The gap of a row is the average over q(theta) of KL(q(z_n) || p(z_n | x_n, theta)), so that no
-    part is negative beyond its standard error. Likelihoods are as in `reweighted`. Source: Cremer,
-    Li & Duvenaud (2018), "Inference suboptimality in variational autoencoders"; Zhang et al.
-    (2022), "Generalization gap in amortized inference".
+    part is negative beyond its standard error. Likelihoods are as in `reweighted`. Where latents
+    are in a chain, or shared by rows, a row of the results is a whole series, or a group: its rows
+    are not independent given theta. Source: Cremer, Li & Duvenaud (2018), "Inference suboptimality
+    in variational autoencoders"; Zhang et al. (2022), "Generalization gap in amortized inference".
 
     Examples
     --------
@@ -207,7 +208,7 @@ def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
     state = private_state(random_state)
     check_is_fitted(estimator)
     model = estimator.model_
-    model.coupling.require_separable("inference_gap needs rows", type(model).__name__, "run MCMC")
+    model.coupling.require_row_terms("inference_gap", type(model).__name__, "run MCMC")
     found = _of_rows(estimator, X, state)
     if X_test is not None:
         found = replace(found, generalization=_of_rows(estimator, X_test, state))
@@ -234,9 +235,9 @@ def _of_rows(estimator, X, state):
     with torch.no_grad(), defaults_of(here.raw):
         integral = here.objective.integral(here.rows.X, here.factors(), u[:_RULE_DRAWS])
         evidence = integral.at(u)
-        own = evidence - _bounds(here, here.raw, u)
-        best = evidence - _bounds(here, solved, u)
-        elbo = here.terms()
+        own = evidence - integral.by_unit(_bounds(here, here.raw, u))
+        best = evidence - integral.by_unit(_bounds(here, solved, u))
+        elbo = integral.by_unit(here.terms())
         khat = row_khat(integral.log_weights(here.objective.global_factor(here.raw_globals).mean))
     sets = [(part * w[:, None]).sum(0) / w.sum() for part, w in _split(own, weights, n_sets)]
     spread = torch.stack(sets).std(0) / n_sets**0.5 if n_sets > 1 else torch.zeros_like(elbo)
@@ -275,5 +276,5 @@ def _bounds(here, raw, u):
     """Return E_q log p(x_n, z_n | theta) + entropy of the rows' factors at each u, (S, n)."""
     objective = replace(here.objective, global_family=Point(), known_term=None)
     noise = evaluation_noise(objective, len(raw))
-    nodes = noise.nodes(0, objective.n_latents, len(raw), None).to(raw)
-    return torch.stack([objective.row_terms(raw, each, here.rows.X, nodes) for each in u])
+    problem = replace(here.problem, objective=objective, noise=noise, nodes=None)
+    return torch.stack([problem.row_terms(raw, each) for each in u])

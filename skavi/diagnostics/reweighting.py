@@ -221,8 +221,8 @@ def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPoste
     ImportError
         If arviz-stats is not installed: ``pip install "skavi[arviz]"``.
     ValueError
-        If n_draws is not an integer >= 100, the model couples rows beyond theta, theta is a point,
-        or there is no theta.
+        If n_draws is not an integer >= 100, the model gives one log joint for all rows, theta is a
+        point, or there is no theta.
     sklearn.exceptions.NotFittedError
         If the estimator is not fitted.
 
@@ -236,8 +236,10 @@ def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPoste
     -----
     log p(x_n | theta) is exact where the latents' posterior given theta is normal or finite, by
     adaptive Gauss-Hermite quadrature for up to 4 latents a row, else by importance sampling with
-    fixed draws. Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance
-    sampling"; Naylor & Smith (1982), adaptive quadrature.
+    fixed draws. A series of latents in a chain is integrated as a whole: exactly where it is finite
+    or normal given theta (the forward algorithm's and the Kalman filter's answers). Source:
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling"; Naylor &
+    Smith (1982), adaptive quadrature.
 
     Examples
     --------
@@ -291,7 +293,7 @@ class Marginal:
     def of(cls, here, state) -> "Marginal":
         """Return the density for the rows of a fit's position."""
         fit, name = here.fit.on_cpu(), type(here.fit.model).__name__
-        fit.model.coupling.require_separable("reweighted needs rows", name, "run MCMC")
+        fit.model.coupling.require_row_terms("reweighted", name, "run MCMC")
         objective, X = fit.objective, here.rows.X.cpu()
         if not objective.space.size:
             raise ValueError(f"{name} has no globals: there is no posterior of theta to weight.")
@@ -304,7 +306,8 @@ class Marginal:
         u = objective.global_factor(here.raw_globals.cpu()).draw(noise)
         with torch.no_grad(), defaults_of(u):
             integral = objective.integral(kinds, objective.local_factors(raw), u)
-        return cls(objective, integral, counts)
+        n_rows = integral.by_unit(torch.ones_like(counts))
+        return cls(objective, integral, integral.by_unit(counts) / n_rows)
 
     def __call__(self, u):
         with torch.no_grad(), defaults_of(u):

@@ -12,6 +12,7 @@ from skavi._numerics.aligned import aligned
 from skavi._numerics.forward_backward import covariance_of_sums, messages, most_probable_path
 from skavi.families import Categorical, CategoricalFactors, ChainedStates
 from skavi.inference_functions import Table
+from skavi.objective._chain_integrals import FiniteSeriesIntegral
 from skavi.objective._finite import LEAST_LOG, FiniteObjective
 
 #: Sweeps over even and odd rows in turn, each of which leaves a share of the error: of a start for
@@ -44,6 +45,9 @@ class StatesInAChain(FiniteObjective):
         first, moves, rows = logs.split([1, k, len(logs) - 1 - k])
         begins = self.model.begins(X)[:, None, None]
         return torch.where(begins, first, moves) + rows.unsqueeze(1)
+
+    def integral(self, X, factors, u):
+        return FiniteSeriesIntegral(self, X)
 
     def typical_latents(self, raw, raw_globals, X):
         """Return the most probable path at the mean of q(theta)."""

@@ -15,7 +15,7 @@ from skavi._numerics.student_t import log_density, radii
 
 #: Nats: log weights under a normal that vary by less are constant up to rounding: it is the row's
 #: posterior, and the integral exact.
-_CONSTANT = 1e-9
+CONSTANT = 1e-9
 #: Nats by which a finer rule may differ from one that is good enough.
 _AGREEMENT = 1e-4
 #: Nodes along a latent, each rule about twice as fine as the one before, and nodes in all at most.
@@ -30,23 +30,32 @@ _DRAWS, _DEGREES = 1024, 5.0
 #: Draws at which log weights are tested for being constant.
 _TESTED = 16
 #: Newton steps to a row's mode: about 5 are usual. Halvings of one: down to a millionth.
-_STEPS, _HALVINGS = 60, 20
+STEPS, _HALVINGS = 60, 20
 #: Newton decrement, nats, at which a mode is found: far below any tolerance here.
-_AT_MODE = 1e-12
+AT_MODE = 1e-12
 #: Share of the largest curvature below which one is taken for a direction without any.
 _LEAST_CURVATURE = 1e-9
 #: Numbers that one evaluation may hold: 64 MB in double precision.
-_NUMBERS = 8_000_000
+NUMBERS = 8_000_000
 
 EXACT, QUADRATURE, SAMPLING = "exact", "quadrature", "importance sampling"
 
 
 @dataclass(frozen=True)
-class FiniteIntegral:
-    """The exact sum over the states of finite latents; the same attributes as `RealIntegral`."""
+class RowIntegral:
+    """What integrals over rows that are independent given theta share: each is a unit."""
 
     objective: Any
     X: Tensor
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        """Return sums over the rows of each unit of values (..., n_rows)."""
+        return values
+
+
+@dataclass(frozen=True)
+class FiniteIntegral(RowIntegral):
+    """The exact sum over the states of finite latents; the same attributes as `RealIntegral`."""
 
     @property
     def how(self) -> np.ndarray:
@@ -55,7 +64,7 @@ class FiniteIntegral:
 
     def at(self, u: Tensor) -> Tensor:
         """Return log p(x_n | theta) at unconstrained globals (n_draws, size): (n_draws, n_rows)."""
-        n_at_once = max(1, _NUMBERS // (self.X.numel() * self.objective.width))
+        n_at_once = max(1, NUMBERS // (self.X.numel() * self.objective.width))
         parts = [self.objective.log_joints_of_states(part, self.X) for part in u.split(n_at_once)]
         return torch.logsumexp(torch.cat(parts), -1)
 
@@ -65,7 +74,7 @@ class FiniteIntegral:
 
 
 @dataclass(frozen=True)
-class RealIntegral:
+class RealIntegral(RowIntegral):
     """Integrals over real latents of rows that are independent given theta.
 
     About each row's mode, with its curvature there: exact where the row's posterior is normal, by
@@ -87,8 +96,6 @@ class RealIntegral:
         "exact", "quadrature" or "importance sampling".
     """
 
-    objective: Any
-    X: Tensor
     centre: Tensor
     precision: Tensor
     nodes: Tensor
@@ -127,7 +134,7 @@ class RealIntegral:
     def _n_at_once(self, n_nodes):
         k = self.centre.shape[1]
         a_draw = len(self.X) * max(n_nodes * max(k, self._width), k * k)
-        return max(1, _NUMBERS // max(1, a_draw))
+        return max(1, NUMBERS // max(1, a_draw))
 
     @property
     def _width(self):
@@ -167,7 +174,7 @@ class RealIntegral:
         logs = self._log_ratio(u, self._every, where, noise)
         logs = logs + 0.5 * noise.square().sum(-1)[:, None, None]
         spread = (logs.amax(0) - logs.amin(0)).amax(0)
-        return spread < _CONSTANT * (1 + logs.abs().amax((0, 1)))
+        return spread < CONSTANT * (1 + logs.abs().amax((0, 1)))
 
     def _agreed(self, u, where, nodes, finer):
         """Return the least of ever finer rules that agrees with the one before, for rows with 0."""
@@ -240,7 +247,7 @@ class RealIntegral:
         if not z.shape[-1]:
             return z, z.new_zeros(*z.shape, 0)
         every = self._every
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             value, gradient, curvature = self._derivatives(u, z, every)
             size, axes = torch.linalg.eigh(curvature)
             size = size.abs()
@@ -248,25 +255,12 @@ class RealIntegral:
             along = torch.einsum("snji,snj->sni", axes, gradient) / size
             step = torch.einsum("snij,snj->sni", axes, along)
             decrement = (step * gradient).sum(-1)
-            if not bool((decrement > _AT_MODE * (1 + value.abs())).any()):
+            if not bool((decrement > AT_MODE * (1 + value.abs())).any()):
                 break
-            z, moved = self._climbed(u, z, every, value, step)
+            z, moved = climbed(lambda at: self._terms(u, at, every), z, value, step)
             if not moved:
                 break
         return z, self._scales(u, z, every)
-
-    def _climbed(self, u, z, every, value, step):
-        """Take each row's longest step, of those halved again and again, that does not descend."""
-        share, found = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
-        for _ in range(_HALVINGS):
-            with torch.no_grad():
-                new = self._terms(u, z + share[..., None] * step, every)
-            found = new >= value
-            if bool(found.all()):
-                break
-            share = torch.where(found, share, 0.5 * share)
-        moved = torch.where(found, share, torch.zeros_like(share))
-        return z + moved[..., None] * step, bool((new > value).any())
 
     def _scales(self, u, z, every):
         _, _, curvature = self._derivatives(u, z, every)
@@ -289,3 +283,30 @@ class RealIntegral:
         sound = curvature.isfinite().all(-1).all(-1)[..., None, None]
         gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
         return value.detach(), gradient, torch.where(sound, curvature.detach(), self.precision)
+
+
+def climbed(values_at, z: Tensor, value: Tensor, step: Tensor) -> tuple[Tensor, bool]:
+    """Take the longest part of each step, halved again and again, that does not descend.
+
+    Parameters
+    ----------
+    values_at : callable
+        The values at z, with the axes of `value`; z has further ones.
+
+    Returns
+    -------
+    z : Tensor
+    moved : bool
+        Whether any value rose.
+    """
+    share, found = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
+    shape = *value.shape, *[1] * (z.dim() - value.dim())
+    for _ in range(_HALVINGS):
+        with torch.no_grad():
+            new = values_at(z + share.reshape(shape) * step)
+        found = new >= value
+        if bool(found.all()):
+            break
+        share = torch.where(found, share, 0.5 * share)
+    moved = torch.where(found, share, torch.zeros_like(share))
+    return z + moved.reshape(shape) * step, bool((new > value).any())

@@ -3,12 +3,22 @@
 import numpy as np
 import pytest
 
-from diagnostics.test_reweighting import SCHOOLS, schools_by_quadrature
+from diagnostics.test_reweighting import SCHOOLS, on_a_grid, schools_by_quadrature
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
-from skavi.diagnostics import inference_gap
+from skavi.diagnostics import gap_parts, inference_gap, reweighted
+from skavi.families import DiagonalNormal
 from skavi.inference_functions import Constant
-from skavi.models import FactorAnalysis, LinearModel, LocalLevel, MixtureModel, RandomEffects
+from skavi.models import (
+    FactorAnalysis,
+    GaussianProcess,
+    LinearModel,
+    LocalLevel,
+    MixtureModel,
+    RandomEffects,
+)
 
+# Chains and independent factors of them are compared here on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
 X = np.array([[0.0], [1.0], [5.0]])
 TAU, SIGMA = 1.155, 2.43
 
@@ -71,7 +81,41 @@ def test_states_lose_nothing_to_their_family_given_theta():
     assert (found.per_row > -1e-9).all()
 
 
-def test_chains_are_refused():
-    walk = np.cumsum(np.random.default_rng(0).normal(size=(20, 1)), 0)
-    with pytest.raises(ValueError, match="couples them"):
-        inference_gap(FactorizedVI(LocalLevel()).fit(walk), walk)
+WALK = np.cumsum(np.random.default_rng(0).normal(size=(20, 1)), 0)
+KNOWN = {"level_sd": 0.7, "noise_sd": 1.2, "initial_mean": 0.0, "initial_sd": 2.0}
+
+
+@pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+def test_a_series_is_one_unit_whose_parts_add_up():
+    """Known variances: the chain of factors is the posterior, and its ELBO the log likelihood."""
+    exact = FactorizedVI(LocalLevel(**KNOWN)).fit(WALK)
+    independent = FactorizedVI(LocalLevel(**KNOWN), family=DiagonalNormal()).fit(WALK)
+    amortized = AmortizedVI(LocalLevel(**KNOWN), Constant(), tol=1e-10).fit(WALK)
+    none = inference_gap(exact, WALK)
+    assert none.per_row == pytest.approx([0.0], abs=1e-8)
+    assert none.log_likelihood == pytest.approx([exact.elbo_], abs=1e-8)
+    for vi in (independent, amortized):
+        found = inference_gap(vi, WALK)
+        assert found.how == ["exact"] and found.globals == 0.0
+        assert found.family == pytest.approx([exact.elbo_ - independent.elbo_], abs=1e-5)
+        assert found.total == pytest.approx(exact.elbo_ - vi.elbo_, abs=1e-8)
+    assert found.amortization == pytest.approx([independent.elbo_ - amortized.elbo_], abs=1e-5)
+
+
+def test_unknown_variances_of_a_chain_add_up_to_the_evidence(monkeypatch):
+    monkeypatch.setattr(gap_parts, "_WEIGHED", 500)
+    vi = FactorizedVI(LocalLevel()).fit(WALK)
+    found = inference_gap(vi, WALK, random_state=0)
+    _, evidence = on_a_grid(vi, WALK)
+    total = vi.elbo_ + found.total + found.globals
+    assert total == pytest.approx(evidence, abs=0.12)  # four standard errors of 500 weights
+    assert (found.family > 0).all() and found.globals > 0
+
+
+def test_one_log_joint_for_all_rows_is_refused():
+    times = np.column_stack([np.arange(20.0), WALK])
+    vi = FactorizedVI(GaussianProcess()).fit(times)
+    with pytest.raises(ValueError, match="inference_gap needs a term a row"):
+        inference_gap(vi, times)
+    with pytest.raises(ValueError, match="reweighted needs a term a row"):
+        reweighted(vi, times)

@@ -1,5 +1,7 @@
 """The posterior of theta by importance weights, against quadrature and closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch.distributions import Normal
 
 from diagnostics.test_khat import KnownNormal
 from skavi import AmortizedVI, FactorizedVI
+from skavi._estimators.fitted_estimator import position_on
 from skavi.diagnostics import ImportanceWeightsWarning, reweighted
 from skavi.diagnostics._adaptive_sampling import sample
+from skavi.diagnostics.reweighting import Marginal
 from skavi.inference_functions import Polynomial
 from skavi.models import FactorAnalysis, HierarchicalModel, LinearModel, LocalLevel, RandomEffects
 
@@ -73,6 +77,34 @@ def test_a_normal_posterior_is_met():
     assert list(found.summary()["name"]) == ["theta"]
 
 
+def on_a_grid(vi, X):
+    """Return (mean, sd) of each of two globals, and the log evidence: p(u, X) on a grid.
+
+    Likelihoods are those that test_integrals and test_chain_integrals have against closed forms.
+    """
+    target = Marginal.of(position_on(vi, X), np.random.RandomState(0))
+    q = vi.global_posterior_.widest_factor()
+    lines = [m + s * torch.linspace(-6, 6, 37).double() for m, s in zip(q.mean, q.sd, strict=True)]
+    grid = torch.cartesian_prod(*lines)
+    logs = target(grid)
+    weights, moments = torch.softmax(logs, 0), {}
+    for name, value in target.objective.space.draws(grid).items():
+        mean = float(weights @ value)
+        moments[name] = mean, float(weights @ (value - mean) ** 2) ** 0.5
+    cell = math.prod(float(line[1] - line[0]) for line in lines)
+    return moments, float(torch.logsumexp(logs, 0)) + math.log(cell)
+
+
+def test_variances_of_a_local_level_get_the_exact_posterior():
+    X = np.cumsum(np.random.default_rng(0).normal(size=(25, 1)), 0)
+    vi = FactorizedVI(LocalLevel()).fit(X)
+    found, (moments, evidence) = reweighted(vi, X, 2000, random_state=0), on_a_grid(vi, X)
+    for name, (mean, sd) in moments.items():
+        assert found.mean[name] == pytest.approx(mean, abs=0.04 * sd)
+        assert found.sd[name] == pytest.approx(sd, rel=0.05)
+    assert abs(found.log_evidence - evidence) < 4 * found.log_evidence_se < 0.1
+
+
 def test_equal_rows_count_as_often_as_they_are():
     X = np.repeat([[0.0], [1.0], [5.0]], [3, 1, 2], axis=0)
     found = reweighted(FactorizedVI(LinearModel(1.0, 1.0)).fit(X), X, random_state=0)
@@ -115,8 +147,6 @@ def test_what_cannot_be_weighted_is_refused():
     X = np.cumsum(np.random.default_rng(0).normal(size=(20, 1)), 0)
     with pytest.raises(ValueError, match="n_draws=10 must be"):
         reweighted(FactorizedVI(LinearModel()).fit(X), X, n_draws=10)
-    with pytest.raises(ValueError, match="couples them"):
-        reweighted(FactorizedVI(LocalLevel()).fit(X), X)
     with pytest.raises(ValueError, match="no globals"):
         reweighted(FactorizedVI(KnownNormal()).fit(X), X)
 
