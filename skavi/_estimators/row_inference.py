@@ -24,7 +24,7 @@ from skavi.posterior import (
     StatePosterior,
 )
 from skavi.posterior._draws import DrawNames, FittedPosterior, arviz_tree, check_draws
-from skavi.posterior._predictive import importance_bound
+from skavi.posterior._predictive import log_predictive
 
 
 def _has_states(estimator):
@@ -231,10 +231,10 @@ class RowInference(FittedEstimator, TransformerMixin):
         ----------
         X : array-like of shape (n_samples, n_features)
         n_draws : int, default=None
-            None: the ELBO. Else the importance-weighted bound with that many draws of (theta, z_n)
-            from q, rounded down to an even number: the log of the mean of
-            p(x_n, z_n | theta) / q(z_n). It lies between the ELBO and the row's log posterior
-            predictive density, log E_q(theta) p(x_n | theta), to which it tends with more draws.
+            None: the ELBO. Else the row's log posterior predictive density, log E_q(theta)
+            p(x_n | theta), over that many draws of theta (rounded down to an even number; a few
+            dozen do). No looseness of the bound enters it: models of different families, or with
+            different functions, can be compared.
 
         Returns
         -------
@@ -243,12 +243,16 @@ class RowInference(FittedEstimator, TransformerMixin):
         Raises
         ------
         ValueError
-            If the model gives no terms of rows, or n_draws is set and the model couples rows.
+            If the model gives no terms of rows, or n_draws is not an integer >= 2.
 
         Notes
         -----
-        Draws are fixed and shared by all rows, so that results repeat. Source: Burda, Grosse &
-        Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
+        Draws are fixed and shared by all rows, so that results repeat. The rows' latents are
+        integrated out as in `skavi.diagnostics.reweighted`, exactly or by quadrature; where neither
+        is possible (more than 4 latents that are not normal given theta), with n_draws, by
+        importance weights p(x_n, z_n | theta) / q(z_n) of draws from q, whose log mean is a bound.
+        Latents in a chain: a series' density, shared out equally over its rows. Source of the
+        bound: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
 
         Examples
         --------
@@ -261,7 +265,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         True
         """
         if n_draws is not None:
-            return self._importance_terms(X, n_draws)
+            return self._predictive_terms(X, n_draws)
         terms = self._terms(X)
         if terms.ndim == 0:
             raise ValueError(
@@ -270,15 +274,15 @@ class RowInference(FittedEstimator, TransformerMixin):
             )
         return terms
 
-    def _importance_terms(self, X, n_draws):
+    def _predictive_terms(self, X, n_draws):
         if not is_whole(n_draws, 2):
             raise ValueError(f"n_draws={n_draws!r} must be None or an integer >= 2.")
         X = self._validate(X)
-        what, name = f"n_draws={n_draws} needs rows that are", type(self.model_).__name__
-        self.model_.coupling.require_separable(what, name, "leave n_draws at None")
+        name = type(self.model_).__name__
+        self.model_.coupling.require_row_terms(f"n_draws={n_draws}", name, "leave n_draws at None")
         here = self._fitted_model.at(self._rows(X), recall=False)
         with torch.no_grad():
-            terms = importance_bound(
+            terms = log_predictive(
                 here.objective, here.raw, here.raw_globals, here.rows, int(n_draws)
             )
         return shared_by_rows(here.rows.X, terms).cpu().numpy()

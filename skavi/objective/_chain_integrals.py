@@ -40,9 +40,21 @@ class SeriesIntegral:
 
     def by_unit(self, values: Tensor) -> Tensor:
         """Return sums over the rows of each series, (..., n_series), of values (..., n_rows)."""
-        series = self.objective.model.begins(self.X).long().cumsum(0) - 1
         sums = values.new_zeros(*values.shape[:-1], self.n_series)
-        return sums.index_add(-1, series, values)
+        return sums.index_add(-1, self._series, values)
+
+    def shared(self, values: Tensor) -> Tensor:
+        """Return values of series (..., n_series) shared out equally over their rows."""
+        sizes = torch.bincount(self._series, minlength=self.n_series)
+        return (values / sizes)[..., self._series]
+
+    def coarser(self) -> "SeriesIntegral":
+        """Return cheaper rules: there are none."""
+        return self
+
+    @property
+    def _series(self):
+        return self.objective.model.begins(self.X).long().cumsum(0) - 1
 
     @property
     def n_series(self) -> int:

@@ -23,12 +23,12 @@ _NODES, _MOST_NODES = (1, 3, 7, 15, 31, 63), 4096
 #: The same about the prior, where rows have several modes.
 _PRIOR_NODES = (31, 63, 127, 255, 511, 1023)
 #: Latents up to which a product rule is tried: 7 nodes along each of 4 are 2,401.
-_MOST_LATENTS = 4
+MOST_LATENTS = 4
 #: Importance draws a row, and the degrees of freedom of their Student t: with 5 the variance of
 #: weights is finite under any log-concave density. Not measured: order of magnitude.
 _DRAWS, _DEGREES = 1024, 5.0
 #: Draws at which log weights are tested for being constant.
-_TESTED = 16
+TESTED = 16
 #: Newton steps to a row's mode: about 5 are usual. Halvings of one: down to a millionth.
 STEPS, _HALVINGS = 60, 20
 #: Newton decrement, nats, at which a mode is found: far below any tolerance here.
@@ -51,6 +51,14 @@ class RowIntegral:
     def by_unit(self, values: Tensor) -> Tensor:
         """Return sums over the rows of each unit of values (..., n_rows)."""
         return values
+
+    def shared(self, values: Tensor) -> Tensor:
+        """Return values of units (..., n_units) shared out equally over their rows."""
+        return values
+
+    def coarser(self) -> "RowIntegral":
+        """Return cheaper rules, within 1e-4 nats of these at the globals they were chosen at."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,10 @@ class RealIntegral(RowIntegral):
         values = torch.cat(parts)
         return torch.where(values.isnan(), -math.inf, values)
 
+    def coarser(self):
+        # Each rule has 2 n + 1 nodes for the n of the one before, with which it was seen to agree.
+        return replace(self, nodes=torch.where(self.nodes > 1, self.nodes // 2, self.nodes))
+
     def log_weights(self, u: Tensor) -> Tensor:
         """Return log importance weights, (n_draws, n_rows), at one u; constant if not sampled."""
         logs = u.new_zeros(_DRAWS, len(self.X))
@@ -170,7 +182,7 @@ class RealIntegral(RowIntegral):
 
     def _is_normal(self, u, where):
         """Say which rows' posteriors are normal: their log weights are constant."""
-        noise = aligned(sobol_normal(_TESTED, self.centre.shape[-1], 0)).to(u)
+        noise = aligned(sobol_normal(TESTED, self.centre.shape[-1], 0)).to(u)
         logs = self._log_ratio(u, self._every, where, noise)
         logs = logs + 0.5 * noise.square().sum(-1)[:, None, None]
         spread = (logs.amax(0) - logs.amin(0)).amax(0)
@@ -181,7 +193,7 @@ class RealIntegral(RowIntegral):
         nodes, k, coarse = nodes.clone(), self.centre.shape[-1], None
         for n in finer:
             open_ = torch.nonzero(nodes == 0)[:, 0]
-            if k > _MOST_LATENTS or n**k > _MOST_NODES or not len(open_):
+            if k > MOST_LATENTS or n**k > _MOST_NODES or not len(open_):
                 break
             fine = self._integrated(u, self._every, where, n)
             if coarse is not None:
@@ -254,9 +266,10 @@ class RealIntegral(RowIntegral):
             size = torch.maximum(size, _LEAST_CURVATURE * size.amax(-1, keepdim=True))
             along = torch.einsum("snji,snj->sni", axes, gradient) / size
             step = torch.einsum("snij,snj->sni", axes, along)
-            decrement = (step * gradient).sum(-1)
-            if not bool((decrement > AT_MODE * (1 + value.abs())).any()):
+            far = (step * gradient).sum(-1) > AT_MODE * (1 + value.abs())
+            if not bool(far.any()):
                 break
+            step = torch.where(far.unsqueeze(-1), step, 0.0)  # whatever rows stand beside it
             z, moved = climbed(lambda at: self._terms(u, at, every), z, value, step)
             if not moved:
                 break

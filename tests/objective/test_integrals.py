@@ -80,19 +80,30 @@ def test_factors_are_integrated_exactly():
             np.testing.assert_allclose(log, normal.logpdf(x[seen]), atol=1e-9)
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_counts_are_integrated_by_quadrature(k):
-    X = np.random.default_rng(0).poisson(2.0, size=(N_ROWS, 4)).astype(float)
-    integral, u, values = integrated(FactorAnalysis(k, likelihood="poisson"), X)
-    assert set(integral.how) == {QUADRATURE}
-    np.testing.assert_allclose(values[0], dense(integral, u), atol=1e-5)
+SIX = {
+    "counts": (lambda: FactorAnalysis(1, likelihood="poisson"), "counts"),
+    "counts of two factors": (lambda: FactorAnalysis(2, likelihood="poisson"), "counts"),
+    "wide counts": (lambda: FactorAnalysis(1, likelihood="negative_binomial"), "counts"),
+    "answers": (lambda: FactorAnalysis(2, likelihood="bernoulli"), "answers"),
+    "outliers": (lambda: FactorAnalysis(1, likelihood="student_t"), "numbers"),
+    "several modes": (NonlinearModel, "column"),
+}
 
 
-def test_rows_of_several_modes_are_integrated_about_the_prior():
-    X = np.random.default_rng(0).normal(scale=2.0, size=(N_ROWS, 1))
-    integral, u, values = integrated(NonlinearModel(), X)
+@pytest.mark.parametrize("name", SIX)
+def test_one_or_two_latents_are_integrated_by_quadrature(name):
+    """To 1e-4 nats a row, and where rows have several modes about the prior."""
+    model, kind = SIX[name]
+    rng = np.random.default_rng(0)
+    X = {
+        "counts": rng.poisson(2.0, size=(N_ROWS, 4)).astype(float),
+        "answers": (rng.random((N_ROWS, 4)) < 0.5).astype(float),
+        "numbers": rng.standard_t(3, size=(N_ROWS, 4)),
+        "column": rng.normal(scale=2.0, size=(N_ROWS, 1)),
+    }[kind]
+    integral, u, values = integrated(model(), X)
     assert set(integral.how) == {QUADRATURE}
-    assert bool(integral.about_prior.any())
+    assert bool(integral.about_prior.any()) == (name in ("several modes", "outliers"))
     np.testing.assert_allclose(values[0], dense(integral, u), atol=1e-4)
 
 
