@@ -254,6 +254,7 @@ def _of_displays() -> dict[str, Callable]:
 
     gap, curve = displays.AmortizationGapDisplay, displays.ElboCurveDisplay
     latent, function = displays.LatentPosteriorDisplay, displays.InferenceFunctionDisplay
+    parts = displays.InferenceGapDisplay
     one, other = "skavi_AmortizedVI", "skavi_FactorizedVI"
     made = {
         gap: lambda f: gap(np.ones(5)),
@@ -280,6 +281,12 @@ def _of_displays() -> dict[str, Callable]:
         ),
         "GroupEffectsDisplay.from_estimator": (
             lambda f: displays.GroupEffectsDisplay.from_estimator(f.grouped, f.table)
+        ),
+        "InferenceGapDisplay.from_estimator": lambda f: parts.from_estimator(
+            getattr(f, one), f.few
+        ),
+        "InferenceGapDisplay.from_estimators": lambda f: parts.from_estimators(
+            [getattr(f, one)], f.few
         ),
         "MixtureDisplay.from_estimator": lambda f: displays.MixtureDisplay.from_estimator(
             f.states["FactorizedVI"], f.few

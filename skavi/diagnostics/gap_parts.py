@@ -113,15 +113,23 @@ class InferenceGap:
 
     @property
     def advice(self) -> str:
-        """What to do about the largest part, in a sentence."""
+        """What to do about each part that loses more than 0.01 nats a row, the largest first."""
         sizes = {name: float(getattr(self, name).mean()) for name in _ADVICE}
-        largest = max(sizes, key=lambda name: sizes[name])
-        if sizes[largest] < _SMALL:
-            said = "No part loses more than 0.01 nats a row."
-        else:
-            said = f"Most is lost to the {_ADVICE[largest]} ({sizes[largest]:.2g} nats a row)."
+        large = sorted((n for n in _ADVICE if sizes[n] >= _SMALL), key=lambda n: -sizes[n])
+        said = [f"the {_ADVICE[name]} ({sizes[name]:.2g} nats a row)." for name in large]
+        lead = ["Most is lost to", *["Then to"] * len(said)]
+        said = [f"{a} {b}" for a, b in zip(lead, said, strict=False)]
+        if not said:
+            said = ["No part loses more than 0.01 nats a row."]
+        if self.generalization is not None:
+            more = float(self.generalization.amortization.mean()) - sizes["amortization"]
+            if more >= _SMALL:
+                said.append(
+                    f"On new rows the function loses {more:.2g} nats a row more: fit it to more "
+                    "rows, or let refine solve those it serves badly."
+                )
         left = len(self.how) - self.n_known
-        return said + (f" {left} rows' log likelihood is not known (k-hat above 0.7)." * (left > 0))
+        return " ".join(said) + f" {left} rows are not known (k-hat above 0.7)." * (left > 0)
 
     def summary(self):
         """Return a pandas frame: each part in nats, in all and a row, on X and on X_test.
@@ -154,9 +162,11 @@ class InferenceGap:
 _SMALL = 0.01
 _ADVICE = {
     "family": "family: try family=FullNormal(), or Chain() for a Markov model",
-    "amortization": "function: widen it, train it longer, or fit FactorizedVI",
+    "amortization": "function: widen it, train it longer, set refine, or fit FactorizedVI",
     "optimisation": "solver: fit with a smaller tol or a larger max_iter",
 }
+#: The parts of a row's gap, by the names of their attributes.
+PARTS = tuple(_ADVICE)
 
 
 @guarded

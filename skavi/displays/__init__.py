@@ -10,6 +10,7 @@ from skavi.displays._elbo_curve import ElboCurveDisplay
 from skavi.displays._gap import AmortizationGapDisplay
 from skavi.displays._group_effects import GroupEffectsDisplay
 from skavi.displays._inference_function import InferenceFunctionDisplay
+from skavi.displays._inference_gap import InferenceGapDisplay
 from skavi.displays._latent_posterior import LatentPosteriorDisplay
 from skavi.displays._mixture import MixtureDisplay
 
@@ -19,6 +20,7 @@ __all__ = [
     "ElboCurveDisplay",
     "GroupEffectsDisplay",
     "InferenceFunctionDisplay",
+    "InferenceGapDisplay",
     "LatentPosteriorDisplay",
     "MixtureDisplay",
 ]

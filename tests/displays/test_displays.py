@@ -22,6 +22,7 @@ from skavi.displays import (
     CalibrationDisplay,
     ElboCurveDisplay,
     InferenceFunctionDisplay,
+    InferenceGapDisplay,
     LatentPosteriorDisplay,
 )
 from skavi.displays._axes import COLOURS
@@ -102,6 +103,7 @@ def legend_of(display):
 
 DISPLAYS = {
     "elbo": lambda f, c, p, **k: ElboCurveDisplay.from_estimator(c, **k),
+    "parts": lambda f, c, p, **k: InferenceGapDisplay.from_estimator(c, COLUMN, **k),
     "gap": lambda f, c, p, **k: AmortizationGapDisplay.from_estimator(c, COLUMN, f, **k),
     "function": lambda f, c, p, **k: InferenceFunctionDisplay.from_estimator(c, COLUMN, f, **k),
     "latents": lambda f, c, p, **k: LatentPosteriorDisplay.from_estimator(p, TABLE, **k),
@@ -233,6 +235,40 @@ def test_a_feature_is_checked(factorized, constant):
         named.plot_feature("size")
     with pytest.raises(ValueError, match="plot_feature needs the rows"):
         AmortizationGapDisplay(display.gaps).plot_feature()
+
+
+def test_parts_of_the_inference_gap_are_stacked(constant, factorized):
+    pytest.importorskip("arviz_stats", reason="the arviz extra")
+    fits = {"function": constant, "rows": factorized}
+    display = InferenceGapDisplay.from_estimators(fits, COLUMN, COLUMN[:4], random_state=0)
+    assert [t.get_text() for t in display.ax_.get_yticklabels()] == [
+        f"{name}, {rows}" for name in fits for rows in ("fitted rows", "new rows")
+    ]
+    assert legend_of(display) == ["family", "amortization"]  # a solver that left nothing
+    ends = np.zeros(4)
+    for bars in display.ax_.containers[:2]:
+        np.testing.assert_allclose([bar.get_x() for bar in bars], ends, atol=1e-12)
+        ends += [bar.get_width() for bar in bars]
+    gaps = [part for _, gap in display.gaps for part in (gap, gap.generalization)]
+    np.testing.assert_allclose(ends, [gap.per_row.mean() for gap in gaps], atol=1e-12)
+    assert_legible(display)
+
+    display.plot_feature(0)
+    points = display.ax_.collections[0].get_offsets()
+    np.testing.assert_allclose(points, np.column_stack([COLUMN[:, 0], gaps[0].per_row]))
+    assert legend_of(display) == list(fits)
+
+    alone = InferenceGapDisplay.from_result(gaps[0], name="one")
+    labels = np.repeat(["a", "b"], 10)
+    alone.plot_feature(labels=labels)
+    assert [t.get_text() for t in alone.ax_.get_xticklabels()] == ["a", "b"]
+    mean = alone.ax_.get_lines()[0].get_ydata()
+    np.testing.assert_allclose(mean, [gaps[0].per_row[labels == k].mean() for k in "ab"])
+    assert_legible(alone)
+    with pytest.raises(ValueError, match="plot_feature needs the rows"):
+        alone.plot_feature()
+    with pytest.raises(ValueError, match=r"labels has 3 rows for gaps of \[20\]"):
+        alone.plot_feature(labels=[0, 1, 2])
 
 
 # Latents
