@@ -30,7 +30,8 @@ class AmortizedVI(VariationalInference):
         Family of q(z_n). None: `DiagonalNormal`.
     refine : float, default=None
         Nats: `transform`, `posterior` and `score` solve rows of their own whose factor by the
-        function is estimated (by one Newton step) to miss its optimum by more. None: no row.
+        function is estimated (by one Newton step) to miss the optimum that ascent from it reaches
+        by more. None: no row.
     global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
 random_state, verbose : as in FactorizedVI
         Documented there.

@@ -87,7 +87,14 @@ def estimated_misses(problem: Problem, raw: Tensor, raw_globals: Tensor) -> Tens
 
 
 def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol: float) -> Tensor:
-    """Return the rows' factors, in which those estimated to miss by more than `nats` are solved."""
+    """Return the rows' factors, in which those estimated to miss by more than `nats` are solved.
+
+    Closed forms find the nearest optima of all rows at the price of the estimate.
+    """
+    nearest = _nearest(problem, raw, raw_globals)
+    if nearest is not None:
+        before, after = (problem.row_terms(each, raw_globals) for each in (raw, nearest))
+        return torch.where((after - before > nats).unsqueeze(-1), nearest, raw)
     far = estimated_misses(problem, raw, raw_globals) > nats
     if not bool(far.any()):
         return raw
@@ -99,6 +106,16 @@ def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol
     some = local_problem(problem, problem.rows[index])
     solved, _ = solve_rows(some, raw_globals, tol, raw[index])
     return raw.index_copy(0, index, solved)
+
+
+def _nearest(problem, raw, raw_globals):
+    """Return the raw factors to which ascent leads; None where that is no closed form's."""
+    objective = problem.objective
+    if objective.has_states or not objective.has_coordinate_updates:
+        return None
+    q_theta, factors = objective.global_factor(raw_globals), objective.local_factors(raw)
+    family, X = objective.family, problem.rows.X
+    return family.raw(objective.model.nearest_locals(q_theta, X, family, factors))
 
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:

@@ -261,11 +261,7 @@ class RealIntegral(RowIntegral):
         every = self._every
         for _ in range(STEPS):
             value, gradient, curvature = self._derivatives(u, z, every)
-            size, axes = torch.linalg.eigh(curvature)
-            size = size.abs()
-            size = torch.maximum(size, _LEAST_CURVATURE * size.amax(-1, keepdim=True))
-            along = torch.einsum("snji,snj->sni", axes, gradient) / size
-            step = torch.einsum("snij,snj->sni", axes, along)
+            step = _ascent(curvature, gradient)
             far = (step * gradient).sum(-1) > AT_MODE * (1 + value.abs())
             if not bool(far.any()):
                 break
@@ -277,11 +273,10 @@ class RealIntegral(RowIntegral):
 
     def _scales(self, u, z, every):
         _, _, curvature = self._derivatives(u, z, every)
-        size = torch.linalg.eigvalsh(curvature)
-        least = _LEAST_CURVATURE * size.abs().amax(-1, keepdim=True)
-        bad = (size < least).any(-1)
-        curvature = torch.where(bad[..., None, None], self.precision, curvature)
-        return torch.linalg.inv(torch.linalg.cholesky(curvature)).mT
+        curvature = torch.where(_is_flat(curvature)[..., None, None], self.precision, curvature)
+        lower = torch.linalg.cholesky(curvature)
+        eye = torch.eye(lower.shape[-1]).to(lower)
+        return torch.linalg.solve_triangular(lower, eye, upper=False).mT
 
     def _derivatives(self, u, z, every):
         """Return values (S, n), gradients (S, n, k) and negative Hessians (S, n, k, k) in z."""
@@ -296,6 +291,30 @@ class RealIntegral(RowIntegral):
         sound = curvature.isfinite().all(-1).all(-1)[..., None, None]
         gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
         return value.detach(), gradient, torch.where(sound, curvature.detach(), self.precision)
+
+
+def _is_flat(curvature):
+    """Say which matrices (..., k, k) are not positive definite, or nearly not."""
+    lower, failed = torch.linalg.cholesky_ex(curvature)
+    least = _LEAST_CURVATURE * curvature.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
+    return (failed > 0) | (lower.diagonal(dim1=-2, dim2=-1).square().amin(-1) < least)
+
+
+def _ascent(curvature, gradient):
+    """Return Newton steps; along directions that are not concave, as if these were.
+
+    Eigenvalues are an order of magnitude dearer than Cholesky factors, which most rows have.
+    """
+    flat, column = _is_flat(curvature), gradient.unsqueeze(-1)
+    lower, _ = torch.linalg.cholesky_ex(curvature)
+    step = torch.cholesky_solve(column, lower)[..., 0]
+    if bool(flat.any()):
+        size, axes = torch.linalg.eigh(curvature[flat])
+        size = size.abs()
+        size = torch.maximum(size, _LEAST_CURVATURE * size.amax(-1, keepdim=True))
+        along = (axes.mT @ column[flat])[..., 0] / size
+        step[flat] = (axes @ along.unsqueeze(-1))[..., 0]
+    return step
 
 
 def climbed(values_at, z: Tensor, value: Tensor, step: Tensor) -> tuple[Tensor, bool]:
