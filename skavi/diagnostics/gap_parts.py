@@ -274,6 +274,8 @@ def _split(values, weights, n_sets):
 def _globals(here, state):
     """Return draws or nodes of q(theta), their weights, and how many sets of draws they are."""
     factor, size = here.objective.global_factor(here.raw_globals), here.objective.space.size
+    if not here.objective.global_family.random:
+        return factor.mean[None], factor.mean.new_ones(1), 1
     if size <= _FEW_GLOBALS:
         nodes, weights = (aligned(each).to(here.raw) for each in product_rule((_NODES,) * size))
         return factor.draw(nodes), weights, 1

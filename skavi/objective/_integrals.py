@@ -191,15 +191,17 @@ class RealIntegral(RowIntegral):
     def _agreed(self, u, where, nodes, finer):
         """Return the least of ever finer rules that agrees with the one before, for rows with 0."""
         nodes, k, coarse = nodes.clone(), self.centre.shape[-1], None
+        fine = u.new_zeros(len(u), len(nodes))
         for n in finer:
             open_ = torch.nonzero(nodes == 0)[:, 0]
             if k > MOST_LATENTS or n**k > _MOST_NODES or not len(open_):
                 break
-            fine = self._integrated(u, self._every, where, n)
+            index = open_ if self.objective.model.coupling.independent else self._every
+            fine[:, index] = self._integrated(u, index, where, n)
             if coarse is not None:
                 agree = ((fine - coarse).abs().amax(0) < _AGREEMENT)[open_]
                 nodes[open_[agree]] = n
-            coarse = fine
+            coarse = fine.clone()
         return nodes
 
     @property

@@ -66,7 +66,7 @@ def log_predictive(
     Where no closed form or quadrature integrates a row's latents, its importance-weighted bound.
     Latents in a chain: that of the series, shared out equally over its rows.
     """
-    u, _ = _nodes(objective, raw_globals, n_draws, 0)
+    u, _ = _nodes(objective, raw_globals, n_draws if objective.global_family.random else 1, 0)
     # Repeat the last row to fill its block: matrix products round differently in an incomplete
     # block, and no row's result may depend on the number of rows.
     whole = torch.arange(len(raw) + -len(raw) % _BLOCK, device=raw.device).clamp_max(len(raw) - 1)
