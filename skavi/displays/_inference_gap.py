@@ -140,7 +140,8 @@ class InferenceGapDisplay(Display):
         self.ax_.errorbar(left, place, xerr=error, fmt="none", ecolor="0.2", capsize=3)
         self.ax_.set_yticks(place, [name for name, _ in bars])
         self.ax_.invert_yaxis()
-        self.ax_.set_xlim(left=min(0.0, self.ax_.get_xlim()[0]))
+        first, last = self.ax_.get_xlim()
+        self.ax_.set_xlim(min(0.0, first), last + 0.04 * (last - first))
         self.ax_.set(xlabel="nats a row below the log likelihood", ylabel="fit")
         if len(self.gaps) == 1:
             self.ax_.set_title(
