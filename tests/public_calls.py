@@ -348,7 +348,7 @@ CALLS: dict[str, Callable] = {
 }
 #: Guarded, and called by others above: they draw what is already there.
 DRAWN = (".plot", ".plot_histogram", ".plot_feature", ".plot_settings", ".plot_series")
-DRAWN += (".from_monitor", ".from_calibration", ".plot_intervals")
+DRAWN += (".from_monitor", ".from_calibration", ".from_result", ".plot_intervals")
 
 
 def answers(fits=None) -> dict[str, str]:
