@@ -13,6 +13,7 @@ from scipy.linalg import solve_banded
 from torch import Tensor
 
 from skavi._curvature import Band, band_of, gradient_of
+from skavi._data.coupling import Chain, Coupling
 from skavi._numerics.aligned import aligned
 from skavi._numerics.forward_backward import log_sum
 from skavi.objective._integrals import (
@@ -22,6 +23,7 @@ from skavi.objective._integrals import (
     NUMBERS,
     SAMPLING,
     STEPS,
+    RealIntegral,
     climbed,
 )
 
@@ -59,7 +61,7 @@ class SeriesIntegral:
     @property
     def n_series(self) -> int:
         """How many series the rows are."""
-        return self.objective.model.n_series(self.X)
+        return int(self.objective.model.begins(self.X).sum())
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,10 @@ class RealSeriesIntegral(SeriesIntegral):
             (gradient,) = gradient_of(value.sum(), (z,), create_graph=True)
             bands = [Band(-band) for band in band_of(gradient, z)]
         return value.detach(), gradient.detach(), bands
+
+
+#: The integral over real latents for each kind of coupling.
+REAL_INTEGRALS: dict[type[Coupling], Any] = {Coupling: RealIntegral, Chain: RealSeriesIntegral}
 
 
 def _mirrored(n_draws, like):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skavi._curvature import gradient_of
-from skavi._data.coupling import Chain, Coupling, of_kind
+from skavi._data.coupling import Coupling, of_kind
 from skavi._data.latent_moves import RealLatents
 from skavi._numerics.sums import inner
 from skavi.distributions import LeavesTorchError, refuses_parameters
@@ -24,8 +24,7 @@ from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
 from skavi.noise import Nodes
-from skavi.objective._chain_integrals import RealSeriesIntegral
-from skavi.objective._integrals import RealIntegral
+from skavi.objective._chain_integrals import REAL_INTEGRALS
 
 #: Of a predictor, so that its root has a slope: of a row that does not read theta it is zero.
 _LEAST_VARIANCE = 1e-30
@@ -363,8 +362,7 @@ class Objective:
 
     def integral(self, X: Tensor, factors, u: Tensor) -> Any:
         """Return the integrals over the latents of rows, by rules that serve at globals like u."""
-        kinds: dict[type[Coupling], Any] = {Coupling: RealIntegral, Chain: RealSeriesIntegral}
-        return of_kind(kinds, self.model.coupling).of(self, X, factors, u)
+        return of_kind(REAL_INTEGRALS, self.model.coupling).of(self, X, factors, u)
 
     def evaluate_batch(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
         """Evaluate the log joint at pairs of draws, under vmap as a fit does."""
