@@ -20,7 +20,7 @@ from skavi.models import BayesianDecoder
 
 X, y = load_digits(n_class=4, return_X_y=True)
 X = (X > 7).astype(float)
-X_train, X_test = X[:100], X[100:160]
+X_train, X_test = X[:60], X[60:80]
 
 # Single factors of two latents; the decoder's weights are a point, as in a variational autoencoder.
 decoder = BayesianDecoder(2, (16,), likelihood="bernoulli", weights="point")
@@ -54,7 +54,7 @@ for name, gap in display.gaps:
 # Which digits a narrow function serves badly:
 
 narrow = InferenceGapDisplay(display.gaps[1:2])
-narrow.plot_feature(labels=y[:100])
+narrow.plot_feature(labels=y[:60])
 plt.show()
 
 # %%
