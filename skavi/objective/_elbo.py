@@ -193,8 +193,7 @@ class Objective:
         """Count the globals that need noise: not those integrated out, and none for a point."""
         if not self.global_family.random:
             return 0
-        integrated = self.model.integrated(self.global_family)
-        kept = [name for name in self.space.slices if name not in integrated]
+        kept = set(self.space.slices) - set(self.model.integrated(self.global_family))
         return max((self.space.slices[name].stop for name in kept), default=0)
 
     @property
