@@ -229,7 +229,7 @@ class VariationalInference(
                 f"iterations: {what_broke(fitted.problem, fitted.outcome.state)}. Check the "
                 "scale of X and of the priors."
             )
-        reporter.failure, reporter.alone = fitted.failure, fit.alone
+        reporter.failure, reporter.missed, reporter.alone = fitted.failure, fitted.missed, fit.alone
         stopped = reporter.stopped or reporter.interrupted
         width, correction = fitted.problem.rows.X.shape[1], correction_of(fitted)
         learn_use(fitted)

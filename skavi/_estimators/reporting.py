@@ -47,7 +47,7 @@ class Reporter:
         self.listening = bool(getattr(estimator, "_skl_callbacks", []))
         self.stopped, self.interrupted, self.latest = False, False, None
         self.journal = Journal()
-        self.failure, self.joint, self.alone = "", False, False
+        self.failure, self.missed, self.joint, self.alone = "", 0.0, False, False
 
     def __call__(self, iterate):
         self.latest = iterate
@@ -135,6 +135,12 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
             f"{name} keeps its last finite iterate, of n_iter_={n_iter}: numbers were not finite "
             f"in {reporter.failure}. Check the scale of X and of the priors, or choose another "
             "solver."
+        )
+    elif reporter.missed:
+        message = (
+            f"{name} ends {reporter.missed:,.0f} nats a row below the factorized fit that it "
+            "started from: its function is far from the rows' factors. Use FactorizedVI, another "
+            "random_state or inference_function, or give X in other units."
         )
     elif not estimator.converged_ and not estimator.stopped_early_:
         message = (

@@ -42,6 +42,9 @@ _REFERENCE_TOL = 1e-6
 _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
 _TIMES_TOL = 10
+#: Nats a row and number of its factor (a mean, a log sd) that a network's own may be worse than
+#: the row's: a mean that is ten sds off costs as many. Ordinary gaps are below 1.
+_WORST_GAP = 50.0
 #: Times that latents are put in order: the order may move as a fit goes on. Not measured.
 _REORDERED = 3
 
@@ -187,8 +190,10 @@ def fit_model(
     problem, solver, state = _bind(plan, rows, start)
     stages = Stages(solver, plan.max_iter, progress, plan.journal, stage)
     refined, began, tol = plan.noise is None and bool(problem.noise.refined()), state, plan.tol
-    if plan.gap_counts and start.fitted and solver.needs_deterministic_noise:
+    best = -math.inf
+    if start.fitted and is_network(problem.function):
         best = float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
+    if plan.gap_counts and start.fitted and solver.needs_deterministic_noise:
         state, tol = stages.solve_to_gap(problem, state, tol, best)
     else:
         state = stages.solve(problem, state, max(tol, ROUGH) if refined else tol)
@@ -205,9 +210,18 @@ def fit_model(
         state = in_order(problem, state, tol, stages)
     if is_network(problem.function) and solver.needs_deterministic_noise and not stages.failure:
         stages.confirm(problem, state, tol)
-    assert stages.outcome is not None
+    outcome = stages.outcome
+    assert outcome is not None
+    missed = _missed(problem, outcome, best)
+    outcome = replace(outcome, converged=outcome.converged and not missed)
     solver, stopped = stages.solver, stages.interrupted
-    return Solution(problem, solver, stages.outcome, stages.failure, stopped, stages.stage, tol)
+    return Solution(problem, solver, outcome, stages.failure, stopped, stages.stage, tol, missed)
+
+
+def _missed(problem, outcome, best):
+    """Return by how many nats a row a solved network is below `best`, if that is beyond use."""
+    missed = (best - outcome.curve[-1]) / problem.total_weight if outcome.converged else 0.0
+    return missed if missed > _WORST_GAP * problem.objective.n_outputs else 0.0
 
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
@@ -238,7 +252,7 @@ def with_suboptimality(fit: Fit) -> Fit:
     outcome = with_noise_error(kept.problem, kept.solver, kept.outcome, kept.tol, known)
     if network:
         allowed = kept.tol * kept.problem.total_weight
-        left = outcome.suboptimality <= max(allowed, NOISE_TOLERANCE)
+        left = outcome.suboptimality <= max(allowed, NOISE_TOLERANCE) and not kept.missed
         outcome = replace(outcome, converged=kept.outcome.suboptimality <= allowed and left)
     return replace(fit, solution=replace(kept, outcome=outcome))
 

@@ -29,6 +29,9 @@ class Solution:
         The last one's number.
     tol : float
         Nats a row to which it was to be solved.
+    missed : float
+        Nats a row by which a network is below the rows' own factors, where these are not its
+        factors by any measure; else 0.
     """
 
     problem: Problem
@@ -38,6 +41,7 @@ class Solution:
     stopped: bool = False
     stage: int = 0
     tol: float = math.nan
+    missed: float = 0.0
 
 
 @dataclass(frozen=True)

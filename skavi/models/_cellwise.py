@@ -9,7 +9,8 @@ from skavi._data.missing_cells import Cells
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
 from skavi.models._global_space import Theta
-from skavi.models._likelihoods import LIKELIHOODS, Globals, Likelihood
+from skavi.models._likelihood import Globals, Likelihood
+from skavi.models._likelihoods import LIKELIHOODS
 
 
 class CellwiseModel(HierarchicalModel):

@@ -27,6 +27,10 @@ class ClosedForms:
 
     # --- expectations ---------------------------------------------------------------------------
 
+    def integrated(self, global_family: Family) -> tuple[str, ...]:
+        """Return the last globals, of which `half_expected_terms` needs no draws under a family."""
+        return self.integrated_globals
+
     def has_closed_form(self, family: Family, global_family: Family) -> bool:
         """Say whether `expected_log_local` is available for these families."""
         return False
@@ -40,13 +44,19 @@ class ClosedForms:
         raise NotImplementedError
 
     def row_derivatives(
-        self, factors: NormalFactors, globals_: NormalFactors, X: Tensor, nodes, weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        self,
+        factors: NormalFactors,
+        globals_: NormalFactors,
+        X: Tensor,
+        nodes,
+        weights: Tensor,
+        frozen: bool,
+    ) -> tuple | None:
         """Return derivatives of the rows' ELBO terms at nodes in the latents alone, where known.
 
         In raw parameters: slopes (n_rows, P) and Hessians (n_rows, P, P) of each row's weighted
         term, mixed derivatives (n_rows, P, Q), and what the rows add up to in q(theta): slope (Q,)
-        and Hessian (Q, Q).
+        and Hessian (Q, Q). The last three are None where q(theta) is `frozen`.
         """
         return None
 

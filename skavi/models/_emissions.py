@@ -24,7 +24,8 @@ from skavi.distributions import PriorOfVariance
 from skavi.families import LOG_2PI
 from skavi.models._best_normals import best_normals, exponential, logistic, with_normal_prior
 from skavi.models._closed_forms import log_inverse_gamma
-from skavi.models._likelihoods import LIKELIHOODS, Likelihood
+from skavi.models._likelihood import Likelihood
+from skavi.models._likelihoods import LIKELIHOODS
 
 Globals = Mapping[str, Tensor]
 #: Prior sds of a state's means, in those of the column; of log rates and logits.

@@ -2,15 +2,17 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributions import Normal
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
 from skavi.distributions import PriorOfVariance
-from skavi.families import DiagonalFactors
+from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.models._base import overrides
 from skavi.models._cellwise import linear_start
-from skavi.models._linear_cells import LinearCells, arrow_of_cells
+from skavi.models._linear_cells import LinearCells, arrow_of_cells, rows_of_cells
+from skavi.models._noise_factors import NoiseFactors
 from skavi.models._poisson_closed_forms import LinearPoisson
 from skavi.models._poisson_rates import Side
 from skavi.models._scale_priors import WEAK, check_scale, scale_prior
@@ -85,9 +87,9 @@ default=None
     principal components", with a fully factorized q(W). Poisson cells need E exp(W_d z_n), which
     independent normal factors have in closed form too, and are fitted by second-order steps in all
     rows and columns together; it is infinite, and the ELBO minus infinity, where the sds of a
-    latent and of its loading have a product of 1 or more. With other likelihoods only z_n and the
-    noise need draws or nodes: given these, eta is normal, and its kernel is integrated cell by
-    cell.
+    latent and of its loading have a product of 1 or more. With other likelihoods only z_n needs
+    nodes: given it eta is normal, and its kernel is integrated cell by cell, with the noise where
+    q(theta) has independent factors.
 
     Examples
     --------
@@ -212,30 +214,63 @@ default=None
         return eta if covariates is None else eta + covariates @ theta["coefficients"].mT
 
     def half_expected_terms(self, theta, z, factors, rest, X):
-        """Integrate W, B and m out: given z and the noise, eta is normal, its mean at theta."""
+        """Integrate W, B and m out, given z: eta is normal, its mean at theta; and the noise."""
         design = torch.nn.functional.pad(self._design(z, X), (0, 1), value=1.0)
         variance = rest.variance_along(design, self._linear_index(rest, X))
-        eta = self.eta(theta, z, X)
-        fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
+        eta, cells = self.eta(theta, z, X), self.cells_of(X)
+        if self._integrates(rest):
+            noise = self._noise(theta, rest, X)
+            fit = self.cell.expected_rows_over_noise(cells, eta, variance, noise)
+        else:
+            fit = self.cell.expected_log_rows(cells, eta, variance, theta)
         return self.expected_log_prior(theta, z, factors, X) + fit
 
-    def row_derivatives(self, factors, globals_, X, nodes, weights):
+    def integrated(self, global_family):
+        own = self.cell.own_globals if isinstance(global_family, DiagonalNormal) else ()
+        return own + self.integrated_globals
+
+    def _integrates(self, rest):
+        """Say whether the noise is integrated with eta: where it is independent of it."""
+        return self.cell.bends and type(rest) is DiagonalFactors
+
+    def _noise(self, theta, rest, X):
+        """Return the factors of the noise: means as in theta, sds 0 where theta was drawn."""
+        index, own = self._noise_index(rest, X), self.cell.own_globals
+        means = [theta[name].log().expand(len(index)) for name in own]
+        mean = torch.stack(means, -1) if means else X.new_zeros(index.shape)
+        return NoiseFactors(mean, rest.sd[index])
+
+    def _noise_index(self, globals_, X):
+        """Return the places in theta of a column's noise, (n_features, h), before all else."""
+        linear, own = self._linear_index(globals_, X), self.cell.own_globals
+        first, columns = int(linear.min()), torch.arange(len(linear), device=X.device)
+        places: list[Tensor] = []
+        for name in reversed(own):
+            each = self.noise == "diagonal" and name != "degrees_of_freedom"
+            first -= len(columns) if each else 1
+            places.insert(0, first + columns if each else torch.full_like(columns, first))
+        return torch.stack(places, -1) if places else linear[:, :0]
+
+    def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
         """Differentiate cell by cell, where nothing but the rows' latents is drawn."""
         families = {type(factors), type(globals_)}
-        own = all(not overrides(self, FactorAnalysis, name) for name in _TERMS)
-        if families != {DiagonalFactors} or len(nodes.locals_[0]) != 1 or not own:
+        changed = any(overrides(self, FactorAnalysis, name) for name in _TERMS)
+        if families != {DiagonalFactors} or len(nodes.locals_[0]) != 1 or changed:
             return None
-        if self.cell.conjugate or self.cell.global_prior((), None):
+        if not self._integrates(globals_):
             return None
-        rows, cells = Side(factors.mean, factors.sd**2), self.cells_of(X)
-
-        def expected(mean, variance):
-            return self.cell.expected_kernel(cells.values, mean, variance, {})
-
-        by_cell = LinearCells(cells, self._known(X), self.shift(X), expected)
-        columns, noise = self._columns(globals_, X), nodes.locals_[:, 0]
-        found = by_cell.derivatives(rows, columns, noise, nodes.weights)
-        return arrow_of_cells(rows, found, self._linear_index(globals_, X), weights)
+        rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
+        index, at = self._linear_index(globals_, X), self._noise_index(globals_, X)
+        columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
+        noise = NoiseFactors(globals_.mean[at], globals_.sd[at])
+        offset = X.new_zeros(len(X), 1) + self.shift(X)
+        cells = LinearCells(self.cell, self.cells_of(X), self._known(X), offset, weights)
+        reading = rows, columns, noise, nodes.locals_[:, 0], nodes.weights
+        if frozen:
+            slope, block = cells.derivatives_of_rows(*reading)
+            return *rows_of_cells(rows, slope, block, weights), None, None, None
+        where = torch.cat([index, index + size, at, at + size], -1)
+        return arrow_of_cells(rows, cells.derivatives(*reading), where, 2 * size, weights)
 
     # --- where to start -------------------------------------------------------------------------
 

@@ -1,22 +1,10 @@
-"""Likelihoods of one cell given its predictor eta: an object each, shared by all models of cells.
+"""Likelihoods of one cell given its predictor eta: an object each, for all models of cells."""
 
-Every formula works on cells: x, eta and the result have shape (n_rows, n_features). A log density
-is a kernel, which depends on eta, plus a constant, which does not: an expectation over a normal eta
-then costs one kernel a quadrature node, or nothing where it is known in closed form.
-"""
-
-import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Self
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.distributions import (
     Bernoulli,
-    Distribution,
     Exponential,
     Gamma,
     NegativeBinomial,
@@ -26,146 +14,9 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
-from skavi._data.missing_cells import Cells
-from skavi._numerics.quadrature import hermite_rule
 from skavi.families import LOG_2PI
-
-#: Nodes of the rule for a normal eta: 1e-6 nats a cell for logistic kernels up to an sd of 1.
-_N_NODES = 9
-Globals = Mapping[str, Tensor]
-Rule = tuple[np.ndarray, np.ndarray]
-_LEAST_COUNT = 0.5  # of a column in all: less than one count
-_SMALLEST_VARIANCE = 1e-300  # keeps the root's derivative finite where eta is known
-
-
-class Likelihood(ABC):
-    """p(x | eta, theta) of a cell."""
-
-    #: What X must hold, as said in the error.
-    needs: str = "finite numbers"
-    #: How the error begins; scikit-learn looks for these very words where counts are needed.
-    refusal: str = "Values outside the likelihood's support"
-    #: Whether eta is the log of a rate, so that a row's exposure is an offset.
-    counts: bool = False
-    #: Largest cell that a fit takes, and what to do with larger ones.
-    largest_cell: float = math.inf
-    beyond: str = ""
-    #: Whether a column of zeros tells nothing of the likelihood's own globals.
-    needs_counts: bool = False
-    #: Whether normal factors of a linear eta have closed-form expectations and optima.
-    conjugate: bool = False
-    #: Whether E log p(x | eta) needs E exp(eta) alone, which factors of a linear eta have.
-    log_linear: bool = False
-    #: Whether theta holds "noise_variance", in squared units of X.
-    has_variance: bool = False
-    #: Whether theta holds a parameter that there may be one of for each column.
-    has_noise: bool = False
-    #: Nodes and weights against N(0, 1).
-    rule: Rule = hermite_rule(_N_NODES)
-
-    @abstractmethod
-    def global_prior(self, shape: tuple, variance: Distribution | None) -> dict[str, Distribution]:
-        """Return the priors of the likelihood's own globals.
-
-        Parameters
-        ----------
-        shape : tuple
-            () for one noise parameter, (n_features,) for one a column.
-        variance : Distribution or None
-            Prior of "noise_variance"; None where it is known.
-        """
-
-    @abstractmethod
-    def start(self, variance: Tensor) -> dict[str, Tensor]:
-        """Return values of its own globals to start from, given the cells' noise variance."""
-
-    @abstractmethod
-    def distribution(self, eta: Tensor, theta: Globals) -> Distribution:
-        """Return the distribution of cells with predictor eta."""
-
-    @abstractmethod
-    def kernel(self, x: Tensor, eta: Tensor, theta: Globals) -> Tensor:
-        """Return what depends on eta of the log density, a number a cell."""
-
-    @abstractmethod
-    def constant(self, x: Tensor, theta: Globals) -> Tensor:
-        """Return the rest of the log density, a number a cell."""
-
-    def mean(self, eta: Tensor, theta: Globals) -> Tensor:
-        """Return E[x | eta]."""
-        return self.distribution(eta, theta).mean
-
-    def variance(self, eta: Tensor, theta: Globals) -> Tensor:
-        """Return Var[x | eta]."""
-        return self.distribution(eta, theta).variance
-
-    def location(self, mean: Tensor) -> Tensor:
-        """Return the eta of cells with that mean."""
-        return mean
-
-    def pseudo(self, x: Tensor) -> Tensor:
-        """Return cells on the scale of eta, roughly normal: what a start is computed from."""
-        return x
-
-    def invalid(self, x: Tensor) -> list[tuple[Tensor, str]]:
-        """Return (cells, what they are) for every way in which a cell may be no observation."""
-        return []
-
-    def require_valid(self, x: Tensor, asked_by: str, first_column: int = 0) -> None:
-        """Refuse columns of X, from `first_column` on, with cells that are no observations."""
-        for bad, what in self.invalid(x):
-            where = bad.nonzero()
-            if len(where):
-                row, column = where[0].tolist()
-                raise ValueError(
-                    f"{self.refusal}: X has {len(where)} {what} (first at row {row}, column "
-                    f"{first_column + column}), but {asked_by} needs {self.needs}."
-                )
-
-    def require_reach(self, cells: Cells, weights: Tensor, asked_by: str) -> None:
-        """Refuse to fit columns that the likelihood cannot explain, or that tell it nothing."""
-        totals = cells.over_rows(weights, cells.values).sum(0)  # of all ranks: first
-        large = (cells.values >= self.largest_cell).nonzero()
-        if len(large):
-            row, column = large[0].tolist()
-            raise ValueError(
-                f"X has {len(large)} counts of {self.largest_cell:g} or more (first at row {row}, "
-                f"column {column}), but {asked_by} {self.beyond}."
-            )
-        if not self.needs_counts:
-            return
-        empty = (totals < _LEAST_COUNT).nonzero()
-        if len(empty):
-            raise ValueError(
-                f"X has {len(empty)} columns of zeros (first column {int(empty[0, 0])}), which "
-                f"tell {asked_by} nothing of their dispersion: leave them out, or use "
-                "likelihood='poisson'."
-            )
-
-    def log_rows(self, cells: Cells, eta: Tensor, theta: Globals) -> Tensor:
-        """Return the log density of every row's observed cells, shape (n_rows,)."""
-        x = cells.values
-        return cells.masked(self.kernel(x, eta, theta) + self.constant(x, theta)).sum(-1)
-
-    def expected_log_rows(self, cells: Cells, mean: Tensor, variance: Tensor, theta: Globals):
-        """Return the expectation of `log_rows` under eta ~ N(mean, variance), cell by cell."""
-        x = cells.values
-        expected = self.expected_kernel(x, mean, variance, theta)
-        return cells.masked(expected + self.constant(x, theta)).sum(-1)
-
-    def with_rule(self, rule: Rule) -> Self:
-        """Return the likelihood with another rule of quadrature, where it needs one."""
-        other = copy.copy(self)
-        other.rule = rule
-        return other
-
-    def expected_kernel(self, x, mean, variance, theta):
-        """E kernel for a normal eta: by quadrature where it is not known."""
-        sd = variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
-        total = torch.zeros_like(mean)
-        for node, weight in zip(*(part.tolist() for part in self.rule), strict=True):
-            total = total + weight * self.kernel(x, mean + node * sd, theta)
-        return total
+from skavi.models._likelihood import Likelihood
+from skavi.models._noise_factors import Bent, root_of
 
 
 class NormalCells(Likelihood):
@@ -207,7 +58,8 @@ class StudentTCells(Likelihood):
     based on skew-t distributions".
     """
 
-    has_variance = has_noise = True
+    has_variance = has_noise = bends = True
+    own_globals = "degrees_of_freedom", "noise_variance"
 
     def global_prior(self, shape, variance):
         own = {"degrees_of_freedom": Gamma(torch.tensor(2.0), torch.tensor(0.1))}
@@ -224,19 +76,53 @@ class StudentTCells(Likelihood):
 
     def kernel(self, x, eta, theta):
         nu = theta["degrees_of_freedom"]
-        squared = (x - eta) ** 2 / (nu * theta["noise_variance"])
-        return -0.5 * (nu + 1) * torch.log1p(squared)
+        level = (nu * theta["noise_variance"]).log()
+        return 0.5 * (nu + 1) * (level - self.bend(x, eta, level))
 
     def constant(self, x, theta):
         nu, variance = theta["degrees_of_freedom"], theta["noise_variance"]
         log_norm = torch.lgamma(0.5 * (nu + 1)) - torch.lgamma(0.5 * nu)
         return (log_norm - 0.5 * (torch.pi * nu * variance).log()).expand(x.shape)
 
+    def slope(self, x):
+        return 0.0
+
+    def share(self, x):
+        return 0.5
+
+    def levels(self, noise):
+        """Return log(nu v), and half the expectation of nu given it."""
+        variances = noise.sd**2
+        root = root_of(variances.sum(-1))
+        level = noise.at_nodes(noise.mean.sum(-1), root)
+        along = noise.at_nodes(noise.mean[:, 0], variances[:, 0] / root)
+        left = variances.prod(-1) / root**2
+        return level, 0.5 * (along + 0.5 * left).exp()
+
+    def bend(self, x, eta, level):
+        away = x - eta
+        return torch.addcmul(level.exp(), away, away).log()
+
+    def bent(self, x, eta, level):
+        away, precision = x - eta, (-level).exp()
+        far = 1 / torch.addcmul(torch.ones_like(away), away * precision, away)  # 1 / (1 + square)
+        near, pull = 1 - far, 2 * precision * far
+        slope = away * pull
+        return Bent(-slope, pull * (far - near), far, slope * far, near * far)
+
+    def rest(self, x, noise):
+        half = 0.5 * noise.at_nodes(noise.mean[:, 0], noise.sd[:, 0]).exp()
+        weights = torch.as_tensor(noise.rule()[1]).to(x)
+        log_norm = weights @ ((half + 0.5).lgamma() - half.lgamma())
+        level, factor = self.levels(noise)
+        log_norm = log_norm + weights @ ((self.share(x) + factor) * level)
+        return (log_norm - 0.5 * (math.log(math.pi) + noise.mean.sum(-1))).expand(x.shape)
+
 
 class BernoulliCells(Likelihood):
     """x ~ Bernoulli(sigmoid(eta)); cells between 0 and 1 count as that share of a success."""
 
-    needs = "values from 0 to 1"
+    needs, bends = "values from 0 to 1", True
 
     def global_prior(self, shape, variance):
         return {}
@@ -248,7 +134,7 @@ class BernoulliCells(Likelihood):
         return Bernoulli(logits=eta)
 
     def kernel(self, x, eta, theta):
-        return x * eta - F.softplus(eta)
+        return x * eta - self.bend(x, eta, 0.0)
 
     def constant(self, x, theta):
         return torch.zeros_like(x)
@@ -306,7 +192,8 @@ class PoissonCells(Likelihood):
 class NegativeBinomialCells(PoissonCells):
     """Counts of mean exp(eta) and variance mean + dispersion * mean^2; dispersion ~ Exp(1)."""
 
-    has_noise = needs_counts = True
+    has_noise = needs_counts = bends = True
+    own_globals = ("dispersion",)
     log_linear = False
     largest_cell = 1e7  # rounding of lgamma, 3e-8 nats a cell, then exceeds the usual tol of 1e-8
     beyond = (
@@ -325,14 +212,27 @@ class NegativeBinomialCells(PoissonCells):
         return NegativeBinomial(size, logits=eta + theta["dispersion"].log())
 
     def kernel(self, x, eta, theta):
-        logits = eta + theta["dispersion"].log()
-        return x * logits - (x + 1 / theta["dispersion"]) * F.softplus(logits)
+        level = theta["dispersion"].log()
+        return x * (eta + level) - (x + 1 / theta["dispersion"]) * self.bend(x, eta, level)
 
     def constant(self, x, theta):
         size = 1 / theta["dispersion"]
         return torch.lgamma(x + size) - torch.lgamma(size) - torch.lgamma(x + 1)
 
     expected_kernel = Likelihood.expected_kernel
+
+    def share(self, x):
+        return x
+
+    def levels(self, noise):
+        """Return the log of the dispersion, and its inverse."""
+        level = noise.at_nodes(noise.mean[:, 0], noise.sd[:, 0])
+        return level, (-level).exp()
+
+    def rest(self, x, noise):
+        sizes, weights = self.levels(noise)[1], noise.rule()[1].tolist()
+        parts = [w * ((x + s).lgamma() - s.lgamma()) for s, w in zip(sizes, weights, strict=True)]
+        return x * noise.mean[:, 0] + sum(parts) - (x + 1).lgamma()
 
 
 LIKELIHOODS: dict[str, Likelihood] = {

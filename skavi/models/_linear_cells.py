@@ -2,46 +2,58 @@
 
 At a node z = m + s e of the row's factor, and under independent normal loadings and means w_d of
 column d, the predictor of a cell is normal with mean u_d'z and variance t_d^2'z^2 (z with the row's
-covariates and a 1 at its end). A cell's expected log density F(mean, variance), with its five
-derivatives, and the chain rule give all of the arrow: the rows' blocks, the columns' (columns meet
-in no cell: theirs are the only blocks of theta), and the border. That is one pass over the cells
-for each node, where automatic differentiation takes one for each parameter of q(theta): a fit of
-1,000 x 20 cells with one latent took 2.6 s of processor time instead of 25.
+covariates and a 1 at its end). A cell's expected log density, with its derivatives in that mean and
+variance and in the likelihood's own globals (`skavi.models._expected_cells`), and the chain rule
+give all of the arrow: the rows' blocks, the columns' (columns meet in no cell: with the noise that
+they may share, theirs are the only blocks of theta), and the border. That is one pass over the
+cells for each node, where automatic differentiation takes one for each parameter of q(theta).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from skavi._data.missing_cells import Cells
+from skavi.models._expected_cells import Jets, derivatives_of_rest, expected_cells
+from skavi.models._likelihood import Likelihood
+from skavi.models._noise_factors import NoiseFactors
 from skavi.models._poisson_rates import Side
 
-Expected = Callable[[Tensor, Tensor], Tensor]
+#: Cells at once, over rows and nodes: with nine nodes each, 144 kB an array stay in the cache.
+_CELLS = 2000
 
 
 @dataclass(frozen=True)
 class LinearCells:
-    """Rows of cells, and the function of a cell's predictor.
+    """Rows of cells, and the likelihood of a cell's predictor.
 
     Attributes
     ----------
+    likelihood : Likelihood
     cells : Cells
     known : Tensor of shape (n_rows, p + 1)
         What stands beside the latents in the predictor: covariates, then 1.
-    offset : Tensor or float
+    offset : Tensor
         Added to the predictor, shape (n_rows, 1) or (n_rows, n_columns).
-    expected : callable
-        From means and variances of the predictor to expected log densities, cell by cell.
+    weights : Tensor of shape (n_rows,)
     """
 
+    likelihood: Likelihood
     cells: Cells
     known: Tensor
-    offset: Tensor | float
-    expected: Expected
+    offset: Tensor
+    weights: Tensor
 
-    def derivatives(self, rows: Side, columns: Side, noise: Tensor, node_weights: Tensor):
+    def __getitem__(self, index):
+        observed = self.cells.observed
+        cells = Cells(self.cells.values[index], None if observed is None else observed[index])
+        known, offset = self.known[index], self.offset[index]
+        return LinearCells(self.likelihood, cells, known, offset, self.weights[index])
+
+    def derivatives(
+        self, rows: Side, columns: Side, own: NoiseFactors, noise: Tensor, weights: Tensor
+    ):
         """Differentiate the rows' expected log densities.
 
         Parameters
@@ -49,102 +61,142 @@ class LinearCells:
         rows : Side of k components
         columns : Side of k + p + 1 components
             Loadings, coefficients of covariates, then the mean.
+        own : NoiseFactors
+            Factors of the likelihood's own globals, r numbers a column.
         noise : Tensor of shape (n_nodes, k)
-        node_weights : Tensor of shape (n_nodes,)
+        weights : Tensor of shape (n_nodes,)
 
         Returns
         -------
         slope : Tensor of shape (n_rows, 2 k)
             In means and log sds.
         block : Tensor of shape (n_rows, 2 k, 2 k)
-        border : Tensor of shape (n_rows, 2 k, n_columns, 2 (k + p + 1))
-        of_columns : callable
-            From weights of the rows to the summed slopes (n_columns, 2 (k + p + 1)) and blocks
-            (n_columns, 2 (k + p + 1), 2 (k + p + 1)).
+        border : Tensor of shape (n_rows, 2 k, n_columns, 2 (k + p + 1) + r)
+        slopes : Tensor of shape (n_columns, 2 (k + p + 1) + r)
+            Weighted sums over rows; the likelihood's own numbers come last.
+        blocks : Tensor of shape (n_columns, 2 (k + p + 1) + r, 2 (k + p + 1) + r)
         """
-        nodes = [
-            _Node(self, rows, columns, e, weight)
-            for e, weight in zip(noise, node_weights.tolist(), strict=True)
+        jets = Jets.of(self.likelihood, own)
+        found = self._in_parts(rows, columns, jets, noise, weights, _Nodes.everything)
+        *of_rows, slopes, blocks = found
+        if not own.size:
+            return found
+        r, width = own.size, slopes.shape[-1]
+        slope, block = derivatives_of_rest(self.likelihood, own, self.cells, self.weights)
+        slopes = slopes + torch.nn.functional.pad(slope, (width - r, 0))
+        blocks = blocks + torch.nn.functional.pad(block, (width - r, 0, width - r, 0))
+        return *of_rows, slopes, blocks
+
+    def derivatives_of_rows(self, rows: Side, columns: Side, own, noise: Tensor, weights: Tensor):
+        """Return the first two of `derivatives` alone: all that a row's own problem has."""
+        jets = Jets.of(self.likelihood, own, own_too=False)
+        return self._in_parts(rows, columns, jets, noise, weights, _Nodes.alone)
+
+    def _in_parts(self, rows, columns, jets, noise, weights, read):
+        """Gather what is read of nodes, for a few rows at a few nodes at once."""
+        at_once = max(1, _CELLS // max(1, len(columns)))
+        everyone = [slice(i, i + at_once) for i in range(0, len(rows), at_once)]
+        parts = [
+            _sums(map(read, self[part]._nodes(rows[part], columns, jets, noise, weights)))
+            for part in everyone or [slice(0, 0)]
         ]
-        slope, block, border = _sums(node.of_rows() for node in nodes)
-        return slope, block, border, lambda by: _sums(node.of_columns(by) for node in nodes)
+        of_rows = [torch.cat(each) for each in list(zip(*parts, strict=True))[:3]]
+        return *of_rows, *(_sums(part[3:] for part in parts) if len(parts[0]) > 3 else ())
+
+    def _nodes(self, rows, columns, jets, noise, weights):
+        size = max(1, _CELLS // max(1, len(rows) * len(columns)))
+        pieces = zip(noise.split(size), weights.split(size), strict=True)
+        return (_Nodes(self, rows, columns, jets, *piece) for piece in pieces)
 
 
-class _Node:
-    """Derivatives at one node of the rows' factors, times its weight."""
+class _Nodes:
+    """Derivatives at nodes of the rows' factors, added up with their weights."""
 
-    def __init__(self, model, rows, columns, e, weight):
-        self.weight, self.spread = weight, rows.variance.sqrt() * e
-        self.z = torch.cat([rows.mean + self.spread, model.known], -1)
-        self.columns, self.k = columns, rows.mean.shape[-1]
+    def __init__(self, model, rows, columns, jets, noise, weights):
+        self.spread = rows.variance.sqrt() * noise.unsqueeze(1)  # (n_nodes, n_rows, k)
+        known = model.known.expand(len(noise), -1, -1)
+        self.z = torch.cat([rows.mean + self.spread, known], -1)
+        self.columns, self.k, self.by_row = columns, rows.mean.shape[-1], model.weights
         mean = self.z @ columns.mean.mT + model.offset
         variance = self.z**2 @ columns.variance.mT
-        self.by_mean, self.by_variance, *self.second = _five(model, mean, variance)
+        self.jets = jets
+        self.found = expected_cells(model.likelihood, model.cells, mean, variance, jets, weights)
 
-    def of_rows(self):
-        """Return slopes, blocks and borders of the rows."""
-        k, spread = self.k, self.spread
-        u, widths = self.columns.mean[:, :k], 2 * self.columns.variance[:, :k]
-        slope, block = self._in_latents(u, widths)
-        border = self._between(u, widths)
+    def everything(self):
+        """Return all derivatives, as `LinearCells.derivatives` has them."""
+        border = self._between(*self._loadings)
+        both = torch.cat([border.sum(0), (border * self.spread[..., None, None]).sum(0)], 1)
+        return *self.alone(), both, *self.of_columns()
+
+    @property
+    def _loadings(self):
+        """Means of the loadings, and twice their variances."""
+        return self.columns.mean[:, : self.k], 2 * self.columns.variance[:, : self.k]
+
+    def alone(self):
+        """Return slopes and blocks of the rows."""
+        spread = self.spread
+        slope, block = self._in_latents(*self._loadings)
         in_spread = block * spread.unsqueeze(-2)
         corner = in_spread * spread.unsqueeze(-1) + torch.diag_embed(spread * slope)
         whole = torch.cat(
             [torch.cat([block, in_spread], -1), torch.cat([in_spread.mT, corner], -1)], -2
         )
-        both = torch.cat([border, border * spread[..., None, None]], 1)
-        slopes = torch.cat([slope, spread * slope], -1)
-        return tuple(self.weight * each for each in (slopes, whole, both))
+        return torch.cat([slope, spread * slope], -1).sum(0), whole.sum(0)
 
     def _in_latents(self, u, widths):
-        """Return slope and curvature in z, shapes (n_rows, k) and (n_rows, k, k)."""
-        k, z = self.k, self.z[:, : self.k]
-        mm, mv, vv = self.second
-        along = self.by_variance @ widths
-        mixed = (mv @ _products(u, widths)).unflatten(-1, (k, k)) * z.unsqueeze(-2)
-        block = (mm @ _products(u, u)).unflatten(-1, (k, k)) + mixed + mixed.mT
-        wide = (vv @ _products(widths, widths)).unflatten(-1, (k, k))
+        """Return slope and curvature in z, shapes (n_nodes, n_rows, k) and (..., k, k)."""
+        k, z, found = self.k, self.z[..., : self.k], self.found
+        along = found.variance @ widths
+        mixed = (found.mv @ _products(u, widths)).unflatten(-1, (k, k)) * z.unsqueeze(-2)
+        block = (found.mm @ _products(u, u)).unflatten(-1, (k, k)) + mixed + mixed.mT
+        wide = (found.vv @ _products(widths, widths)).unflatten(-1, (k, k))
         block = block + wide * z.unsqueeze(-1) * z.unsqueeze(-2) + torch.diag_embed(along)
-        return self.by_mean @ u + z * along, block
+        return found.mean @ u + z * along, block
 
     def _between(self, u, widths):
-        """Return mixed derivatives in z and (mean, log sd) of a column's globals."""
-        k, z = self.k, self.z
-        mm, mv, vv = (each.unsqueeze(1) for each in self.second)
-        stretch = widths.mT * z[:, :k].unsqueeze(-1)  # (n_rows, k, n_columns)
-        in_mean = (mm * u.mT + mv * stretch).unsqueeze(-1) * z[:, None, None]
-        in_variance = (mv * u.mT + vv * stretch).unsqueeze(-1) * z[:, None, None] ** 2
-        own = torch.arange(k, device=z.device)
-        in_mean[:, own, :, own] += self.by_mean
-        in_variance[:, own, :, own] += 2 * z[:, :k].mT.unsqueeze(-1) * self.by_variance
-        return torch.cat([in_mean, in_variance * 2 * self.columns.variance], -1)
+        """Return mixed derivatives in z and in a column's means, log sds and own numbers."""
+        k, z, found = self.k, self.z, self.found
+        stretch = widths.mT * z[..., :k].unsqueeze(-1)  # (n_nodes, n_rows, k, n_columns)
+        mm, mv, vv = (each.unsqueeze(-2) for each in (found.mm, found.mv, found.vv))
+        in_mean = (mm * u.mT + mv * stretch).unsqueeze(-1) * z[..., None, None, :]
+        in_variance = (mv * u.mT + vv * stretch).unsqueeze(-1) * z[..., None, None, :] ** 2
+        at = torch.arange(k, device=z.device)
+        in_mean[..., at, :, at] += found.mean
+        in_variance[..., at, :, at] += 2 * z[..., :k].movedim(-1, 0).unsqueeze(-1) * found.variance
+        parts = [in_mean, in_variance * 2 * self.columns.variance]
+        for by_mean, by_variance in zip(found.m_own, found.v_own, strict=True):
+            both = by_mean.unsqueeze(-2) * u.mT + by_variance.unsqueeze(-2) * stretch
+            parts.append(both.unsqueeze(-1))
+        return torch.cat(parts, -1)
 
-    def of_columns(self, weights):
+    def of_columns(self):
         """Return weighted sums over rows of slopes and blocks of the columns."""
-        z, squares, widths = self.z, self.z**2, 2 * self.columns.variance
-        weights = (self.weight * weights).unsqueeze(-1)
-        mm, mv, vv = (weights * each for each in self.second)
-        of_means, of_variances = (weights * self.by_mean).mT @ z, (weights * self.by_variance).mT
-        in_logs = (of_variances @ squares) * widths
-        shape = z.shape[1], z.shape[1]
-        means = (mm.mT @ _products(z, z)).unflatten(-1, shape)
-        mixed = (mv.mT @ _products(z, squares)).unflatten(-1, shape) * widths.unsqueeze(-2)
-        logs = (vv.mT @ _products(squares, squares)).unflatten(-1, shape)
+        found, widths = self.found, 2 * self.columns.variance
+        z = self.z.flatten(0, 1)
+        squares, shape = z**2, (z.shape[-1], z.shape[-1])
+        in_logs = self._summed(found.variance, squares) * widths
+        means = self._summed(found.mm, _products(z, z)).unflatten(-1, shape)
+        mixed = self._summed(found.mv, _products(z, squares)).unflatten(-1, shape)
+        mixed = mixed * widths.unsqueeze(-2)
+        logs = self._summed(found.vv, _products(squares, squares)).unflatten(-1, shape)
         logs = logs * widths.unsqueeze(-1) * widths.unsqueeze(-2) + torch.diag_embed(2 * in_logs)
         block = torch.cat([torch.cat([means, mixed], -1), torch.cat([mixed.mT, logs], -1)], -2)
-        return torch.cat([of_means, in_logs], -1), block
+        slope = torch.cat([self._summed(found.mean, z), in_logs], -1)
+        if not found.m_own:
+            return slope, block
+        own, curved = found.of_own(self.jets, self.by_row)
+        sides = [
+            torch.cat([self._summed(by_mean, z), self._summed(by_variance, squares) * widths], -1)
+            for by_mean, by_variance in zip(found.m_own, found.v_own, strict=True)
+        ]
+        side = torch.stack(sides, -2)
+        block = torch.cat([torch.cat([block, side.mT], -1), torch.cat([side, curved], -1)], -2)
+        return torch.cat([slope, own], -1), block
 
-
-def _five(model, mean, variance):
-    """Return first and second derivatives of every observed cell in mean and variance."""
-    with torch.enable_grad():
-        mean, variance = (each.detach().requires_grad_(True) for each in (mean, variance))
-        at = mean, variance
-        value = model.cells.masked(model.expected(mean, variance)).sum()
-        first = torch.autograd.grad(value, at, create_graph=True)
-        mm, mv = torch.autograd.grad(first[0].sum(), at, retain_graph=True, materialize_grads=True)
-        (vv,) = torch.autograd.grad(first[1].sum(), variance, materialize_grads=True)
-    return first[0].detach(), first[1].detach(), mm, mv, vv
+    def _summed(self, of_cells, of_rows):
+        """Return weighted sums over nodes and rows of products, (n_columns, ...)."""
+        return (of_cells * self.by_row.unsqueeze(-1)).flatten(0, 1).mT @ of_rows
 
 
 def _sums(parts):
@@ -154,19 +206,29 @@ def _sums(parts):
 
 def _products(one, other):
     """Return products of all pairs of a row's numbers, flat."""
-    return (one.unsqueeze(-1) * other.unsqueeze(-2)).flatten(1)
+    return (one.unsqueeze(-1) * other.unsqueeze(-2)).flatten(-2)
 
 
-def arrow_of_cells(rows: Side, found, index: Tensor, weights: Tensor):
-    """Add prior and entropy of z_n ~ N(0, I), weigh the rows, and order by raw parameters.
+def rows_of_cells(rows: Side, slope: Tensor, block: Tensor, weights: Tensor):
+    """Add prior and entropy of z_n ~ N(0, I) to the rows' slopes and blocks, and weigh them."""
+    prior = torch.cat([-rows.mean, 1 - rows.variance], -1)
+    curved = torch.cat([torch.ones_like(rows.variance), 2 * rows.variance], -1)
+    each = weights.unsqueeze(-1)
+    return each * (slope + prior), each.unsqueeze(-1) * (block - torch.diag_embed(curved))
+
+
+def arrow_of_cells(rows: Side, found, where: Tensor, size: int, weights: Tensor):
+    """Complete the rows' part, and order the rest by raw parameters.
 
     Parameters
     ----------
     rows : Side
     found : tuple
         What `LinearCells.derivatives` returns.
-    index : Tensor of shape (n_columns, k + p + 1)
-        Places of the columns' numbers in theta, whose sds come after all means.
+    where : Tensor of shape (n_columns, 2 (k + p + 1) + r)
+        Places of the columns' numbers in q(theta)'s raw parameters; columns may share some.
+    size : int
+        Count of these parameters.
     weights : Tensor of shape (n_rows,)
 
     Returns
@@ -174,17 +236,10 @@ def arrow_of_cells(rows: Side, found, index: Tensor, weights: Tensor):
     tuple
         As `ClosedForms.row_derivatives`.
     """
-    slope, block, border, of_columns = found
-    size = index.numel()
-    where = torch.cat([index, index + size], -1)
-    prior = torch.cat([-rows.mean, 1 - rows.variance], -1)
-    curved = torch.cat([torch.ones_like(rows.variance), 2 * rows.variance], -1)
-    each = weights.unsqueeze(-1)
-    C = torch.empty_like(border).flatten(2)
-    C[..., where.flatten()] = each.unsqueeze(-1) * border.flatten(2)
-    slopes, blocks = of_columns(weights)
-    g_globals, H_globals = slope.new_zeros(2 * size), slope.new_zeros(2 * size, 2 * size)
-    g_globals[where] = slopes
-    H_globals[where.unsqueeze(-1), where.unsqueeze(-2)] = blocks
-    H = each.unsqueeze(-1) * (block - torch.diag_embed(curved))
-    return each * (slope + prior), H, C, g_globals, H_globals
+    slope, block, border, slopes, blocks = found
+    C = slope.new_zeros(*slope.shape, size)
+    C.index_add_(-1, where.flatten(), weights[:, None, None] * border.flatten(2))
+    g_globals = slope.new_zeros(size).index_put_((where,), slopes, accumulate=True)
+    pairs = where.unsqueeze(-1), where.unsqueeze(-2)
+    H_globals = slope.new_zeros(size, size).index_put_(pairs, blocks, accumulate=True)
+    return *rows_of_cells(rows, slope, block, weights), C, g_globals, H_globals

@@ -15,7 +15,8 @@ from skavi.families import FullNormal
 from skavi.models._binomial_cells import BinomialCells
 from skavi.models._correlation import LKJ
 from skavi.models._grouped import GroupedModel
-from skavi.models._likelihoods import LIKELIHOODS, Likelihood
+from skavi.models._likelihood import Likelihood
+from skavi.models._likelihoods import LIKELIHOODS
 from skavi.models._scale_priors import WEAK, check_scale, scale_prior
 
 #: By name; "binomial" counts successes out of `trials`.

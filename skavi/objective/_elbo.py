@@ -193,7 +193,7 @@ class Objective:
         """Count the globals that need noise: not those integrated out, and none for a point."""
         if not self.global_family.random:
             return 0
-        kept = [n for n in self.space.slices if n not in self.model.integrated_globals]
+        kept = set(self.space.slices) - set(self.model.integrated(self.global_family))
         return max((self.space.slices[name].stop for name in kept), default=0)
 
     @property
@@ -234,12 +234,12 @@ class Objective:
         entropy = factors.entropy()
         return expected + entropy if expected.dim() else expected + entropy.sum()
 
-    def row_derivatives(self, raw, raw_globals, X, nodes, weights):
+    def row_derivatives(self, raw, raw_globals, X, nodes, weights, frozen):
         """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
         if nodes is None or nodes.slopes_at is not None or self.n_drawn_globals:
             return None
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
-        return self.model.row_derivatives(factors, q_theta, X, nodes, weights)
+        return self.model.row_derivatives(factors, q_theta, X, nodes, weights, frozen)
 
     def expected_log_terms(self, factors, q_theta, X, nodes):
         """E_q[log p(z, X | theta)], one term per row, or a scalar."""

@@ -119,7 +119,7 @@ class FiniteObjective(Objective):
             return math.nan * (raw.sum() + raw_globals.sum()).expand(len(raw))
         return self.terms_of(raw, logs, X)
 
-    def row_derivatives(self, raw, raw_globals, X, nodes, weights):
+    def row_derivatives(self, raw, raw_globals, X, nodes, weights, frozen):
         """Differentiate the terms of the best factors: a log of sums has covariances for curvature.
 
         The slopes of the terms are expectations of those of the log joints, and the Hessian is the

@@ -53,7 +53,7 @@ class Loss:
         """Return the gradient, and a function that multiplies a vector by the Hessian."""
         with torch.enable_grad():
             position = position.detach().requires_grad_(True)
-            value = -self.problem.own_elbo(self.state(position)) / self.scale
+            value = -self.problem.own_elbo_nearby(self.state(position)) / self.scale
             (gradient,) = torch.autograd.grad(value, position, create_graph=True)
 
         def times(vector):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi.inference_functions import MLP, Polynomial
-from skavi.models import FactorAnalysis, LinearModel, NonlinearModel, SawTimeSeries
+from skavi.models import FactorAnalysis, LinearModel, LocalLevel, NonlinearModel, SawTimeSeries
 from skavi.noise import GaussHermite, MonteCarlo
 from skavi.objective import Objective
 from skavi.solvers import Adam
@@ -126,3 +127,13 @@ def test_a_given_tolerance_is_obeyed():
     assert vi.tol_ == 1e-6 and own.tol_ == 1e-4
     assert vi.suboptimality_ < 2e-3 and vi.elbo_ > own.elbo_ and vi.n_iter_ > own.n_iter_
     assert FactorizedVI(LinearModel()).fit(WAVES).tol_ == 1e-8
+
+
+@pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+def test_a_network_far_from_the_rows_factors_has_not_converged():
+    """Two rectified units do not give twelve rows, whose sds are a millionth of their distance."""
+    X = 1e6 * np.cumsum(np.random.default_rng(0).normal(size=(12, 1)), axis=0)
+    vi = AmortizedVI(LocalLevel(1.0, 1.0), MLP((2,)), random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"ends [\d,]+ nats a row below the factorized fit"):
+        vi.fit(X)
+    assert not vi.converged_

@@ -1,5 +1,7 @@
 """Second derivatives cell by cell, against automatic differentiation of the same ELBO."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from skavi._data.rows import Rows
 from skavi._fit.network_start import PenalisedProblem, Penalty
 from skavi._fit.problem import Problem
 from skavi.families import DiagonalNormal
-from skavi.inference_functions import Table
+from skavi.inference_functions import MLP, Table
 from skavi.models import FactorAnalysis
 from skavi.noise import GaussHermite
 from skavi.objective import bind
+from skavi.solvers import State
+from skavi.solvers._loss import Loss
 
 
 def answers(n_rows=30, n_columns=4):
@@ -28,7 +32,7 @@ def problem_of(model, frozen=False):
     X, weights = answers()
     objective = bind(model.adapted(X, weights), DiagonalNormal(), DiagonalNormal(), X)
     rows = Rows(X, weights)
-    return Problem(objective, Table(), rows, X, GaussHermite(5), None, frozen_globals=frozen)
+    return Problem(objective, Table(), rows, X, GaussHermite(3), None, frozen_globals=frozen)
 
 
 class ByHand(FactorAnalysis):
@@ -60,12 +64,29 @@ def penalised(problem):
     return PenalisedProblem.of(problem, Penalty(0.3, targets, torch.full_like(targets, 0.5)))
 
 
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("variant", [lambda problem: problem, penalised], ids=["fit", "start"])
-def test_the_arrow_is_that_of_automatic_differentiation(k, frozen, variant):
-    ours = variant(problem_of(FactorAnalysis(k, likelihood="bernoulli"), frozen))
-    plain = variant(problem_of(Plain(k, likelihood="bernoulli"), frozen))
+#: Likelihood and noise: those whose kernel has a bend, with one noise and with one a column.
+NOISY = [
+    ("bernoulli", "isotropic"),
+    ("student_t", "isotropic"),
+    ("student_t", "diagonal"),
+    ("negative_binomial", "isotropic"),
+    ("negative_binomial", "diagonal"),
+]
+each_noise = pytest.mark.parametrize("likelihood, noise", NOISY, ids=map("-".join, NOISY))
+
+
+@pytest.mark.parametrize(
+    "likelihood, noise, k, frozen, variant",
+    [
+        *[(*pair, 2, False, lambda problem: problem) for pair in NOISY],
+        ("student_t", "diagonal", 1, True, lambda problem: problem),
+        ("bernoulli", "isotropic", 1, False, penalised),
+        ("bernoulli", "isotropic", 1, True, penalised),
+    ],
+)
+def test_the_arrow_is_that_of_automatic_differentiation(likelihood, noise, k, frozen, variant):
+    ours = variant(problem_of(FactorAnalysis(k, noise, likelihood=likelihood), frozen))
+    plain = variant(problem_of(Plain(k, noise, likelihood=likelihood), frozen))
     at = somewhere(ours)
     assert ours.row_derivatives(*at) is not None and plain.row_derivatives(*at) is None
     exact, found = arrow_derivatives(plain, *at), arrow_derivatives(ours, *at)
@@ -73,6 +94,24 @@ def test_the_arrow_is_that_of_automatic_differentiation(k, frozen, variant):
         want, got = getattr(exact, name), getattr(found, name)
         assert got.shape == want.shape
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)  # rounding of sums
+
+
+@each_noise
+def test_products_with_the_hessian_are_those_of_automatic_differentiation(likelihood, noise):
+    """Through a network, whose own curvature counts, in one piece of rows and in several."""
+    found = []
+    for model in (FactorAnalysis, Plain):
+        problem = problem_of(model(2, noise, likelihood=likelihood))
+        function = MLP((3,), activation="tanh")
+        raw, raw_globals = somewhere(problem)
+        problem = replace(problem, function=function, features=torch.nan_to_num(problem.rows.X))
+        generator = torch.Generator().manual_seed(0)
+        _, shared = function.start(problem.features, raw, problem.rows.weights, generator)
+        loss = Loss(problem, State(None, shared, raw_globals))
+        at = torch.linspace(-0.1, 0.1, loss.size, dtype=torch.float64)
+        gradient, times = loss.products(at)
+        found.append(torch.stack([gradient, times(at)]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
 def test_what_a_subclass_changes_is_not_taken_as_known():

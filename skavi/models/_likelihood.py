@@ -1,0 +1,206 @@
+"""What a likelihood of one cell given its predictor eta is: the class of all of them.
+
+Every formula works on cells: x, eta and the result have shape (n_rows, n_features). A log density
+is a kernel, which depends on eta, plus a constant, which does not: an expectation over a normal eta
+then costs one kernel a quadrature node, or nothing where it is known in closed form.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn import functional as F
+
+from skavi._data.missing_cells import Cells
+from skavi._numerics.quadrature import hermite_rule
+from skavi.models._noise_factors import Bent, NoiseFactors, root_of
+
+#: Nodes of the rule for a normal eta: 1e-6 nats a cell for logistic kernels up to an sd of 1.
+_N_NODES = 9
+Globals = Mapping[str, Tensor]
+Rule = tuple[np.ndarray, np.ndarray]
+_LEAST_COUNT = 0.5  # of a column in all: less than one count
+
+
+class Likelihood(ABC):
+    """p(x | eta, theta) of a cell."""
+
+    #: What X must hold, as said in the error.
+    needs: str = "finite numbers"
+    #: How the error begins; scikit-learn looks for these very words where counts are needed.
+    refusal: str = "Values outside the likelihood's support"
+    #: Whether eta is the log of a rate, so that a row's exposure is an offset.
+    counts: bool = False
+    #: Largest cell that a fit takes, and what to do with larger ones.
+    largest_cell: float = math.inf
+    beyond: str = ""
+    #: Whether a column of zeros tells nothing of the likelihood's own globals.
+    needs_counts: bool = False
+    #: Whether normal factors of a linear eta have closed-form expectations and optima.
+    conjugate: bool = False
+    #: Whether E log p(x | eta) needs E exp(eta) alone, which factors of a linear eta have.
+    log_linear: bool = False
+    #: Whether theta holds "noise_variance", in squared units of X.
+    has_variance: bool = False
+    #: Whether theta holds a parameter that there may be one of for each column.
+    has_noise: bool = False
+    #: Its own globals, in the order of `global_prior`, where factors of their logs are integrated
+    #: cell by cell, as `skavi.models._expected_cells` has it.
+    own_globals: tuple[str, ...] = ()
+    #: Whether `bend` and the rest are known.
+    bends: bool = False
+    #: Nodes and weights against N(0, 1).
+    rule: Rule = hermite_rule(_N_NODES)
+
+    @abstractmethod
+    def global_prior(self, shape: tuple, variance: Distribution | None) -> dict[str, Distribution]:
+        """Return the priors of the likelihood's own globals.
+
+        Parameters
+        ----------
+        shape : tuple
+            () for one noise parameter, (n_features,) for one a column.
+        variance : Distribution or None
+            Prior of "noise_variance"; None where it is known.
+        """
+
+    @abstractmethod
+    def start(self, variance: Tensor) -> dict[str, Tensor]:
+        """Return values of its own globals to start from, given the cells' noise variance."""
+
+    @abstractmethod
+    def distribution(self, eta: Tensor, theta: Globals) -> Distribution:
+        """Return the distribution of cells with predictor eta."""
+
+    @abstractmethod
+    def kernel(self, x: Tensor, eta: Tensor, theta: Globals) -> Tensor:
+        """Return what depends on eta of the log density, a number a cell."""
+
+    @abstractmethod
+    def constant(self, x: Tensor, theta: Globals) -> Tensor:
+        """Return the rest of the log density, a number a cell."""
+
+    def mean(self, eta: Tensor, theta: Globals) -> Tensor:
+        """Return E[x | eta]."""
+        return self.distribution(eta, theta).mean
+
+    def variance(self, eta: Tensor, theta: Globals) -> Tensor:
+        """Return Var[x | eta]."""
+        return self.distribution(eta, theta).variance
+
+    def location(self, mean: Tensor) -> Tensor:
+        """Return the eta of cells with that mean."""
+        return mean
+
+    def pseudo(self, x: Tensor) -> Tensor:
+        """Return cells on the scale of eta, roughly normal: what a start is computed from."""
+        return x
+
+    def invalid(self, x: Tensor) -> list[tuple[Tensor, str]]:
+        """Return (cells, what they are) for every way in which a cell may be no observation."""
+        return []
+
+    def require_valid(self, x: Tensor, asked_by: str, first_column: int = 0) -> None:
+        """Refuse columns of X, from `first_column` on, with cells that are no observations."""
+        for bad, what in self.invalid(x):
+            where = bad.nonzero()
+            if len(where):
+                row, column = where[0].tolist()
+                raise ValueError(
+                    f"{self.refusal}: X has {len(where)} {what} (first at row {row}, column "
+                    f"{first_column + column}), but {asked_by} needs {self.needs}."
+                )
+
+    def require_reach(self, cells: Cells, weights: Tensor, asked_by: str) -> None:
+        """Refuse to fit columns that the likelihood cannot explain, or that tell it nothing."""
+        totals = cells.over_rows(weights, cells.values).sum(0)  # of all ranks: first
+        large = (cells.values >= self.largest_cell).nonzero()
+        if len(large):
+            row, column = large[0].tolist()
+            raise ValueError(
+                f"X has {len(large)} counts of {self.largest_cell:g} or more (first at row {row}, "
+                f"column {column}), but {asked_by} {self.beyond}."
+            )
+        if not self.needs_counts:
+            return
+        empty = (totals < _LEAST_COUNT).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"X has {len(empty)} columns of zeros (first column {int(empty[0, 0])}), which "
+                f"tell {asked_by} nothing of their dispersion: leave them out, or use "
+                "likelihood='poisson'."
+            )
+
+    def log_rows(self, cells: Cells, eta: Tensor, theta: Globals) -> Tensor:
+        """Return the log density of every row's observed cells, shape (n_rows,)."""
+        x = cells.values
+        return cells.masked(self.kernel(x, eta, theta) + self.constant(x, theta)).sum(-1)
+
+    def expected_log_rows(self, cells: Cells, mean: Tensor, variance: Tensor, theta: Globals):
+        """Return the expectation of `log_rows` under eta ~ N(mean, variance), cell by cell."""
+        x = cells.values
+        expected = self.expected_kernel(x, mean, variance, theta)
+        return cells.masked(expected + self.constant(x, theta)).sum(-1)
+
+    # --- the kernel slope(x) eta - (share(x) + factor) bend(x, eta, level), and the rest ----------
+
+    def slope(self, x: Tensor) -> Tensor | float:
+        """Return the kernel's part that is linear in eta."""
+        return x
+
+    def share(self, x: Tensor) -> Tensor | float:
+        """Return how often the bend counts, beside its factor."""
+        return 1.0
+
+    def levels(self, noise: NoiseFactors) -> tuple[Tensor, Tensor]:
+        """Return level and expected factor at the nodes of the noise, (n_nodes, n_columns)."""
+        zeros = noise.mean.new_zeros(1, len(noise.mean))
+        return zeros, zeros
+
+    def bend(self, x: Tensor, eta: Tensor, level: Tensor | float) -> Tensor:
+        """Return what is not linear in eta: by default log(1 + exp(eta + level))."""
+        return -F.logsigmoid(-(eta + level))
+
+    def bent(self, x: Tensor, eta: Tensor, level: Tensor) -> Bent:
+        """Return the derivatives of `bend`."""
+        first = torch.sigmoid(eta + level)
+        second = first * (1 - first)
+        return Bent(first, second, first, second, second)
+
+    def rest(self, x: Tensor, noise: NoiseFactors) -> Tensor:
+        """Return the expectation of what does not depend on eta."""
+        return torch.zeros_like(x)
+
+    def expected_rows_over_noise(self, cells: Cells, mean: Tensor, variance: Tensor, noise):
+        """Return `expected_log_rows` under normal logs of the noise as well."""
+        x, root = cells.values, root_of(variance)
+        nodes, weights = (part.tolist() for part in self.rule)
+        etas = [mean + e * root for e in nodes]
+        total = self.slope(x) * mean + self.rest(x, noise)
+        at_nodes = zip(*self.levels(noise), noise.rule()[1].tolist(), strict=True)
+        for level, factor, weight in at_nodes:
+            bend = torch.zeros_like(mean)
+            for eta, w in zip(etas, weights, strict=True):
+                bend = bend.add(self.bend(x, eta, level), alpha=w)
+            total = total - weight * (self.share(x) + factor) * bend
+        return cells.masked(total).sum(-1)
+
+    def with_rule(self, rule: Rule) -> Self:
+        """Return the likelihood with another rule of quadrature, where it needs one."""
+        other = copy.copy(self)
+        other.rule = rule
+        return other
+
+    def expected_kernel(self, x, mean, variance, theta):
+        """E kernel for a normal eta: by quadrature where it is not known."""
+        sd = root_of(variance)
+        total = torch.zeros_like(mean)
+        for node, weight in zip(*(part.tolist() for part in self.rule), strict=True):
+            total = total + weight * self.kernel(x, mean + node * sd, theta)
+        return total

@@ -1,0 +1,70 @@
+"""Normal factors of the logs of a likelihood's own globals: a scale, degrees of freedom, ..."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skavi._numerics.quadrature import hermite_rule
+
+#: Nodes of the rule for the noise: 4e-8 nats a cell where the logs' sds are 0.5, 2e-4 where 1.
+_N_NODES = 7
+_SMALLEST_VARIANCE = 1e-300  # keeps the root's derivative finite where a number is known
+
+
+@dataclass(frozen=True)
+class NoiseFactors:
+    """Factors of the logs of what a column's noise has, for every column of X.
+
+    Attributes
+    ----------
+    mean, sd : Tensor of shape (n_columns, h)
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    @property
+    def size(self) -> int:
+        """Count a column's raw numbers: means, then log sds."""
+        return 2 * self.mean.shape[-1]
+
+    def raw(self) -> Tensor:
+        """Return means and log sds, shape (n_columns, 2 h)."""
+        return torch.cat([self.mean, self.sd.log()], -1)
+
+    @classmethod
+    def of_raw(cls, raw: Tensor) -> "NoiseFactors":
+        """Read means and log sds."""
+        mean, log_sd = raw.chunk(2, -1)
+        return cls(mean, log_sd.exp())
+
+    def rule(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return nodes and weights against N(0, 1): one where there is no noise."""
+        return hermite_rule(_N_NODES if self.size else 1)
+
+    def at_nodes(self, mean: Tensor, sd: Tensor) -> Tensor:
+        """Return numbers of the columns at all nodes, shape (n_nodes, n_columns)."""
+        return mean + torch.as_tensor(self.rule()[0]).to(mean).unsqueeze(-1) * sd
+
+
+@dataclass(frozen=True)
+class Bent:
+    """Derivatives of a likelihood's bend, a number a cell and node.
+
+    Attributes
+    ----------
+    eta, eta_eta, level, eta_level, level_level : Tensor
+    """
+
+    eta: Tensor
+    eta_eta: Tensor
+    level: Tensor
+    eta_level: Tensor
+    level_level: Tensor
+
+
+def root_of(variance: Tensor) -> Tensor:
+    """Return the sd, with a finite derivative where a number is known."""
+    return variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
