@@ -24,6 +24,15 @@ SCHOOLS = np.array(
 )
 
 
+def log_joint_of_schools(mu, u):
+    """Return log p(X, mu, u = log tau), schools' effects integrated out."""
+    tau = np.exp(u)
+    logs = norm.logpdf(mu, 0, 5) + u - np.log1p((tau / 5) ** 2) + np.log(2 / (5 * np.pi))
+    for y, s in SCHOOLS:
+        logs = logs + norm.logpdf(y, mu, np.sqrt(tau**2 + s**2))
+    return logs
+
+
 def schools_by_quadrature():
     """Return mean and sd of mu, tau and log tau: p(mu, tau | X) on a grid.
 
@@ -31,10 +40,7 @@ def schools_by_quadrature():
     with a tenth of these nodes.
     """
     mu, u = np.linspace(-25, 35, 1201)[:, None], np.linspace(-14, 7, 2101)[None]
-    tau = np.exp(u)
-    logs = norm.logpdf(mu, 0, 5) + u - np.log1p((tau / 5) ** 2) + np.log(2 / (5 * np.pi))
-    for y, s in SCHOOLS:
-        logs = logs + norm.logpdf(y, mu, np.sqrt(tau**2 + s**2))
+    tau, logs = np.exp(u), log_joint_of_schools(mu, u)
     weights = np.exp(logs - logs.max())
     evidence = np.log(weights.sum() * 0.05 * 0.01) + logs.max()
     weights /= weights.sum()
