@@ -9,6 +9,7 @@ from skavi._data.rows import Rows
 from skavi._fit.algorithm import Plan, best_of, fit_every_start
 from skavi._fit.checkpoint_journal import Journal
 from skavi.inference_functions import Table
+from skavi.solvers import State
 from skavi.solvers._base import unwatched
 
 
@@ -28,12 +29,20 @@ def with_best_parametrisation(plan: Plan, rows: Rows) -> Plan:
 
 
 def _index_of_best(plans, rows):
-    elbos = [_factorized_elbo(plan, rows) for plan in plans]
+    """Fit each; where one start was enough for the first, the others go on from its q(theta)."""
+    elbos, raw_globals = [], None
+    for plan in plans:
+        elbo, found = _factorized_fit(plan, rows, raw_globals)
+        elbos.append(elbo)
+        raw_globals = found if raw_globals is None else raw_globals
     return max(range(len(elbos)), key=elbos.__getitem__)
 
 
-def _factorized_elbo(plan, rows):
-    """Return the ELBO of a factorized fit with default solver and noise; -inf if there is none."""
+def _factorized_fit(plan, rows, raw_globals):
+    """Return the ELBO of a factorized fit with default solver and noise, -inf if there is none.
+
+    Beside it the raw globals of its optimum, if one start led to it; else None.
+    """
     plan = replace(
         plan,
         function=Table(),
@@ -44,12 +53,17 @@ def _factorized_elbo(plan, rows):
         generator=torch.Generator().manual_seed(plan.generator.initial_seed()),
         journal=Journal(),
     )
+    start = None
+    if raw_globals is not None:
+        start = State(plan.objective.start_locals(raw_globals, rows.X), {}, raw_globals)
     try:
         fits: list = []
-        fit_every_start(plan, rows, None, unwatched, fits)
-        elbo = best_of(plan, fits).elbo
+        fit_every_start(plan, rows, start, unwatched, fits)
+        best = best_of(plan, fits)
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.ranks.size > 1:  # other ranks may have succeeded
             raise
-        return -math.inf
-    return elbo if math.isfinite(elbo) else -math.inf
+        return -math.inf, None
+    if not math.isfinite(best.elbo):
+        return -math.inf, None
+    return best.elbo, best.solution.outcome.state.raw_globals if len(fits) == 1 else None
