@@ -32,17 +32,17 @@ def _index_of_best(plans, rows):
     """Fit each; where one start was enough for the first, the others go on from its q(theta)."""
     elbos, raw_globals = [], None
     for plan in plans:
-        elbo, found = _factorized_fit(plan, rows, raw_globals)
-        elbos.append(elbo)
-        raw_globals = found if raw_globals is None else raw_globals
+        fit = raw_globals is not None and _factorized_fit(plan, rows, raw_globals)
+        if not fit or not fit.solution.outcome.converged:
+            fit = _factorized_fit(plan, rows)
+        elbos.append(fit.elbo if fit and math.isfinite(fit.elbo) else -math.inf)
+        if raw_globals is None and fit and fit.solution.outcome.converged and len(fit.reached) == 1:
+            raw_globals = fit.solution.outcome.state.raw_globals
     return max(range(len(elbos)), key=elbos.__getitem__)
 
 
-def _factorized_fit(plan, rows, raw_globals):
-    """Return the ELBO of a factorized fit with default solver and noise, -inf if there is none.
-
-    Beside it the raw globals of its optimum, if one start led to it; else None.
-    """
+def _factorized_fit(plan, rows, raw_globals=None):
+    """Return a factorized fit by default solver and noise, from q(theta) if given, or None."""
     plan = replace(
         plan,
         function=Table(),
@@ -59,11 +59,8 @@ def _factorized_fit(plan, rows, raw_globals):
     try:
         fits: list = []
         fit_every_start(plan, rows, start, unwatched, fits)
-        best = best_of(plan, fits)
+        return best_of(plan, fits)
     except (torch.linalg.LinAlgError, FloatingPointError):
         if rows.ranks.size > 1:  # other ranks may have succeeded
             raise
-        return -math.inf, None
-    if not math.isfinite(best.elbo):
-        return -math.inf, None
-    return best.elbo, best.solution.outcome.state.raw_globals if len(fits) == 1 else None
+        return None
