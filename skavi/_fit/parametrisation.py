@@ -32,11 +32,12 @@ def _index_of_best(plans, rows):
     """Fit each; where one start was enough for the first, the others go on from its q(theta)."""
     elbos, raw_globals = [], None
     for plan in plans:
-        fit = raw_globals is not None and _factorized_fit(plan, rows, raw_globals)
-        if not fit or not fit.solution.outcome.converged:
+        fit = None if raw_globals is None else _factorized_fit(plan, rows, raw_globals)
+        if fit is None or not fit.solution.outcome.converged:
             fit = _factorized_fit(plan, rows)
-        elbos.append(fit.elbo if fit and math.isfinite(fit.elbo) else -math.inf)
-        if raw_globals is None and fit and fit.solution.outcome.converged and len(fit.reached) == 1:
+        elbos.append(fit.elbo if fit is not None and math.isfinite(fit.elbo) else -math.inf)
+        alone = fit is not None and fit.solution.outcome.converged and len(fit.reached) == 1
+        if fit is not None and raw_globals is None and alone:
             raw_globals = fit.solution.outcome.state.raw_globals
     return max(range(len(elbos)), key=elbos.__getitem__)
 
