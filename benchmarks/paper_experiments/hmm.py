@@ -34,7 +34,7 @@ class Settings:
     widest: int = 10
 
 
-QUICK = replace(Settings())
+QUICK = replace(Settings(), n_samples=120, places=(30, 90), widest=3)
 
 
 def data(settings):

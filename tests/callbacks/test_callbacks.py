@@ -112,11 +112,11 @@ def starts():
     for seed in range(20):
         vi = FactorizedVI(TopicModel(6), n_init=3, random_state=seed)
         recorder = Recorder()
-        clone(vi).set_callbacks(recorder).fit(counts)
+        recorded = clone(vi).set_callbacks(recorder).fit(counts)
         metadata = [metadata for metadata, _ in recorder.seen]
         ends = {each["stage"]: each["elbo"] for each in metadata}
         if max(ends.values()) > ends[3] + 1:
-            return vi, counts, ends
+            return vi, counts, ends, recorded
     raise AssertionError("the last start was always the best one")
 
 
@@ -126,8 +126,7 @@ def test_stages_are_counted_over_starts(starts):
 
 def test_early_stopping_judges_each_start_by_itself(starts):
     """Patience that no start exhausts changes nothing: the best start is kept, not the last."""
-    vi, counts, _ = starts
-    plain = clone(vi).fit(counts)
+    vi, counts, _, plain = starts
     watched = clone(vi).set_callbacks(EarlyStopping(patience=1000)).fit(counts)
     assert not watched.stopped_early_ and watched.converged_
     assert watched.elbo_ == plain.elbo_ and watched.n_iter_ == plain.n_iter_
@@ -150,7 +149,7 @@ def test_an_interrupt_in_a_later_start_keeps_the_finished_fits(starts):
 
     What is kept is what one start reaches, to the last bit: the first one draws the same numbers.
     """
-    vi, counts, _ = starts
+    vi, counts, *_ = starts
     first = clone(vi).set_params(n_init=1).fit(counts)
     with pytest.warns(ConvergenceWarning):
         kept = clone(vi).set_callbacks(Interrupt(2, 2)).fit(counts)
