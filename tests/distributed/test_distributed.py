@@ -136,7 +136,7 @@ def test_fit_returns_an_ordinary_estimator_and_its_warnings(tmp_path):
     assert there.elbo_ == pytest.approx(here.elbo_, rel=1e-10)
     assert_allclose(there.elbo_curve_, here.elbo_curve_, rtol=1e-10)
     assert list(there.feature_names_in_) == ["x"]
-    # Sums over ranks round differently, and steps near a row of two optima carry that on: 2e-8 seen.
+    # Sums over ranks round differently, and steps carry that on: 2e-8 was the most seen.
     assert_allclose(there.transform(frame), here.transform(frame), atol=1e-6)
     copied = pickle.loads(pickle.dumps(there))
     assert_array_equal(copied.transform(frame), there.transform(frame))
