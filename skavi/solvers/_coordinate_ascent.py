@@ -28,6 +28,9 @@ _STALLED_NEWTON = 2
 _STILL_NEWTON = 1e-4
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
+#: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast
+#: cancer), by which good steps near the optimum would be refused.
+_MAY_LOSE = 1e-13
 #: Nats a row: with a larger tol only the gain decides, not the move of q(theta).
 _COARSE = 1e-3
 #: Relative: shorter directions of the history are rounding, about the root of 2e-16.
@@ -133,6 +136,8 @@ class _Ascent(Run):
         mixed = _anderson(pairs, lengths)
         mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, start, memory)
+        if mixed is not None and raw_globals is not mixed:
+            pairs = pairs[-1:]  # earlier sweeps misled: too far away for a linear map
         gain = elbo - memory.elbo
         # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
         # move, in sds, is another estimate of what is left; what a Newton step promises is better.
@@ -217,7 +222,7 @@ class _Sweeps:
         if mixed is not None:
             here = self.factors_at(memory.raw, memory.raw_globals)
             raw, new = self.locals_and_elbo(mixed, here)
-            if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
+            if math.isfinite(new) and new >= value - _MAY_LOSE * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept, start)
 
