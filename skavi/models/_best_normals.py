@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skavi._numerics.aligned import aligned
-from skavi._numerics.quadrature import hermite_rule
+from skavi._numerics.quadrature import hermite_nodes
 
 #: Gauss-Hermite nodes: E log(1 + e^u) to 1e-9 up to an sd of 1.
 _N_NODES = 40
-#: Steps: each leaves a small share of the error, and sweeps of coordinate ascent go on. With 2, 3 or
-#: 6, mixtures of iris and breast cancer take as many sweeps.
+#: Steps: each leaves a small share of the error, and sweeps of coordinate ascent go on. With 2, 3
+#: or 6, mixtures of iris and breast cancer take as many sweeps.
 _STEPS = 2
 #: On the scale of logs and logits: longer steps land where exp overflows. Not measured.
 _LONGEST = 3.0
@@ -76,7 +75,7 @@ def logistic(
     s is the logistic function, here of ``u - offset``. Curvatures are those of the rule in the sd,
     E[e f'(m + s e)] / s for the nodes e, so that the optimum is that of the rule to rounding.
     """
-    nodes, weights = (aligned(part).to(successes) for part in hermite_rule(n_nodes))
+    nodes, weights = hermite_nodes(n_nodes, successes)
 
     def expectation(mean, sd):
         u = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
