@@ -58,9 +58,12 @@ def best_normals(expectation: Expectation, mean: Tensor, sd: Tensor) -> tuple[Te
             new, new_slope, new_curvature = expectation(*there)
             new = new + there[1].log()
             better = new >= value - _ROUNDING * (1 + value.abs())  # not where it is NaN
-            share = torch.where(better, share, 0.5 * share)
-            if bool(better.all()):
+            if taken := bool(better.all()):
                 break
+            share = torch.where(better, share, 0.5 * share)
+        if taken:
+            (mean, sd), value, slope, curvature = there, new, new_slope, new_curvature
+            continue
         mean, sd = torch.where(better, there[0], mean), torch.where(better, there[1], sd)
         value, slope = torch.where(better, new, value), torch.where(better, new_slope, slope)
         curvature = torch.where(better, new_curvature, curvature)

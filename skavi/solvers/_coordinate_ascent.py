@@ -31,7 +31,7 @@ _ROUNDING = 1e-14
 #: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast
 #: cancer), by which good steps near the optimum would be refused.
 _MAY_LOSE = 1e-13
-#: Nats a row: with a larger tol only the gain decides, not the move of q(theta).
+#: Nats a row: with a larger tol only the gain decides, of two sweeps, not the move of q(theta).
 _COARSE = 1e-3
 #: Sds: a sweep that moves q(theta) by less has latents in the order in which they stay, mostly.
 #: Once at rest, putting them in order costs a dozen sweeps.
@@ -159,7 +159,7 @@ class _Ascent(Run):
             memory,
             n_iter=memory.n_iter + 1,
             elbo=elbo,
-            finished=calm >= (1 if newton else 2),
+            finished=calm >= (2 if self.tol > _COARSE and not newton else 1),
             raw_globals=raw_globals,
             raw=raw,
             pairs=pairs,
