@@ -5,8 +5,12 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
+import torch
 from scipy.special import ndtri, roots_genlaguerre, roots_hermitenorm
 from scipy.stats import qmc
+from torch import Tensor
+
+from skavi._numerics.aligned import aligned
 
 #: Dimensions for which scipy's Sobol points have direction numbers (Joe & Kuo 2008).
 SOBOL_MAX_DIMENSION = 21201
@@ -24,6 +28,20 @@ def hermite_rule(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     else:
         nodes, weights = roots_hermitenorm(n_nodes)
     return nodes, weights / weights.sum()
+
+
+def hermite_nodes(n_nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nodes and weights of `hermite_rule` in the dtype and on the device of a tensor.
+
+    They are shared: nobody may write into them.
+    """
+    return _hermite_tensors(n_nodes, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _hermite_tensors(n_nodes: int, dtype: torch.dtype, device: torch.device):
+    nodes, weights = (aligned(part).to(device, dtype) for part in hermite_rule(n_nodes))
+    return nodes, weights
 
 
 @lru_cache(maxsize=64)

@@ -39,7 +39,7 @@ def _places(d: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def split(u: Tensor, d: int) -> tuple[Tensor, Tensor]:
     """Return log residual variances, (..., d), and slopes as a strict lower triangle."""
-    slopes = F.pad(u[..., d:], (1, 0))[..., _places(d)[2].to(u.device)]
+    slopes = F.pad(u[..., d:], (1, 0)).index_select(-1, _places(d)[2].to(u.device))
     return u[..., :d], slopes.reshape(*u.shape[:-1], d, d)
 
 
@@ -171,6 +171,11 @@ class PriorOfCovariance(Distribution):
 
     def sample(self, sample_shape=()):
         with torch.no_grad():
+            return RegressionTransform()(self.sample_free(sample_shape))
+
+    def sample_free(self, sample_shape=()):
+        """Return draws of the matrices' free numbers, (..., d (d + 1) / 2)."""
+        with torch.no_grad():
             root = torch.linalg.cholesky(self.scale)
             diagonal, eye = root.diagonal(), torch.eye(len(root)).to(root)
             inverse = torch.linalg.solve_triangular(root, eye, upper=False)
@@ -178,7 +183,7 @@ class PriorOfCovariance(Distribution):
             variances = 1 / Gamma(self.shapes, diagonal**2).sample(shape)
             noise = torch.randn(*shape, *self.event_shape, dtype=root.dtype).tril(-1) @ inverse
             slopes = noise * (0.5 * variances).sqrt().unsqueeze(-1) - diagonal[:, None] * inverse
-            return RegressionTransform()(joined(variances.log(), slopes))
+            return joined(variances.log(), slopes)
 
     def log_prob(self, value):
         bijection = RegressionTransform()

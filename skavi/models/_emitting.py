@@ -154,8 +154,12 @@ def k_means(rows, weights, k, generator):
         away = away if bool(away.sum() > 0) else weights
         chosen = torch.multinomial(away.cpu(), 1, generator=generator).to(rows.device)
         centres = torch.cat([centres, rows[chosen]])
+    before = None
     for _ in range(_STEPS):
         state = torch.cdist(rows, centres).argmin(1)
+        if before is not None and torch.equal(state, before):
+            break
+        before = state
         member = torch.nn.functional.one_hot(state, k).to(rows) * weights[:, None]
         count = member.sum(0)[:, None]
         moved = member.mT @ rows / count.clamp_min(1e-300)

@@ -27,7 +27,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn import functional as F
 
 from skavi._numerics.aligned import aligned
-from skavi._numerics.quadrature import hermite_rule, sobol_normal
+from skavi._numerics.quadrature import hermite_nodes, sobol_normal
 from skavi._numerics.sums import add_up
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import (
@@ -63,8 +63,7 @@ N_MOMENT_DRAWS = 4096
 
 
 def _nodes(like: Tensor) -> tuple[Tensor, Tensor]:
-    nodes, weights = hermite_rule(N_PRIOR_NODES)
-    return aligned(nodes).to(like), aligned(weights).to(like)
+    return hermite_nodes(N_PRIOR_NODES, like)
 
 
 def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
@@ -309,7 +308,10 @@ class GlobalSpace:
                     centre[where] = base.mean.expand(self.shapes[name]).reshape(-1).to(centre)
                     spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
                     continue
-                raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
+                if isinstance(base, PriorOfCovariance):  # a matrix would be made, and taken apart
+                    raw = base.sample_free((101,)).reshape(101, -1)
+                else:
+                    raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
                 raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
                 quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
                 middle, width = quartiles[1], (quartiles[2] - quartiles[0]) / 1.35
@@ -341,7 +343,7 @@ class GlobalSpace:
         if self._has_own_moments(name, factor, RegressionTransform):
             return covariance_moments(mean, sd)
         if not self.prior[name].event_shape:
-            nodes, weights = (aligned(each).to(mean) for each in hermite_rule(N_MOMENT_NODES))
+            nodes, weights = hermite_nodes(N_MOMENT_NODES, mean)
             draws = mean.reshape(-1) + sd.reshape(-1) * nodes.unsqueeze(-1)
         else:
             noise = aligned(sobol_normal(N_MOMENT_DRAWS, self.size, 0))

@@ -28,8 +28,14 @@ _STALLED_NEWTON = 2
 _STILL_NEWTON = 1e-4
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
-#: Nats a row: with a larger tol only the gain decides, not the move of q(theta).
+#: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast
+#: cancer), by which good steps near the optimum would be refused.
+_MAY_LOSE = 1e-13
+#: Nats a row: with a larger tol only the gain decides, of two sweeps, not the move of q(theta).
 _COARSE = 1e-3
+#: Sds: a sweep that moves q(theta) by less has latents in the order in which they stay, mostly.
+#: Once at rest, putting them in order costs a dozen sweeps.
+_NEARLY_STILL = 1e-2
 #: Relative: shorter directions of the history are rounding, about the root of 2e-16.
 _RCOND = 1e-8
 
@@ -39,7 +45,8 @@ class CoordinateAscent(Solver):
 
     Local factors are eliminated (each is optimal given q(theta)), and the sweep's fixed point is
     accelerated by Anderson mixing, which removes the slow directions of factor analysis. A mixed
-    step is kept only if the ELBO rises, so the ascent is monotone.
+    step is kept only if the ELBO rises, so the ascent is monotone. Near its end interchangeable
+    latents are put in the model's order, once, where it goes on from.
 
     Parameters
     ----------
@@ -110,6 +117,7 @@ class _Memory(Memory):
     peak: float = -math.inf
     remaining: float = math.inf
     residual: float = math.inf
+    ordered: bool = False
 
 
 class _Ascent(Run):
@@ -125,6 +133,7 @@ class _Ascent(Run):
         super().__init__(_Memory(elbo=elbo, peak=elbo, raw_globals=state.raw_globals, raw=raw))
 
     def step(self, memory):
+        memory = self._in_order(memory)
         swept, start, promised = self.sweeps.sweep(memory.raw_globals, memory.raw)
         lengths = self.sweeps.lengths(swept)
         residual = float(((swept - memory.raw_globals) / lengths).norm())
@@ -133,6 +142,8 @@ class _Ascent(Run):
         mixed = _anderson(pairs, lengths)
         mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, start, memory)
+        if mixed is not None and raw_globals is not mixed:
+            pairs = pairs[-1:]  # earlier sweeps misled: too far away for a linear map
         gain = elbo - memory.elbo
         # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
         # move, in sds, is another estimate of what is left; what a Newton step promises is better.
@@ -148,7 +159,7 @@ class _Ascent(Run):
             memory,
             n_iter=memory.n_iter + 1,
             elbo=elbo,
-            finished=calm >= (1 if newton else 2),
+            finished=calm >= (2 if self.tol > _COARSE and not newton else 1),
             raw_globals=raw_globals,
             raw=raw,
             pairs=pairs,
@@ -159,6 +170,17 @@ class _Ascent(Run):
             remaining=remaining,
             residual=residual,
         )
+
+    def _in_order(self, memory):
+        """Go on from where interchangeable latents are in the model's order, once, near the end."""
+        if memory.ordered or memory.residual > _NEARLY_STILL:
+            return memory
+        there = self.sweeps.in_order(memory.raw_globals)
+        if there is None:
+            return replace(memory, ordered=True)
+        raw_globals, raw, elbo = there
+        begun = {"elbo": elbo, "peak": elbo, "pairs": [], "least": math.inf, "ordered": True}
+        return replace(memory, raw_globals=raw_globals, raw=raw, **begun)
 
     def state(self):
         return State(self.memory.raw, {}, self.memory.raw_globals)
@@ -208,6 +230,17 @@ class _Sweeps:
         )
         return objective.global_family.raw(factor), start, promised
 
+    def in_order(self, raw_globals):
+        """Return q(theta) in the model's order, the rows' factors, and the ELBO; None: it is."""
+        objective, X = self.objective, self.rows.X
+        there = objective.global_factor(raw_globals)
+        ordered = self.model.in_order(there, self.model.n_explained(X))
+        if ordered is None or self.problem.frozen_globals:
+            return None
+        raw_globals = objective.global_family.raw(ordered)
+        start = self.factors_at(objective.start_locals(raw_globals, X), raw_globals)
+        return raw_globals, *self.locals_and_elbo(raw_globals, start)
+
     def lengths(self, raw_globals):
         return self.objective.global_family.steps(self.objective.global_factor(raw_globals))
 
@@ -217,7 +250,7 @@ class _Sweeps:
         if mixed is not None:
             here = self.factors_at(memory.raw, memory.raw_globals)
             raw, new = self.locals_and_elbo(mixed, here)
-            if math.isfinite(new) and new >= value - _ROUNDING * abs(value):
+            if math.isfinite(new) and new >= value - _MAY_LOSE * abs(value):
                 return mixed, raw, new
         return swept, *self.locals_and_elbo(swept, start)
 
@@ -239,11 +272,11 @@ def _anderson(pairs, lengths):
     """
     if len(pairs) < 2:
         return None
-    residuals = torch.stack([(after - before) / lengths for before, after in pairs])
+    before, after = (torch.stack(part) for part in zip(*pairs, strict=True))
+    residuals = (after - before) / lengths
     differences = (residuals[1:] - residuals[:-1]).mT
     if not bool(torch.isfinite(differences).all()):
         return None
     newest = residuals[-1].unsqueeze(-1)
     coefficients = torch.linalg.lstsq(differences, newest, rcond=_RCOND, driver="gelsd")
-    after = torch.stack([after for _, after in pairs])
     return after[-1] - (after[1:] - after[:-1]).mT @ coefficients.solution[:, 0]
