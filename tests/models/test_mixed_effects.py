@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import halfnorm
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from torch.distributions import HalfNormal, constraints
 
@@ -259,3 +260,54 @@ def test_the_summary_names_effects_as_a_user_does():
     by_place = FactorizedVI(MixedEffects(0, 1, [2], centred=True), max_iter=1, tol=1e9)
     summary = by_place.fit(X[["y", "g", "x"]].assign(g=1.0).to_numpy(float))
     assert ("x2",) in list(summary.global_posterior_.summary()["index"])
+
+
+def by_quadrature(X, w, m):
+    """Return exact means and sds of the intercept and the slope of a covariate of the groups.
+
+    Given both sds the means of the groups are normal about (1, w) beta with variance sd^2 +
+    noise^2 / n, and beta has a normal posterior; squares within the groups tell of the noise
+    alone. The sds are averaged over a grid of their logs, prior and Jacobian included.
+    """
+    part = X.groupby("g", sort=False)["y"]
+    n, mean = part.count().to_numpy(), part.mean().to_numpy()
+    squares = float(((X["y"] - part.transform("mean")) ** 2).sum())
+    D, prior = (
+        np.column_stack([np.ones(len(n)), w]),
+        np.r_[m.fixed_scale, m.group_scale_[0]] ** -2.0,
+    )
+    logs, means, covariances = [], [], []
+    for log_sd in np.linspace(-2.7, -0.1, 41):
+        for log_noise in np.linspace(-0.4, -0.1, 31):
+            v = np.exp(2 * log_sd) + np.exp(2 * log_noise) / n
+            precision = D.T @ (D / v[:, None]) + np.diag(prior)
+            right = D.T @ (mean / v)
+            beta = np.linalg.solve(precision, right)
+            log = 0.5 * right @ beta - 0.5 * np.linalg.slogdet(precision)[1]
+            log -= 0.5 * np.log(v).sum() + 0.5 * (mean**2 / v).sum()
+            log -= (n - 1).sum() * log_noise + 0.5 * squares * np.exp(-2 * log_noise)
+            log += halfnorm.logpdf(np.exp(log_sd), scale=float(m.random_scale[0])) + log_sd
+            log += halfnorm.logpdf(np.exp(log_noise), scale=m.noise_scale) + log_noise
+            logs.append(log)
+            means.append(beta)
+            covariances.append(np.linalg.inv(precision))
+    p, means = np.exp(np.array(logs) - max(logs)), np.array(means)
+    p /= p.sum()
+    away = means - p @ means
+    return p @ means, np.sqrt(p @ np.array([np.diag(c) for c in covariances]) + p @ away**2)
+
+
+def test_a_covariate_of_counties_is_estimated_as_quadrature_has_it():
+    X = houses()
+    w = np.random.default_rng(0).normal(size=X["g"].nunique())
+    X["w"] = X["g"].map(dict(zip(X["g"].unique(), w, strict=True)))
+    X["y"] += 0.3 * X["w"]
+    vi = FactorizedVI(
+        MixedEffects("y", "g", group_covariates=["w"], centred=True), random_state=0
+    ).fit(X)
+    mean, sd = by_quadrature(X, w, vi.model_)
+    q = vi.global_posterior_
+    found = np.r_[q.mean["fixed"], q.mean["group_coefficients"].ravel()]
+    corrected = np.r_[q.corrected_sd["fixed"], q.corrected_sd["group_coefficients"].ravel()]
+    assert (np.abs(found - mean) < 0.1 * sd).all()
+    np.testing.assert_allclose(corrected, sd, rtol=0.1)
