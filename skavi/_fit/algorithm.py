@@ -43,7 +43,7 @@ _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
 _TIMES_TOL = 10
 #: Nats a row and number of its factor (a mean, a log sd) that a network's own may be worse than
-#: the row's: a mean that is ten sds off costs as many. Ordinary gaps are below 1.
+#: the row's: a mean that is ten sds off costs as many. Not measured: order of magnitude.
 _WORST_GAP = 50.0
 #: Times that latents are put in order: the order may move as a fit goes on. Not measured.
 _REORDERED = 3
