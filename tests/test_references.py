@@ -266,14 +266,14 @@ def check_fit(name, seed, loc_tolerance=0.01, log_scale_tolerance=0.01, elbo_tol
     assert vi.converged_
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_default_fit_reaches_the_known_optimum(name):
     check_fit(name, seed=0)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODELS)
 def test_other_seeds_reach_it_too(name, seed):
     check_fit(name, seed)
 

@@ -20,14 +20,14 @@ from skavi.models import BayesianDecoder
 
 X, y = load_digits(n_class=4, return_X_y=True)
 X = (X > 7).astype(float)
-X_train, X_test = X[:60], X[60:80]
+X_train, X_test = X[:40], X[40:60]
 
 # Single factors of two latents; the decoder's weights are a point, as in a variational autoencoder.
 decoder = BayesianDecoder(2, (16,), likelihood="bernoulli", weights="point")
 fits = {"F-VI": FactorizedVI(decoder, max_iter=300, random_state=0)}
 for width in (2, 32):
     function = MLP(hidden_layer_sizes=(width,))
-    fits[f"A-VI, width {width}"] = AmortizedVI(decoder, function, max_iter=1000, random_state=0)
+    fits[f"A-VI, width {width}"] = AmortizedVI(decoder, function, max_iter=500, random_state=0)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)  # what is left is part of the amortization
@@ -54,7 +54,7 @@ for name, gap in display.gaps:
 # Which digits a narrow function serves badly:
 
 narrow = InferenceGapDisplay(display.gaps[1:2])
-narrow.plot_feature(labels=y[:60])
+narrow.plot_feature(labels=y[:40])
 plt.show()
 
 # %%
