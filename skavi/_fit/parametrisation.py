@@ -12,7 +12,6 @@ from skavi.inference_functions import Table
 from skavi.solvers import State
 from skavi.solvers._base import unwatched
 
-
 #: Iterations of a fit that is only compared: about ten are usual, and a form in whose bent, narrow
 #: valley (one study of 1e8 among 40) steps gain .001 nats is not the better one.
 _MOST_ITERATIONS = 200
