@@ -1,7 +1,6 @@
 """A function of a set of rows that learns what to read of it."""
 
 import math
-from itertools import pairwise
 
 import torch
 
@@ -100,25 +99,21 @@ class DeepSet(InferenceFunction):
 
     # --- the networks ---------------------------------------------------------------------------
 
-    def _widths(self, n_numbers, n_outputs):
-        """Return the widths of the layers of the network of a row, and of that of a set."""
-        sizes = self._network().sizes
-        return (n_numbers - 1, *sizes, self.pooled_size), (self.pooled_size + 1, *sizes, n_outputs)
+    def _ends(self, n_numbers, n_outputs):
+        """Return inputs and outputs of the network of a row, and of that of a set."""
+        return (n_numbers - 1, self.pooled_size), (self.pooled_size + 1, n_outputs)
 
     def n_parameters(self, n_features, n_outputs):
-        both = self._widths(n_features, n_outputs)
-        return sum((before + 1) * after for each in both for before, after in pairwise(each))
+        ends = self._ends(n_features, n_outputs)
+        return sum(self._network().n_parameters(*each) for each in ends)
 
     def parameter_shapes(self, n_inputs, n_outputs):
-        network, (of_rows, of_sets) = self._network(), self._widths(n_inputs, n_outputs)
-        return _joined(
-            network.parameter_shapes(of_rows[0], of_rows[-1]),
-            network.parameter_shapes(of_sets[0], of_sets[-1]),
-        )
+        ends = self._ends(n_inputs, n_outputs)
+        return _joined(*(self._network().parameter_shapes(*each) for each in ends))
 
     def n_numbers(self, n_rows, n_inputs, n_outputs):
-        both = self._widths(1 + n_inputs, n_outputs)
-        return self.n_parameters(1 + n_inputs, n_outputs) + n_rows * max(map(max, both))
+        ends = self._ends(1 + n_inputs, n_outputs)
+        return sum(self._network().n_numbers(n_rows, *each) for each in ends)
 
     def evaluate(self, parameters, features):
         pooled = self._pooled(_part(parameters, _OF_ROWS), features)
@@ -135,13 +130,13 @@ class DeepSet(InferenceFunction):
 
     @over_ranks
     def start(self, features, targets, weights, generator):
-        of_rows, _ = self._widths(features.shape[-1], targets.shape[1])
+        of_rows, _ = self._ends(features.shape[-1], targets.shape[1])
         own: Parameters = {}
-        for layer, (before, after) in enumerate(pairwise(of_rows)):
-            weight = torch.randn(before, after, generator=generator, dtype=torch.float64)
-            bias = torch.randn(after, generator=generator, dtype=torch.float64)
-            own[f"weight_{layer}"] = (math.sqrt(2 / before) * weight).to(features)
-            own[f"bias_{layer}"] = bias.to(features)
+        for name, shape in self._network().parameter_shapes(*of_rows).items():
+            unit = math.sqrt(2 / shape[0]) if len(shape) == 2 else 1.0
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            own[name] = (unit * drawn).to(features)
+        layer = len(self._network().sizes)
         # What is pooled gets mean 0 and sd 1 over the sets, in which random units turn.
         mean, variance = Cells.of(self._pooled(own, features)).mean_and_variance(weights)
         scale = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()[:-1]

@@ -143,7 +143,7 @@ def test_fit_returns_an_ordinary_estimator_and_its_warnings(tmp_path):
     assert_allclose(there.elbo_curve_, here.elbo_curve_, rtol=1e-10)
     assert list(there.feature_names_in_) == ["x"]
     # Sums over ranks round differently, and steps carry that on: 2e-8 was the most seen.
-    assert_allclose(there.transform(frame), here.transform(frame), atol=1e-6)
+    assert_allclose(there.transform(frame), here.transform(frame), atol=1e-7)
     copied = pickle.loads(pickle.dumps(there))
     assert_array_equal(copied.transform(frame), there.transform(frame))
 

@@ -7,7 +7,7 @@ from torch.distributions import Normal, StudentT
 
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi._data.grouped_rows import GroupedRows
-from skavi.inference_functions import MLP, DeepSet
+from skavi.inference_functions import DeepSet
 from skavi.models import FactorAnalysis, GroupedModel, MixedEffects
 
 SMALL = DeepSet((8,), 4)
@@ -105,19 +105,23 @@ class Robust(GroupedModel):
         return StudentT(2.0, z, 0.5)
 
 
+def heavy_tailed(n_groups, rng):
+    noise = 0.5 * rng.standard_t(2, 4 * n_groups)
+    g = np.repeat(np.arange(n_groups), 4)
+    return np.column_stack([3 * rng.normal(size=n_groups)[g] + noise, g])
+
+
 @pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore:.*did not converge")  # of the narrow network, by a nat
+@pytest.mark.filterwarnings("ignore:.*did not converge")  # of the default function
 def test_what_no_moment_tells_is_learned():
-    """Of 60 groups: 0.24 nats were left where rows are read, 7.7 by four units on moments."""
+    """Of 500 groups, for new ones: 0.3 nats a group are lost; the default function loses 20."""
     rng = np.random.default_rng(0)
-    z = 3 * rng.normal(size=60)
-    noise = 0.5 * rng.standard_t(2, 240)
-    X = np.column_stack([np.repeat(z, 4) + noise, np.repeat(np.arange(60), 4)])
-    gaps = []
-    for function in (DeepSet(), MLP((4,))):
+    X, new = heavy_tailed(500, rng), heavy_tailed(200, rng)
+    best, lost = FactorizedVI(Robust(), random_state=0).fit(X).score(new), []
+    for function in (DeepSet(), None):
         vi = AmortizedVI(Robust(), function, tol=1e-2, random_state=0).fit(X)
-        gaps.append(amortization_gap(vi, X).total)
-    assert gaps[0] < 1 < gaps[1]
+        lost.append(4 * (best - vi.score(new)))
+    assert lost[0] < 1 < lost[1]
 
 
 @pytest.mark.parametrize(
