@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.docutils import ReferenceRole
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import skavi
+from skavi._component import Component
+from skavi.models import LatentVariableModel
 
 project = "skavi"
 author = "skavi developers"
@@ -23,11 +27,14 @@ version = release = skavi.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "myst_nb",
     "numpydoc",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "notebooks", "gallery", "conftest.py"]
+exclude_patterns = ["_build", "gallery", "auto_examples/**.ipynb", "conftest.py"]
 default_role = "name"
 # Every reference to Python must resolve.
 nitpicky = True
@@ -36,6 +43,9 @@ autosummary_generate = True
 autodoc_inherit_docstrings = False
 autodoc_typehints = "none"
 toc_object_entries_show_parents = "hide"
+html_math_renderer = "mathml"  # browsers draw it by themselves, without a network
+nb_execution_mode = "off"  # the notebooks are kept as they ran, and a test runs them
+copybutton_exclude = ".linenos, .gp, .go"  # the input of an example, without prompts
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
@@ -43,6 +53,10 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_.*\.py",
+    "subsection_order": "gallery_order.section",
+    "within_subsection_order": "gallery_order.Example",
+    "backreferences_dir": "generated/examples",
+    "doc_module": ("skavi",),
     "abort_on_example_error": True,
     "plot_gallery": True,
     "download_all_examples": False,
@@ -52,7 +66,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "pydata_sphinx_theme"
-html_title = "skavi"
+html_title = f"skavi {version}"
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
@@ -98,7 +112,34 @@ def _derived():
     return {name for name, kind in classes.items() if len(_listed_ancestors(kind)) > 1}
 
 
-autosummary_context = {"derived": _derived()}
+#: What a model of one's own may say, and what is read from a fitted one.
+WRITTEN = {
+    "n_latents", "global_prior", "local_prior", "initial_prior", "transition", "likelihood",
+    "log_likelihood", "log_joint", "log_local", "adapted", "check_data",
+}  # fmt: skip
+READ = {"proportions", "word_probabilities", "top_words", "n_used_components"}
+
+
+def _shown():
+    """Return the members that a component's page has, by full name: not how a fit works inside."""
+    shown = {}
+    for name in LISTED.values():
+        kind = pydoc.locate(name)
+        if not (inspect.isclass(kind) and issubclass(kind, Component)):
+            continue
+        first = len(_listed_ancestors(kind)) == 1  # made for others to be made from it
+        base = first or inspect.isabstract(kind)
+        if issubclass(kind, LatentVariableModel):
+            wanted = (WRITTEN if base else READ) & set(dir(kind))
+        else:
+            wanted = {
+                key for key, value in vars(kind).items() if first and inspect.isfunction(value)
+            }
+        shown[name] = sorted(key for key in wanted if not key.startswith("_"))
+    return shown
+
+
+autosummary_context = {"derived": _derived(), "shown": _shown()}
 
 
 class Name(ReferenceRole):
@@ -125,7 +166,16 @@ def _public_bases(app, name, obj, options, bases):
     bases[:] = list(dict.fromkeys(kind for base in bases for kind in _listed_ancestors(base)[:1]))
 
 
+def _mathml(writer, node):
+    """Write a formula as MathML."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    writer.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app):
     app.add_role("name", Name())
+    app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.connect("autodoc-skip-member", _is_scikit_learns)
     app.connect("autodoc-process-bases", _public_bases)

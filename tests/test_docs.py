@@ -25,7 +25,8 @@ PAGES = sorted(
     if not {"_build", "auto_examples", "generated", "_templates", "gallery"} & set(path.parts)
 )
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-NEEDED = {"html": ["sphinx", "numpydoc", "pydata_sphinx_theme", "sphinx_gallery"], "nb": ["nbmake"]}
+HTML = ["sphinx", "numpydoc", "pydata_sphinx_theme", "sphinx_gallery", "sphinx_design", "myst_nb"]
+NEEDED = {"html": HTML, "nb": ["nbmake"]}
 
 
 def require(kind):
