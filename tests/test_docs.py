@@ -29,6 +29,18 @@ HTML = ["sphinx", "numpydoc", "pydata_sphinx_theme", "sphinx_gallery", "sphinx_d
 NEEDED = {"html": HTML, "nb": ["nbmake"]}
 
 
+#: What people search for, and the page that they should be led to.
+SOUGHT = {
+    "missing values": "howto/missing",
+    "clustering": "howto/clusters",
+    "mixed model": "howto/groups",
+    "batch effect": "howto/covariates",
+    "vae": "howto/autoencoder",
+    "confidence interval": "howto/trust",
+    "elbo": "explanation/elbo",
+}
+
+
 def require(kind):
     for name in NEEDED[kind]:
         if importlib.util.find_spec(name) is None:
@@ -77,6 +89,15 @@ def dead_links(site):
     return dead
 
 
+def search_finds_first(index):
+    """Return the page of each term's main index entry, which Sphinx's search shows first."""
+    text = index.read_text()
+    found = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    entries = {term: found["indexentries"].get(term, []) for term in SOUGHT}
+    pages = {term: [page for page, _, main in hits if main] for term, hits in entries.items()}
+    return {term: found["docnames"][hits[0]] for term, hits in pages.items() if len(hits) == 1}
+
+
 def test_dead_links_are_found(tmp_path):
     (tmp_path / "b.html").write_text('<p id="here">')
     links = ["b.html#here", "b.html", "#top", "b.html#gone", "c.html", "https://x.org", "http:y"]
@@ -97,7 +118,7 @@ def test_site_builds_without_a_warning(tmp_path):
     run("sphinx", "-W", "-b", "html", str(source), str(tmp_path / "html"))
     for page in ("index", "reference/index", "auto_examples/index", "generated/skavi.FactorizedVI"):
         assert (tmp_path / "html" / f"{page}.html").exists()
-    assert (tmp_path / "html" / "searchindex.js").exists()
+    assert search_finds_first(tmp_path / "html" / "searchindex.js") == SOUGHT
     assert not dead_links(tmp_path / "html")
 
 
@@ -142,3 +163,39 @@ def test_pages_on_the_code_name_what_is_there(page):
     words = {word for path in sources for word in re.findall(r"\w+", path.read_text())}
     names = [name.removesuffix("()") for name in named if re.fullmatch(r"[\w.]+(\(\))?", name)]
     assert not [name for name in names if not words.issuperset(name.split("."))]
+
+
+def measured(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def figures():
+    """Return what the results of benchmarks/ say, in the words of docs/beside.rst."""
+    *jobs, ratios = measured("specialists")["tables"]
+    values = [{row[0]: row[1] for row in table["rows"]} for table in jobs]
+    times = [row[2] for row in ratios["rows"]]  # of the processor, in the jobs' order
+    counts, answers, _, groups, numbers, holes = values
+    yield f"{counts['PlnPCA']:.2f} - {counts['skavi F-VI']:.2f} - {times[0]:.2f}"
+    yield f"{numbers['sklearn FactorAnalysis']:.2f} - {numbers['skavi F-VI']:.2f} - {times[4]:.1f}"
+    yield f"{holes['IterativeImputer']:.3f} - {holes['skavi F-VI']:.3f} - {times[5]:.2f}"
+    yield f"{answers['skavi F-VI']:.3f} a row, girth {answers['girth']:.3f} without priors"
+    yield f"{answers['girth, priors']:.3f} with them; {times[1]:.1f} times"
+    yield f"{groups['skavi F-VI']:.3f} a row as MixedLM's {groups['MixedLM']:.3f}; {times[3]:.1f}"
+    ours, theirs = (measured("topics")["10"][name] for name in ("F-VI", "LDA batch"))
+    ratio = ours["fit_processor_seconds"] / theirs["fit_processor_seconds"]
+    yield f"{theirs['perplexity']:.1f} - {ours['perplexity']:.1f} - {ratio:.2f}"
+    chains = measured("hidden_markov")
+    for steps in ("2000", "10000"):
+        runs = [run for name, run in chains.items() if name.startswith(f"{steps} ")]
+        ratio = [run["skavi"]["seconds"] / run["hmmlearn"]["seconds"] for run in runs]
+        yield f"{min(ratio):.1f} to {max(ratio):.1f} times"
+    runs = measured("imputation")["runs"]
+    digits = next(run for run in runs if (run["table"], run["share"]) == ("digits", 0.3))
+    yield f"{digits['KNNImputer']['rmse']:.3f} sds, skavi {digits['skavi']['rmse']:.3f}"
+
+
+def test_figures_beside_the_specialists_are_those_measured():
+    page = " ".join((DOCS / "beside.rst").read_text().split())
+    found = list(figures())
+    assert len(found) == 10
+    assert not [figure for figure in found if figure not in page]
