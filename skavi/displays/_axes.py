@@ -4,10 +4,15 @@ import numpy as np
 
 from skavi._platform.optional_imports import require
 
-#: Okabe and Ito's palette without yellow, which is faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+#: Okabe and Ito's palette without yellow, which is faint on white, and with grey for black, which
+#: is not seen on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
+#: Rows that are drawn at most: more hide one another. Judged by eye.
+MOST_ROWS = 2000
+#: Characters of a label that are shown. Judged by eye.
+_LONGEST = 24
 
 
 def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
@@ -25,12 +30,19 @@ class Display:
     Attributes
     ----------
     ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
+    figure_, fig_ : matplotlib Figure
     """
+
+    @property
+    def fig_(self):
+        """The figure, by its other usual name."""
+        return self.figure_
 
     def _begin(self, ax, **size):
         self.ax_ = axes_to_draw_on(ax, **size)
         self.figure_ = self.ax_.figure
+        #: What is dark on a light background, and light on a dark one.
+        self._ink = self.ax_.xaxis.label.get_color()
 
     def _end(self, **legend_options):
         self.ax_.grid(alpha=0.25)
@@ -49,6 +61,22 @@ def check_latent(latent, n_latents: int) -> None:
 def colour(i: int) -> str:
     """Return the i-th colour; after the last they start again."""
     return COLOURS[i % len(COLOURS)]
+
+
+def short(label) -> str:
+    """Return a label that fits beside the axes."""
+    text = str(label)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def rows_drawn(n: int, most: int = MOST_ROWS) -> np.ndarray:
+    """Return which of n rows are drawn: all, or a random sample of them."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(0).permutation(n)[:most])
+
+
+def how_many(drawn: int, n: int, what: str = "rows") -> str:
+    """Return words for a title where not all are drawn."""
+    return "" if drawn >= n else f"; {drawn:,} of {n:,} {what} drawn"
 
 
 def pair_with_names(estimators, names):

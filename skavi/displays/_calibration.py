@@ -89,7 +89,8 @@ class CalibrationDisplay(Display):
         self._begin(ax)
         report, n_bins = self.calibration, self.calibration.n_bins
         low, high = binom.interval(0.99, report.n_simulations, 1 / n_bins)
-        self.ax_.axhspan(low, high, color="0.88", lw=0, label="99 % of level bins", zorder=0)
+        band = {"color": "0.5", "alpha": 0.25, "lw": 0, "label": "99 % of level bins"}
+        self.ax_.axhspan(low, high, zorder=0, **band)
         self.ax_.axhline(report.n_simulations / n_bins, color="0.55", lw=1, zorder=1)
         edges = np.linspace(0, 1, n_bins + 1)
         for i, (name, index, p_value) in enumerate(self._least_uniform(names)):

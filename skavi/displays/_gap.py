@@ -6,7 +6,15 @@ import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
 from skavi.diagnostics.gap import amortization_gap
-from skavi.displays._axes import Display, colour, column_of, pair_with_names, tick_whole_numbers
+from skavi.displays._axes import (
+    Display,
+    colour,
+    column_of,
+    how_many,
+    pair_with_names,
+    rows_drawn,
+    tick_whole_numbers,
+)
 
 #: Nats: smaller totals are rounding, and are not written out.
 _NOTHING = 1e-6
@@ -149,9 +157,13 @@ class AmortizationGapDisplay(Display):
             raise ValueError("plot_feature needs the rows: AmortizationGapDisplay(gaps, X).")
         values, label = column_of(self.X, feature)
         self._begin(ax)
+        drawn = rows_drawn(len(values))
         for i, (name, gap) in enumerate(self.gaps):
             dots = {"s": 14, "alpha": 0.6, "color": colour(i), "linewidths": 0}
-            self.ax_.scatter(values, gap.per_row, label=self._label(name, gap), **dots)
+            self.ax_.scatter(
+                values[drawn], gap.per_row[drawn], label=self._label(name, gap), **dots
+            )
+        label += how_many(len(drawn), len(values))
         self.ax_.set(xlabel=label, ylabel="gap of the row (nats)")
         return self._end()
 
@@ -197,7 +209,7 @@ class AmortizationGapDisplay(Display):
         self.ax_.axhline(0, color="0.5", lw=1)
         self.ax_.annotate(
             "F-VI: no gap", (0.01, 0), xycoords=("axes fraction", "data"), xytext=(0, 3),
-            textcoords="offset points", color="0.35", fontsize="small",
+            textcoords="offset points", color=self._ink, fontsize="small",
         )  # fmt: skip
         if numbers and min(x) > 0 and max(x) >= 8 * min(x):
             self.ax_.set_xscale("log")

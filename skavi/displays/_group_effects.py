@@ -3,12 +3,10 @@
 import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
-from skavi.displays._axes import ABOVE, Display, colour
+from skavi.displays._axes import ABOVE, Display, colour, short
 
 #: Probabilities of the ends of the thin and of the thick bars, which hold 90 % and 50 %.
 _ENDS = (0.05, 0.25, 0.75, 0.95)
-#: Characters of a group's label that are shown. Judged by eye.
-_LONGEST = 24
 #: Inches a group, so that its label is read, and around all groups.
 _HEIGHT, _MARGIN = 0.17, 1.1
 
@@ -109,18 +107,13 @@ class GroupEffectsDisplay(Display):
         places, q = np.arange(len(shown)), self.quantiles[:, shown]
         self.ax_.hlines(places, q[0], q[3], color=colour(0), lw=1.0, label="90 % of q")
         self.ax_.hlines(places, q[1], q[2], color=colour(0), lw=3.0, label="50 % of q")
-        self.ax_.plot(self.mean[shown], places, "o", ms=3.5, color="black", label="mean")
+        self.ax_.plot(self.mean[shown], places, "o", ms=3.5, color=self._ink, label="mean")
         average = float(self.mean.mean())
         self.ax_.axvline(average, color="grey", lw=0.9, ls="--", label=f"mean of {n} groups")
-        self.ax_.set_yticks(places, [_short(self.labels[i]) for i in shown], fontsize="x-small")
+        self.ax_.set_yticks(places, [short(self.labels[i]) for i in shown], fontsize="x-small")
         self.ax_.set(xlabel=self.name, ylim=(-1, len(shown)))
         if len(shown) < n:
             left_out = f"{n - len(shown)} of {n} groups in between are not drawn"
             self.ax_.set_ylabel(left_out, fontsize="small")
             self.ax_.axhline(most // 2 - 0.5, color="grey", lw=0.9, ls=":")
         return self._end(**ABOVE)
-
-
-def _short(label):
-    text = str(label)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -5,7 +5,14 @@ from sklearn.base import clone
 
 from skavi._estimators.factorized import FactorizedVI
 from skavi._platform.forks_and_threads import guarded
-from skavi.displays._axes import Display, check_latent, colour, column_of
+from skavi.displays._axes import (
+    Display,
+    check_latent,
+    colour,
+    column_of,
+    how_many,
+    rows_drawn,
+)
 
 #: Points of the line: about one for each pixel across the axes.
 _N_GRID = 400
@@ -104,13 +111,14 @@ class InferenceFunctionDisplay(Display):
         """
         self._begin(ax)
         mean, sd = self.amortized.mean[:, latent], self.amortized.sd[:, latent]
-        centre, spread = self.table.mean[:, latent], self.table.sd[:, latent]
+        rows = rows_drawn(len(self.x))
+        x, centre, spread = self.x[rows], self.table.mean[rows, latent], self.table.sd[rows, latent]
         alpha = 0.85 if len(self.x) <= 150 else 0.4
         dots = {"color": colour(1), "alpha": alpha, "zorder": 5, "linestyle": "none"}
-        self.ax_.plot(self.x, centre, "o", ms=3.5, label="F-VI's table: mean", **dots)
+        self.ax_.plot(x, centre, "o", ms=3.5, label="F-VI's table: mean", **dots)
         for i, edge in enumerate((centre - spread, centre + spread)):
             label = None if i else "F-VI's table: mean ± sd"
-            self.ax_.plot(self.x, edge, "_", ms=6, mew=1.3, label=label, **dots)
+            self.ax_.plot(x, edge, "_", ms=6, mew=1.3, label=label, **dots)
         line = {"color": colour(0), "zorder": 4}
         if self.line:
             self.ax_.plot(self.at, mean, lw=2, label="A-VI's function: mean", **line)
@@ -123,9 +131,11 @@ class InferenceFunctionDisplay(Display):
             self.ax_.fill_between(self.at, mean - sd, mean + sd, **band)
         else:
             hollow = {"mfc": "none", "linestyle": "none", "alpha": alpha} | line
-            self.ax_.plot(self.at, mean, "s", ms=7, label="A-VI's function: mean", **hollow)
+            at, mean, sd = self.at[rows], mean[rows], sd[rows]
+            self.ax_.plot(at, mean, "s", ms=7, label="A-VI's function: mean", **hollow)
             for i, edge in enumerate((mean - sd, mean + sd)):
                 label = None if i else "A-VI's function: mean ± sd"
-                self.ax_.plot(self.at, edge, "_", ms=11, mew=1, label=label, **hollow)
-        self.ax_.set(xlabel=self.labels[0], ylabel=self.labels[1])
+                self.ax_.plot(at, edge, "_", ms=11, mew=1, label=label, **hollow)
+        x_label = self.labels[0] + how_many(len(rows), len(self.x))
+        self.ax_.set(xlabel=x_label, ylabel=self.labels[1])
         return self._end()

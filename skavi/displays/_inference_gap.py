@@ -4,7 +4,14 @@ import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
 from skavi.diagnostics.gap_parts import NOT_KNOWN, PARTS, inference_gap
-from skavi.displays._axes import Display, colour, column_of, pair_with_names
+from skavi.displays._axes import (
+    Display,
+    colour,
+    column_of,
+    how_many,
+    pair_with_names,
+    rows_drawn,
+)
 
 #: Largest number of values of a label for which each has a column of dots of its own.
 _FEW_VALUES = 12
@@ -137,7 +144,7 @@ class InferenceGapDisplay(Display):
             self.ax_.barh(place, size, left=left, height=0.62, color=colour(i), label=part)
             left = left + size
         error = [_error(gap) for _, gap in bars]
-        self.ax_.errorbar(left, place, xerr=error, fmt="none", ecolor="0.2", capsize=3)
+        self.ax_.errorbar(left, place, xerr=error, fmt="none", ecolor=self._ink, capsize=3)
         self.ax_.set_yticks(place, [name for name, _ in bars])
         self.ax_.invert_yaxis()
         first, last = self.ax_.get_xlim()
@@ -180,17 +187,20 @@ class InferenceGapDisplay(Display):
         kinds, codes = np.unique(values, return_inverse=True)
         few = len(kinds) <= _FEW_VALUES and labels is not None
         self._begin(ax)
+        drawn = rows_drawn(len(values))
         for i, (name, gap) in enumerate(self.gaps):
             known = gap.how != NOT_KNOWN
             at = codes + _aside(len(values), i, len(self.gaps)) if few else values
             dots = {"s": 14, "alpha": 0.6, "color": colour(i), "linewidths": 0}
-            self.ax_.scatter(at[known], gap.per_row[known], label=name, **dots)
+            rows = drawn[known[drawn]]
+            self.ax_.scatter(at[rows], gap.per_row[rows], label=name, **dots)
             if few:
                 means = [gap.per_row[known & (codes == k)].mean() for k in range(len(kinds))]
                 centre = np.arange(len(kinds)) + _centre_of_lane(i, len(self.gaps))
-                self.ax_.plot(centre, means, "_", ms=22, mew=2.5, color="0.15")
+                self.ax_.plot(centre, means, "_", ms=22, mew=2.5, color=self._ink)
         if few:
             self.ax_.set_xticks(np.arange(len(kinds)), [str(kind) for kind in kinds])
+        label += how_many(len(drawn), len(values))
         self.ax_.set(xlabel=label, ylabel="gap of the row (nats)")
         return self._end()
 

@@ -3,24 +3,41 @@
 import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
-from skavi.displays._axes import BESIDE, COLOURS, MARKERS, Display, check_latent, colour, legend
+from skavi._platform.optional_imports import require
+from skavi.displays._axes import (
+    BESIDE,
+    COLOURS,
+    MOST_ROWS,
+    Display,
+    check_latent,
+    colour,
+    how_many,
+    rows_drawn,
+    short,
+)
+from skavi.displays._classes import RowColours
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
 _ELLIPSE = 1.17741
 #: Half-width in sds of the interval that holds 90 % of a normal: its 95 % quantile.
 _INTERVAL = 1.644854
-#: Classes that a legend names: more do not fit beside the axes. Judged by eye.
-_MOST_LABELS = 40
 #: Rows that get a label each: 40 need 7.6 inches, at 0.17 inches a row. Judged by eye.
-_MOST_ROWS = 40
+_MOST_LABELLED = 40
+#: Rows with an ellipse each: more are a cloud. Judged by eye.
+_MOST_ELLIPSES = 300
+#: Widths of a bar and areas of a dot: so much over the number of rows, between two ends.
+_SIZES = ((120, (0.3, 1.3)), (900, (4, 18)))
+#: Latents of which every pair is drawn.
+_MOST_PAIRED = 5
 
 
 @guarded
 class LatentPosteriorDisplay(Display):
     """Posteriors of rows' latents.
 
-    `from_estimator` draws a map of two latents; `plot_intervals` and `plot_series` draw the same
-    posterior row by row, or in time order.
+    `from_estimator` draws a map of two latents; `plot_pairs`, `plot_intervals` and `plot_series`
+    draw the same posterior by pairs of latents, row by row, or in time order. Of more than 2,000
+    rows a random 2,000 are drawn (of a series, evenly spaced ones), and the title says so.
 
     Parameters
     ----------
@@ -84,18 +101,69 @@ class LatentPosteriorDisplay(Display):
         -------
         LatentPosteriorDisplay
         """
-        i, j = (self._check_latent(latent) for latent in latents)
-        self._begin(ax)
-        for rows, style in self._groups():
-            self._draw_ellipses(rows, [i, j], style["color"])
-            points = self.posterior.mean[np.ix_(rows, [i, j])].T
-            self.ax_.scatter(*points, s=16, linewidths=0, zorder=3, **style)
-        self._make_room([i, j])
+        pair, colours = [self._check_latent(latent) for latent in latents], self._colours()
+        self._begin(ax, figsize=colours.figsize(6.4, 4.2))
+        n, rows = len(self.posterior.mean), rows_drawn(len(self.posterior.mean))
+        ellipses = n <= _MOST_ELLIPSES
+        for same, shades, marker in colours.groups(rows, self._ink):
+            if ellipses:
+                self._draw_ellipses(same, pair, shades)
+            points = self.posterior.mean[np.ix_(same, pair)].T
+            self.ax_.scatter(*points, s=16, c=shades, marker=marker, linewidths=0, zorder=3)
+        self._make_room(pair)
         names = self.posterior.coords["latent"]
-        self.ax_.set(xlabel=names[i], ylabel=names[j])
-        self.ax_.set_title("posterior means; ellipses hold 50 %", fontsize="medium")
-        self._key()
+        self.ax_.set(xlabel=names[pair[0]], ylabel=names[pair[1]])
+        said = "posterior means" + ("; ellipses hold 50 %" if ellipses else "")
+        self.ax_.set_title(said + how_many(len(rows), n) + colours.unnamed, fontsize="medium")
+        colours.key(self)
         return self
+
+    def plot_pairs(self, *, latents=None, figure=None):
+        """Draw posterior means of every pair of latents, and a histogram of each on the diagonal.
+
+        Parameters
+        ----------
+        latents : sequence of int, default=None
+            Which latents. None: all, at most the five whose posterior means vary most.
+        figure : matplotlib Figure, default=None
+            An empty one. None: a new figure.
+
+        Returns
+        -------
+        LatentPosteriorDisplay
+            ``axes_`` has the axes, an array of shape (n, n); ``ax_`` is the first of them.
+        """
+        mean, names = self.posterior.mean, self.posterior.coords["latent"]
+        if latents is None:
+            order = np.argsort(-mean.std(0), kind="stable")[:_MOST_PAIRED]
+            latents = np.sort(order).tolist()
+        chosen, colours = [self._check_latent(latent) for latent in latents], self._colours()
+        n, rows = len(chosen), rows_drawn(len(mean))
+        if figure is None:
+            pyplot = require("matplotlib.pyplot", "skavi[plot]")
+            size = colours.figsize(1.0 + 1.7 * n, 0.8 + 1.7 * n)
+            figure = pyplot.figure(figsize=size, layout="constrained")
+        self.axes_ = figure.subplots(n, n, sharex="col", squeeze=False)
+        self._begin(self.axes_[0, 0])
+        for (i, j), ax in np.ndenumerate(self.axes_):
+            if i == j:
+                ax.hist(mean[:, chosen[i]], 30, color=COLOURS[0], alpha=0.6)
+                ax.set_yticks([])
+            for same, shades, marker in colours.groups(rows, self._ink) if i != j else ():
+                points = mean[same][:, [chosen[j], chosen[i]]].T
+                ax.scatter(*points, s=6, c=shades, marker=marker, linewidths=0)
+            ax.set_xlabel(names[chosen[j]] if i == n - 1 else "")
+            ax.set_ylabel(names[chosen[i]] if j == 0 else "")
+        said = how_many(n, mean.shape[1], "latents") + how_many(len(rows), len(mean))
+        figure.suptitle("posterior means" + said + colours.unnamed, fontsize="medium")
+        self._key_of_pairs(colours)
+        return self
+
+    def _key_of_pairs(self, colours):
+        """Put the key beside all panels: that of the panel in the upper right corner."""
+        self.ax_ = self.axes_[0, -1]
+        colours.key(self)
+        self.ax_ = self.axes_[0, 0]
 
     def plot_intervals(self, *, latent=0, ax=None):
         """Draw each row's 90 % interval of one latent, sorted by its mean.
@@ -104,30 +172,32 @@ class LatentPosteriorDisplay(Display):
         -------
         LatentPosteriorDisplay
         """
-        k = self._check_latent(latent)
+        k, n, colours = self._check_latent(latent), len(self.posterior.mean), self._colours()
+        rows = rows_drawn(n)
         mean, sd = self.posterior.mean[:, k], self.posterior.sd[:, k]
-        height = max(4.2, 0.8 + 0.17 * len(mean)) if len(mean) <= _MOST_ROWS else 4.2
-        self._begin(ax, figsize=(6.4, height))
-        order = np.argsort(mean, kind="stable")
-        place = np.empty(len(mean))
-        place[order] = np.arange(len(mean))
-        width = float(np.clip(120 / len(mean), 0.3, 1.3))
-        for rows, style in self._groups():
+        height = max(4.2, 0.8 + 0.17 * n) if n <= _MOST_LABELLED else 4.2
+        self._begin(ax, figsize=colours.figsize(6.4, height))
+        order = rows[np.argsort(mean[rows], kind="stable")]
+        place = np.zeros(n)
+        place[order] = np.arange(len(order))
+        width, size = (float(np.clip(a / len(order), *b)) for a, b in _SIZES)
+        for same, shades, marker in colours.groups(rows, self._ink):
             bars = {"fmt": "none", "lw": width, "alpha": 0.8}
-            bars["ecolor"] = "0.6" if self._continuous() else style["color"]
-            self.ax_.errorbar(mean[rows], place[rows], xerr=_INTERVAL * sd[rows], **bars)
-            size = float(np.clip(900 / len(mean), 4, 18))
-            self.ax_.scatter(mean[rows], place[rows], s=size, linewidths=0, zorder=3, **style)
-        named = self.posterior.coords["row"][order]
-        if len(mean) <= _MOST_ROWS:
-            self.ax_.set_yticks(np.arange(len(mean)), [str(label) for label in named])
+            bars["ecolor"] = "0.6" if colours.continuous else shades
+            self.ax_.errorbar(mean[same], place[same], xerr=_INTERVAL * sd[same], **bars)
+            dots = {"c": shades, "marker": marker, "s": size, "linewidths": 0, "zorder": 3}
+            self.ax_.scatter(mean[same], place[same], **dots)
+        if n <= _MOST_LABELLED:
+            named = self.posterior.coords["row"][order]
+            self.ax_.set_yticks(np.arange(n), [short(label) for label in named])
             self.ax_.tick_params(axis="y", labelsize="small")
         else:
             self.ax_.set_yticks([])
         self.ax_.set(xlabel=self.posterior.coords["latent"][k], ylabel="row")
-        self.ax_.set_title("posterior means and 90 % intervals", fontsize="medium")
+        said = "posterior means and 90 % intervals" + how_many(len(rows), n) + colours.unnamed
+        self.ax_.set_title(said, fontsize="medium")
         self.ax_.grid(alpha=0.25, axis="x")
-        self._key()
+        colours.key(self)
         return self
 
     def plot_series(self, X=None, *, times=None, latents=None, forecast=None, ax=None):
@@ -140,7 +210,7 @@ class LatentPosteriorDisplay(Display):
         times : array-like of shape (n_rows,), default=None
             Where the rows are. None: the rows' labels if they are numbers or dates, else 0, 1, ...
         latents : sequence of int, default=None
-            Which latents. None: all, at most seven.
+            Which latents. None: all, at most the first seven, and the title says so.
         forecast : (mean, sd), default=None
             What `forecast` returned for one column, drawn after the series with the same bands.
         ax : matplotlib Axes, default=None
@@ -152,22 +222,26 @@ class LatentPosteriorDisplay(Display):
         """
         self._begin(ax, figsize=(7.6, 3.8))
         times = self._times() if times is None else np.asarray(times)
-        n_latents = self.posterior.mean.shape[1]
+        n, n_latents = self.posterior.mean.shape
         chosen = range(min(n_latents, len(COLOURS))) if latents is None else latents
+        steps = np.linspace(0, n - 1, min(n, MOST_ROWS)).round().astype(int)
         for i, latent in enumerate(chosen):
             k = self._check_latent(latent)
-            mean, sd = self.posterior.mean[:, k], self.posterior.sd[:, k]
+            mean, sd = self.posterior.mean[steps, k], self.posterior.sd[steps, k]
             name = self.posterior.coords["latent"][k]
-            self._draw_band(times, mean, sd, color=colour(i), label=name)
+            self._draw_band(times[steps], mean, sd, color=colour(i), label=name)
         if forecast is not None:
             mean, sd = (np.asarray(each, dtype=float).reshape(-1) for each in forecast)
             ahead = times[-1] + (times[-1] - times[-2]) * np.arange(1, len(mean) + 1)
             self._draw_band(ahead, mean, sd, color=colour(len(chosen)), label="forecast")
         if X is not None:
-            dots = {"s": 12, "color": "0.25", "zorder": 3, "linewidths": 0, "label": "observed"}
-            self.ax_.scatter(times, np.asarray(X, dtype=float).reshape(len(times)), **dots)
+            observed = np.asarray(X, dtype=float).reshape(n)[steps]
+            dots = {"s": 12, "color": self._ink, "alpha": 0.75, "zorder": 3, "linewidths": 0}
+            self.ax_.scatter(times[steps], observed, label="observed", **dots)
         self.ax_.set(xlabel="time", ylabel="latent")
-        self.ax_.set_title("posterior means; bands hold 50 and 90 %", fontsize="medium")
+        left_out = how_many(len(chosen), n_latents, "latents") if latents is None else ""
+        said = "posterior means; bands hold 50 and 90 %" + left_out
+        self.ax_.set_title(said + how_many(len(steps), n, "steps"), fontsize="medium")
         return self._end(**BESIDE)
 
     def _draw_band(self, times, mean, sd, **look):
@@ -185,45 +259,8 @@ class LatentPosteriorDisplay(Display):
         check_latent(latent, self.posterior.mean.shape[1])
         return latent
 
-    def _begin(self, ax, **size):
-        if self.labels is not None and len(self.labels) != len(self.posterior.mean):
-            raise ValueError(
-                f"labels has {len(self.labels)} entries for {len(self.posterior.mean)} rows."
-            )
-        super()._begin(ax, **size)
-
-    def _continuous(self):
-        labels = np.asarray(self.labels) if self.labels is not None else np.zeros(0)
-        return labels.dtype.kind == "f" and len(np.unique(labels)) > 10
-
-    def _groups(self):
-        """Return groups of rows, each with its style."""
-        n = len(self.posterior.mean)
-        if self.labels is None:
-            return [(np.arange(n), {"color": COLOURS[0], "marker": "o"})]
-        labels = np.asarray(self.labels)
-        if self._continuous():
-            shades = self._shades(labels)
-            return [(np.arange(n), {"color": shades, "marker": "o"})]
-        groups = []
-        for i, value in enumerate(np.unique(labels)):
-            look = {"color": colour(i), "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
-            groups.append((np.flatnonzero(labels == value), look | {"label": str(value)}))
-        return groups
-
-    def _shades(self, labels):
-        import matplotlib
-
-        self.norm_ = matplotlib.colors.Normalize(labels.min(), labels.max())
-        return self._palette()(self.norm_(labels))
-
-    @staticmethod
-    def _palette():
-        """Return cividis, readable with any colour vision, without the end that is too light."""
-        import matplotlib
-
-        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.88, 256))
-        return matplotlib.colors.ListedColormap(shades)
+    def _colours(self):
+        return RowColours(self.labels, len(self.posterior.mean))
 
     def _draw_ellipses(self, rows, pair, shades):
         import matplotlib
@@ -250,15 +287,3 @@ class LatentPosteriorDisplay(Display):
         pad = 0.03 * (high - low)
         self.ax_.set_xlim(low[0] - pad[0], high[0] + pad[0])
         self.ax_.set_ylim(low[1] - pad[1], high[1] + pad[1])
-
-    def _key(self):
-        """Name the labels beside the axes: a legend of classes, or a bar of numbers."""
-        if self._continuous():
-            import matplotlib
-
-            shades = matplotlib.cm.ScalarMappable(self.norm_, self._palette())
-            self.figure_.colorbar(shades, ax=self.ax_, label="label")
-        elif self.labels is not None and len(np.unique(self.labels)) <= _MOST_LABELS:
-            legend(self.ax_, **BESIDE)
-            for handle in self.ax_.get_legend().legend_handles:
-                handle.set_sizes([18])

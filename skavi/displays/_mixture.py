@@ -3,7 +3,16 @@
 import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
-from skavi.displays._axes import BESIDE, MARKERS, Display, colour, column_of, legend
+from skavi.displays._axes import (
+    BESIDE,
+    MARKERS,
+    Display,
+    colour,
+    column_of,
+    how_many,
+    legend,
+    rows_drawn,
+)
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
 _HALF = 1.17741
@@ -11,6 +20,8 @@ _HALF = 1.17741
 _FAINTEST = 0.15
 #: Weight below which a component is empty, and is not drawn. Not measured: order of magnitude.
 _LEAST_WEIGHT = 0.01
+#: Components that a legend names: more are numbered where they are. Judged by eye.
+_MOST_NAMED = 12
 
 
 @guarded
@@ -115,26 +126,36 @@ class MixtureDisplay(Display):
         """
         self._begin(ax)
         state, sure = self.probabilities.argmax(1), self.probabilities.max(1)
-        k = len(self.weights)
+        k, drawn = len(self.weights), rows_drawn(len(self.points))
         least = 1 / k
         opacity = _FAINTEST + (1 - _FAINTEST) * (sure - least) / max(1 - least, least)
-        for i in np.flatnonzero(self.weights >= _LEAST_WEIGHT).tolist():
-            rows = (state == i) & np.isfinite(self.points).all(1)
+        shown = np.flatnonzero(self.weights >= _LEAST_WEIGHT).tolist()
+        seen = np.isfinite(self.points[drawn]).all(1)
+        for i in shown:
+            rows = drawn[seen & (state[drawn] == i)]
             label = f"component {i} (weight {self.weights[i]:.2f})"
             style = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "linewidths": 0}
-            shown = np.clip(opacity[rows], 0, 1)
-            self.ax_.scatter(*self.points[rows].T, s=16, alpha=shown, **style)
-            self.ax_.scatter([], [], s=18, label=label, **style)  # for the legend
-            self._draw_component(i)
+            faint = np.clip(opacity[rows], 0, 1)
+            self.ax_.scatter(*self.points[rows].T, s=16, alpha=faint, **style)
+            if len(shown) <= _MOST_NAMED:
+                self.ax_.scatter([], [], s=18, label=label, **style)  # for the legend
+            self._draw_component(i, len(shown) > _MOST_NAMED)
         self.ax_.set(xlabel=self.names[0], ylabel=self.names[1])
-        if self.covariances is not None:
-            self.ax_.set_title("ellipses hold 50 % of a component", fontsize="medium")
+        said = [] if self.covariances is None else ["ellipses hold 50 % of a component"]
+        said += [] if len(shown) <= _MOST_NAMED else ["numbers are components"]
+        title = "; ".join(said) + how_many(len(drawn), len(self.points))
+        self.ax_.set_title(title.removeprefix("; "), fontsize="medium")
         self.ax_.grid(alpha=0.25)
         legend(self.ax_, **BESIDE)
         return self
 
-    def _draw_component(self, i):
-        self.ax_.plot(*self.means[i], "+", color="black", ms=8, mew=1.4, zorder=4)
+    def _draw_component(self, i, numbered):
+        if numbered:
+            box = {"boxstyle": "circle,pad=0.15", "fc": self.ax_.get_facecolor(), "alpha": 0.75}
+            words = {"ha": "center", "va": "center", "fontsize": "x-small", "zorder": 4}
+            self.ax_.text(*self.means[i], str(i), color=self._ink, bbox=box | {"lw": 0}, **words)
+        else:
+            self.ax_.plot(*self.means[i], "+", color=self._ink, ms=8, mew=1.4, zorder=4)
         if self.covariances is None:
             return
         from matplotlib.patches import Ellipse
