@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from skavi._data.column_roles import as_table
 from skavi._platform.optional_imports import require
+from skavi._platform.private_names import safe_indexing
 
 #: Okabe and Ito's palette without yellow, which is faint on white, and with grey for black, which
 #: is not seen on black.
@@ -50,6 +52,26 @@ class Display:
         return self
 
 
+def explained_names(estimator) -> list[str]:
+    """Return the names of the columns that a fitted model explains, or "feature 3"."""
+    names = estimator._explained_names
+    if names is None:
+        return [f"feature {i}" for i in range(estimator._n_explained)]
+    return [str(name) for name in names]
+
+
+def explained_places(estimator) -> list[int]:
+    """Return the places of the columns that a fitted model explains in the user's table."""
+    roles = estimator.model_.columns_
+    return roles.explained if roles.places else list(range(estimator._n_explained))
+
+
+def numbers_of(X, places) -> np.ndarray:
+    """Return columns of a user's table as numbers, NaN where there is none."""
+    part = safe_indexing(as_table(X), places, axis=1)
+    return np.array(part.toarray() if hasattr(part, "toarray") else part, dtype=float)
+
+
 def check_latent(latent, n_latents: int) -> None:
     """Raise a ValueError unless there is such a latent to draw."""
     if not n_latents:
@@ -64,9 +86,9 @@ def colour(i: int) -> str:
 
 
 def short(label) -> str:
-    """Return a label that fits beside the axes."""
+    """Return a label that fits beside the axes, without its middle if it is long."""
     text = str(label)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 11]}...{text[-8:]}"
 
 
 def rows_drawn(n: int, most: int = MOST_ROWS) -> np.ndarray:

@@ -64,16 +64,23 @@ class RowColours:
             same = rows[markers == marker]
             yield same, [colour(code) for code in self.codes[same].tolist()], MARKERS[marker]
 
-    def key(self, display):
-        """Name the labels beside the axes: a legend of classes, or a bar of numbers."""
+    def key(self, display, axes=None):
+        """Name the labels beside the axes, or beside several: a legend, or a bar of numbers."""
         ax = display.ax_
         if self.continuous:
-            display.figure_.colorbar(self._shades, ax=ax, label="label")
+            axes = ax if axes is None else axes.ravel().tolist()
+            display.figure_.colorbar(self._shades, ax=axes, label="label")
         elif self.named:
+            handles = []
             for i, value in enumerate(self.values):
                 look = {"color": colour(i), "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
-                ax.scatter([], [], s=18, linewidths=0, label=short(value), **look)
-            legend(ax, **BESIDE)
+                dot = ax.scatter([], [], s=18, linewidths=0, label=short(value), **look)
+                handles.append(dot)
+            if axes is None:
+                legend(ax, **BESIDE)
+            else:
+                look = {"frameon": False, "fontsize": "small"}
+                display.figure_.legend(handles=handles, loc="outside center right", **look)
 
 
 def _palette(ink):

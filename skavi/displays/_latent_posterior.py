@@ -152,18 +152,13 @@ class LatentPosteriorDisplay(Display):
             for same, shades, marker in colours.groups(rows, self._ink) if i != j else ():
                 points = mean[same][:, [chosen[j], chosen[i]]].T
                 ax.scatter(*points, s=6, c=shades, marker=marker, linewidths=0)
-            ax.set_xlabel(names[chosen[j]] if i == n - 1 else "")
-            ax.set_ylabel(names[chosen[i]] if j == 0 else "")
+            ax.set_xlabel(names[chosen[j]] if i == n - 1 else "", fontsize="small")
+            ax.set_ylabel(names[chosen[i]] if j == 0 else "", fontsize="small")
+            ax.tick_params(labelsize="small")
         said = how_many(n, mean.shape[1], "latents") + how_many(len(rows), len(mean))
         figure.suptitle("posterior means" + said + colours.unnamed, fontsize="medium")
-        self._key_of_pairs(colours)
+        colours.key(self, self.axes_)
         return self
-
-    def _key_of_pairs(self, colours):
-        """Put the key beside all panels: that of the panel in the upper right corner."""
-        self.ax_ = self.axes_[0, -1]
-        colours.key(self)
-        self.ax_ = self.axes_[0, 0]
 
     def plot_intervals(self, *, latent=0, ax=None):
         """Draw each row's 90 % interval of one latent, sorted by its mean.
