@@ -85,10 +85,10 @@ def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
-def short(label) -> str:
+def short(label, longest: int = _LONGEST) -> str:
     """Return a label that fits beside the axes, without its middle if it is long."""
-    text = str(label)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 11]}...{text[-8:]}"
+    text, end = str(label), longest // 3
+    return text if len(text) <= longest else f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
 def rows_drawn(n: int, most: int = MOST_ROWS) -> np.ndarray:

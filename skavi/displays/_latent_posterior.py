@@ -147,7 +147,7 @@ class LatentPosteriorDisplay(Display):
         self._begin(self.axes_[0, 0])
         for (i, j), ax in np.ndenumerate(self.axes_):
             if i == j:
-                ax.hist(mean[:, chosen[i]], 30, color=COLOURS[0], alpha=0.6)
+                ax.hist(mean[:, chosen[i]], 30, color=COLOURS[4], alpha=0.8)
                 ax.set_yticks([])
             for same, shades, marker in colours.groups(rows, self._ink) if i != j else ():
                 points = mean[same][:, [chosen[j], chosen[i]]].T

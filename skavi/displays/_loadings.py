@@ -13,7 +13,9 @@ _ROW, _COLUMN, _MARGIN = 0.2, 0.42, 1.3
 _MOST_LATENTS = 20
 #: In half-widths of the rows' cloud: the longest arrow, the distance of two labels, and the axes'
 #: half-width, which leaves room for labels. Judged by eye.
-_REACH, _GAP, _ROOM = 0.95, 0.11, 1.9
+_REACH, _GAP, _ROOM = 0.95, 0.11, 2.0
+#: Characters of a label for which that is room.
+_LONGEST = 16
 
 
 @guarded
@@ -159,7 +161,7 @@ class LoadingsDisplay(Display):
             self.ax_.annotate("", end, (0, 0), arrowprops=look)
             side = {"ha": "left" if end[0] >= 0 else "right", "va": "center"}
             words = {"fontsize": "small", "color": self._ink}
-            self.ax_.text(1.05 * end[0], height, short(self.names[i]), **side, **words)
+            self.ax_.text(1.05 * end[0], height, short(self.names[i], _LONGEST), **side, **words)
         self.ax_.set(xlim=(-_ROOM * size, _ROOM * size), ylim=(-1.2 * size, 1.2 * size))
         self.ax_.set(xlabel=self.latents[pair[0]], ylabel=self.latents[pair[1]])
         said = "arrows point where a column grows"

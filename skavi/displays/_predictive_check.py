@@ -100,8 +100,8 @@ class PredictiveCheckDisplay(Display):
         -------
         PredictiveCheckDisplay
         """
-        roles, table = estimator.model_.columns_, as_table(X)
-        if "offset" in roles.given:
+        table = as_table(X)
+        if "offset" in estimator.model_.columns_.given:
             raise ValueError(
                 "PredictiveCheckDisplay: new rows are drawn with an offset of 0, so they cannot be "
                 "compared with rows of another offset."
@@ -110,7 +110,7 @@ class PredictiveCheckDisplay(Display):
         chosen = list(range(len(places))[:_MOST]) if features is None else list(features)
         columns = [places[i] for i in chosen]
         observed = numbers_of(X, columns)
-        state, given = private_state(random_state), _given(table, roles)
+        state, given = private_state(random_state), _given(table, estimator.model_)
         tables = (estimator.sample(len(observed), state, **given)[0] for _ in range(n_draws))
         drawn = np.stack([numbers_of(each, columns) for each in tables])
         drawn[:, np.isnan(observed)] = np.nan
@@ -156,7 +156,7 @@ class PredictiveCheckDisplay(Display):
         seen = ~np.isnan(observed)
         observed, replicated = observed[seen], replicated[:, seen]
         line = {"color": colour(1), "label": "observed"}
-        band = {"color": colour(0), "alpha": 0.4, "lw": 0, "label": "replicates, 90 %"}
+        band = {"color": colour(4), "alpha": 0.6, "lw": 0, "label": "replicates, 90 %"}
         if len(np.unique(observed)) <= _FEW_VALUES:
             values = np.unique(np.concatenate([observed, replicated.ravel()]))[:_N_PLACES]
             low, high, own = _between(
@@ -189,10 +189,13 @@ def _between(summary, replicated, observed):
     return low, high, summary(observed)
 
 
-def _given(table, roles):
+def _given(table, model):
     """Return a table's given columns, as `sample` takes them."""
-    places = {role: [column.place for column in columns] for role, columns in roles.given.items()}
-    given = {role: safe_indexing(table, columns, axis=1) for role, columns in places.items()}
+    roles: dict[str, dict[int, None]] = {}
+    for role, columns in model.columns_.given.items():
+        argument = "covariates" if role in model.row_roles else role
+        roles.setdefault(argument, {}).update(dict.fromkeys(column.place for column in columns))
+    given = {role: safe_indexing(table, list(places), axis=1) for role, places in roles.items()}
     if LABELS in given:
         given[LABELS] = np.asarray(given[LABELS])[:, 0]
     return given

@@ -6,8 +6,8 @@ from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
 from skavi.displays._axes import Display, colour, explained_names, how_many, short
 
-#: Panels in a row, and inches of a panel and of a word.
-_ACROSS, _WIDE, _WORD = 4, 2.3, 0.19
+#: Panels in a row and inches of all of them; inches of bars, of a character and of a line.
+_ACROSS, _PAGE, _BARS, _CHARACTER, _LINE = 4, 10.0, 1.5, 0.08, 0.19
 
 
 @guarded
@@ -103,11 +103,14 @@ class TopicWordsDisplay(Display):
         k = len(self.probabilities)
         order = np.arange(k) if self.shares is None else np.argsort(-self.shares, kind="stable")
         topics, n_words = order[:most].tolist(), min(n_words, len(self.words))
-        across = min(_ACROSS, len(topics))
+        best = {t: np.argsort(-self.probabilities[t], kind="stable")[:n_words] for t in topics}
+        longest = max(len(short(self.words[i])) for order in best.values() for i in order)
+        wide = _BARS + _CHARACTER * longest
+        across = min(_ACROSS, len(topics), int(_PAGE / wide))
         down = -(-len(topics) // across)
         if figure is None:
             pyplot = require("matplotlib.pyplot", "skavi[plot]")
-            size = max(4.2, _WIDE * across), 0.5 + down * (0.65 + _WORD * n_words)
+            size = max(4.2, wide * across), 0.5 + down * (0.65 + _LINE * n_words)
             figure = pyplot.figure(figsize=size, layout="constrained")
         grid = figure.subplots(down, across, squeeze=False).ravel()
         for ax in grid[len(topics) :]:
@@ -115,9 +118,9 @@ class TopicWordsDisplay(Display):
         self.axes_ = grid[: len(topics)]
         self._begin(self.axes_[0])
         for ax, topic in zip(self.axes_, topics, strict=True):
-            best = np.argsort(-self.probabilities[topic], kind="stable")[:n_words]
-            ax.barh(np.arange(n_words), self.probabilities[topic, best], color=colour(0))
-            ax.set_yticks(np.arange(n_words), [short(self.words[i]) for i in best])
+            words = best[topic]
+            ax.barh(np.arange(n_words), self.probabilities[topic, words], color=colour(0))
+            ax.set_yticks(np.arange(n_words), [short(self.words[i]) for i in words])
             ax.tick_params(labelsize="small")
             ax.invert_yaxis()
             share = "" if self.shares is None else f" ({self.shares[topic]:.0%})"
