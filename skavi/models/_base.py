@@ -228,18 +228,18 @@ def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
 
 
 class HierarchicalModel(BijectedLatents, LatentVariableModel):
-    """Rows independent given theta: p(theta) prod_n p(z_n | theta) p(x_n | z_n, theta).
+    r"""Rows that are independent given the globals.
+
+    .. math:: p(\theta) \prod_n p(z_n \mid \theta) \, p(x_n \mid z_n, \theta)
 
     Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`, or in place of the
     last one ``log_likelihood(theta, z, X)``, of shape (n_rows,); they may override `log_local` for
     speed. Univariate distributions are read as independent over the last dimension; a local prior
     of one number serves one latent. Where its support is bounded (Gamma, Beta, Uniform, ...), q is
     normal on the scale of torch's bijection, and z, `transform` and `posterior` are on the prior's
-    own. Latents may also take finitely many values (Categorical, Bernoulli): z then holds
-    one of them for all rows, of the dtype of draws, and q(z_n) is `skavi.families.Categorical`. Any
-    other support is refused.
-
-    With `n_latents` 0 there is no `local_prior`, and all that speaks of latents has no columns.
+    own. Latents may take finitely many values (Categorical, Bernoulli): z then holds one of them
+    for all rows, of the dtype of draws, and q(z_n) is `skavi.families.Categorical`. Any other
+    support is refused. With `n_latents` 0 there is no `local_prior`, and nothing has latents.
 
     Examples
     --------

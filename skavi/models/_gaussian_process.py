@@ -19,7 +19,11 @@ _LARGEST_SD = 25.0
 
 
 class GaussianProcess(LatentVariableModel):
-    """z ~ GP(0, k) at the times in X's first column; the second column is y_n ~ p(y_n | z_n).
+    r"""A smooth curve z at the times in X's first column; the second column has observations of it.
+
+    :math:`z \sim \mathrm{GP}(0, k)` and :math:`y_n \sim p(y_n \mid z_n)`, with
+    :math:`k(t, t') = \mathrm{amplitude}^2 \exp(-(t - t')^2 / (2 \, \mathrm{lengthscale}^2))`.
+    `transform` returns the posterior means of the curve at the rows' times.
 
     Parameters
     ----------
@@ -28,7 +32,8 @@ class GaussianProcess(LatentVariableModel):
     amplitude : float, default=1.0
         Prior standard deviation of z.
     likelihood : {"normal", "bernoulli", "poisson"}, default="normal"
-        y_n ~ N(z_n, noise_sd^2), Bernoulli(logit = z_n) or Poisson(exp(z_n)).
+        Of :math:`y_n`: with mean :math:`z_n`, with :math:`z_n` as its logit, or with
+        :math:`z_n` as its log rate.
     noise_sd : float, default=0.5
         Of the normal likelihood, in units of y.
 

@@ -21,7 +21,9 @@ from skavi.models._written import left_open, require_written
 
 
 class GroupedModel(ConditionalModel):
-    """Rows of groups: p(theta) prod_g p(z_g | theta) prod_{n in g} p(x_n | z_g, c_n, theta).
+    r"""Rows of groups, which share one latent vector a group.
+
+    .. math:: p(\theta) \prod_g p(z_g \mid \theta) \prod_{n \in g} p(x_n \mid z_g, c_n, \theta)
 
     Subclasses give what those of `HierarchicalModel` give, and name the column of X with the
     labels of the groups in an argument or attribute `groups`. All rows of a group have one latent
