@@ -21,14 +21,18 @@ _LARGEST_SD = 25.0
 class GaussianProcess(LatentVariableModel):
     r"""A smooth curve z at the times in X's first column; the second column has observations of it.
 
-    :math:`z \sim \mathrm{GP}(0, k)` and :math:`y_n \sim p(y_n \mid z_n)`, with
-    :math:`k(t, t') = \mathrm{amplitude}^2 \exp(-(t - t')^2 / (2 \, \mathrm{lengthscale}^2))`.
-    `transform` returns the posterior means of the curve at the rows' times.
+    .. math::
+
+       z \sim \mathrm{GP}(0, k), \quad k(t, t') = a^2 \exp(-(t - t')^2 / (2 l^2))
+
+    with the `amplitude` a and the `lengthscale` l, and observations
+    :math:`y_n \sim p(y_n \mid z_n)`. `transform` returns the posterior means of the curve at the
+    rows' times.
 
     Parameters
     ----------
     lengthscale : float, default=1.0
-        Of the squared exponential covariance, in units of time.
+        How far the curve's values are alike (the l above), in units of time.
     amplitude : float, default=1.0
         Prior standard deviation of z.
     likelihood : {"normal", "bernoulli", "poisson"}, default="normal"
