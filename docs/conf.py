@@ -76,7 +76,8 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]
-html_sidebars = {"migration": [], "contributing": []}  # they have no pages below them
+# They have no pages below them.
+html_sidebars = {name: [] for name in ("beside", "changelog", "contributing", "migration")}
 html_show_sourcelink = False
 
 

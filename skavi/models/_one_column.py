@@ -34,9 +34,9 @@ class _OneColumnModel(HierarchicalModel):
 
 
 class LinearModel(_OneColumnModel):
-    r"""A flat :math:`\theta`, :math:`z_n \sim \mathrm{N}(0, 1)`, one column around their sum.
+    r"""One column around :math:`\theta + \tau z_n`, with a flat prior of :math:`\theta`.
 
-    :math:`x_n \sim \mathrm{N}(\theta + \tau z_n, \sigma^2)`.
+    :math:`x_n \sim \mathrm{N}(\theta + \tau z_n, \sigma^2)` with :math:`z_n \sim \mathrm{N}(0, 1)`.
 
     Parameters
     ----------
@@ -78,9 +78,10 @@ class LinearModel(_OneColumnModel):
 
 
 class NonlinearModel(_OneColumnModel):
-    r"""A flat :math:`\theta`, :math:`z_n \sim \mathrm{N}(0, 1)`, one column that bends with them.
+    r"""One column around :math:`\theta + z_n \sin z_n + z_n`, with a flat prior of :math:`\theta`.
 
-    :math:`x_n \sim \mathrm{N}(\theta + z_n \sin z_n + z_n, \exp(\cos z_n)^2)`. No parameters.
+    :math:`x_n \sim \mathrm{N}(\theta + z_n \sin z_n + z_n, \exp(\cos z_n)^2)` with
+    :math:`z_n \sim \mathrm{N}(0, 1)`. There are no parameters.
 
     Notes
     -----

@@ -97,7 +97,7 @@ class TimeSeriesModel(HierarchicalModel):
 
 
 class SawTimeSeries(TimeSeriesModel):
-    r"""A flat :math:`\theta`, and a series of one column whose latents read the row before.
+    r"""A series of one column whose latents read the row before; a flat prior of :math:`\theta`.
 
     :math:`z_n \sim \mathrm{N}(x_{n-1}, 1)` and :math:`x_n \sim \mathrm{N}(a (\theta + z_n), 1)`.
 
