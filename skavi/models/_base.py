@@ -105,7 +105,7 @@ class LatentVariableModel(
 
     @abstractmethod
     def log_joint(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z, X | theta) of all rows, a scalar, in nats."""
+        r"""Return :math:`\log p(z, X \mid \theta)` of all rows, a scalar, in nats."""
 
     # --- what a model may add -------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class LatentVariableModel(
             return GlobalSpace(self.global_prior(self.n_explained(X)))
 
     def log_terms(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
+        r"""Return :math:`\log p(z, X \mid \theta)`: a term a row, (n_rows,), or one for all."""
         with defaults_of(z):
             return self.log_joint(theta, z, X)
 
@@ -284,12 +284,12 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
 
     @left_open
     def local_prior(self, theta: Theta) -> Distribution:
-        """Return p(z_n | theta), event shape (n_latents,); not asked for without latents."""
+        r"""Return :math:`p(z_n \mid \theta)`, event shape (n_latents,), if there are latents."""
         raise NotImplementedError
 
     @left_open
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
-        """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+        r"""Return :math:`p(x_n \mid z_n, \theta)` for z of shape (n_rows, n_latents)."""
         raise NotImplementedError
 
     def check_written(self, n_features):
@@ -306,7 +306,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.likelihood(z, theta)
 
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z_n, x_n | theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(z_n, x_n \mid \theta)`, shape (n_rows,)."""
         if self.writes_prior_out:
             return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
         with defaults_of(z):
@@ -328,7 +328,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.latent_prior(self.n_explained(X), theta)
 
     def log_prior(self, theta, z, X):
-        """Return log p(z_n | theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(z_n \mid \theta)`, shape (n_rows,)."""
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
             latents, log_jacobian = self.within(prior, z)
@@ -344,7 +344,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.observation(z, theta)
 
     def log_likelihood(self, theta, z, X):
-        """Return log p(x_n | z_n, theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(x_n \mid z_n, \theta)`, shape (n_rows,)."""
         with defaults_of(z):
             return log_prob(self.observation_of_rows(z, theta, X), self.explained(X))
 
