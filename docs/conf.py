@@ -38,6 +38,7 @@ exclude_patterns = ["_build", "gallery", "auto_examples/**.ipynb", "conftest.py"
 default_role = "name"
 # Every reference to Python must resolve.
 nitpicky = True
+smartquotes = False  # what stands in quotes is mostly a Python string, to be copied
 
 autosummary_generate = True
 autodoc_inherit_docstrings = False
@@ -62,6 +63,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
+    "ignore_repr_types": r"skavi\.displays",  # the picture is the output
     "write_computation_times": False,
 }
 
@@ -74,7 +76,8 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]
-html_sidebars = {"migration": [], "contributing": []}  # they have no pages below them
+# They have no pages below them.
+html_sidebars = {name: [] for name in ("beside", "changelog", "contributing", "migration")}
 html_show_sourcelink = False
 
 
@@ -166,10 +169,20 @@ def _public_bases(app, name, obj, options, bases):
     bases[:] = list(dict.fromkeys(kind for base in bases for kind in _listed_ancestors(base)[:1]))
 
 
+#: A named function such as log, which TeX keeps apart from a symbol before or after it.
+NAMED = re.compile(
+    r"(</m(?:i|n|sub|sup)>\s*)?(<mi>[a-z]+</mi>\s*)<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>\()"
+)
+SPACE = '<mspace width="0.17em"/>'
+
+
 def _mathml(writer, node):
-    """Write a formula as MathML."""
+    """Write a formula as MathML, with the spaces around named functions that browsers leave out."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=block)
+    formula = NAMED.sub(
+        lambda found: (found[1] + SPACE if found[1] else "") + found[2] + SPACE, formula
+    )
     writer.body.append(f'<div class="math">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 

@@ -65,7 +65,7 @@ class Nodes:
 
 
 class Noise(Component):
-    """A rule for the nodes of E_q.
+    """A rule for the nodes at which expectations under q are taken.
 
     Examples
     --------
@@ -174,7 +174,7 @@ class FixedDraws(Noise):
     ----------
     n_draws : int, default=64
         Number of draws. The optimum is biased by the draws' own error, of order
-        1 / sqrt(n_draws): `QuasiMonteCarlo` and `GaussHermite` are nearly always better.
+        one over the root of n_draws: `QuasiMonteCarlo` and `GaussHermite` are nearly always better.
     seed : int, default=0
         Seed of the draws.
 
@@ -268,8 +268,8 @@ class QuasiMonteCarlo(Noise):
 class GaussHermite(Noise):
     """Product Gauss-Hermite quadrature over a row's latents and the globals.
 
-    Exact for log densities that are polynomials of degree 2 n_nodes - 1 in every coordinate, and
-    meant for few of them: the rule has n_nodes ** (latents a row + globals) nodes.
+    Exact with n nodes for log densities that are polynomials of degree :math:`2n - 1` in every
+    coordinate. It is meant for few of them: k latents and globals together take :math:`n^k` nodes.
 
     Parameters
     ----------

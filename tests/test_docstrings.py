@@ -4,10 +4,15 @@ import importlib
 import inspect
 import pydoc
 import re
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from numpydoc.validate import validate
+from sklearn.exceptions import ConvergenceWarning
+
+from skavi import FactorizedVI, models
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 MODULES = [
@@ -92,6 +97,48 @@ def test_estimators_methods_are_numpydoc():
         for method in ("fit", "transform", "posterior", "score", "impute", "sample", "to_arviz"):
             found = validate(f"skavi.{kind}.{method}")["errors"]
             assert not [fault for fault in found if fault[0] in {*CHECKS, "PR01", "PR02"}]
+
+
+TABLE = np.random.default_rng(0).poisson(3.0, size=(12, 3)).astype(float)
+GROUPED = np.column_stack([TABLE, np.repeat([0.0, 1.0, 2.0], 4)])
+#: Each model that can be fitted as it is, and rows of its kind.
+FITTED = [
+    (models.FactorAnalysis(1), TABLE),
+    (models.FactorAnalysis(1, likelihood="student_t", covariates=[2]), TABLE),
+    (models.FactorAnalysis(1, likelihood="negative_binomial"), TABLE),
+    (models.BayesianDecoder(1, (2,)), TABLE),
+    (models.TopicModel(2), TABLE),
+    (models.MixtureModel(2), TABLE),
+    (models.MixtureModel(2, covariance="tied"), TABLE),
+    (models.HiddenMarkovModel(2), TABLE),
+    (models.MixedEffects(0, 3, fixed=[1], random=[2], centred=True), GROUPED),
+    (models.RandomEffects(covariates=[2]), 1.0 + TABLE),
+    (models.LocalLevel(), TABLE[:, :1]),
+    (models.GaussianProcess(), GROUPED[:, [3, 0]] + np.linspace(0.0, 1.0, 12)[:, None]),
+    (models.LinearModel(), TABLE[:, :1]),
+    (models.NonlinearModel(), TABLE[:, :1]),
+    (models.SawTimeSeries(), TABLE[:, :1]),
+]
+
+
+@pytest.mark.parametrize(("model", "X"), FITTED, ids=lambda value: type(value).__name__)
+def test_a_models_docstring_names_what_is_read_from_a_fit(model, X):
+    """Every global by its name in quotes (of a decoder's layers the first), and `transform`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = FactorizedVI(model, max_iter=2, random_state=0).fit(X)
+    names = {re.sub(r"_\d+$", "_0", name) for name in fit.global_posterior_.mean}
+    text = type(model).__doc__.partition("Examples\n")[0]
+    assert not [name for name in sorted(names) if f'"{name}"' not in text]
+    assert "`transform`" in text
+
+
+def test_every_model_that_can_be_fitted_is_among_them():
+    kinds = {getattr(models, name) for name in models.__all__}
+    shipped = {kind for kind in kinds if issubclass(kind, models.LatentVariableModel)}
+    assert {kind for kind in shipped if not inspect.isabstract(kind)} == {
+        type(model) for model, _ in FITTED
+    }
 
 
 def badly_documented(x):

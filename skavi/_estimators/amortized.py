@@ -19,6 +19,9 @@ from skavi.models._base import overrides
 class AmortizedVI(VariationalInference):
     """Amortized variational inference: one learned function from a row to its factor q(z_n).
 
+    The same model, ELBO and methods as `FactorizedVI`. A new row costs one evaluation of the
+    function; what one function for all rows loses is measured by `amortization_gap`.
+
     Parameters
     ----------
     model : LatentVariableModel, default=None

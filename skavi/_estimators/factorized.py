@@ -7,6 +7,10 @@ from skavi.inference_functions import Table
 class FactorizedVI(VariationalInference):
     """Factorized (mean-field) variational inference: a free factor q(z_n) for every row.
 
+    A factor is a simple distribution, by default normal, that stands in for the posterior of a
+    row's latents; q(theta) does so for the globals, which all rows share. `fit` finds both,
+    `transform` returns the means of any rows' latents, and `posterior` their whole factors.
+
     Parameters
     ----------
     model : LatentVariableModel, default=None

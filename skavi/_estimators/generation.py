@@ -28,7 +28,7 @@ class Generation(FittedEstimator):
     global_posterior_: GlobalPosterior
 
     def inverse_transform(self, Z, covariates=None):
-        """Return E[x | z] under q(theta), or E[x | z, c] for a model with covariates.
+        r"""Return the rows to expect of latents, :math:`\mathrm{E}[x \mid z]`, under q(theta).
 
         Parameters
         ----------

@@ -157,7 +157,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         return OwnScalePosterior.of(latents, globals_, own_scale, mean, sd, given)
 
     def to_arviz(self, X, n_draws=1000, random_state=None):
-        """Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
+        r"""Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
 
         Parameters
         ----------
@@ -173,9 +173,10 @@ class RowInference(FittedEstimator, TransformerMixin):
         xarray.DataTree
             One chain. "posterior": the globals by name, and the latents "z" (row, latent), both on
             the model's scale; "observed_data" and "posterior_predictive": the rows "x" (row,
-            feature); "log_likelihood": log p(x_n | z_n, theta) as "x" (row), nats; "sample_stats":
-            "lp" = log p(X, z, theta) and "log_q", both on the scale where q is normal. Predictions
-            and log likelihoods are left out for a model that gives only its log joint.
+            feature); "log_likelihood": :math:`\log p(x_n \mid z_n, \theta)` as "x" (row), nats;
+            "sample_stats": "lp", which is :math:`\log p(X, z, \theta)`, and "log_q", both on the
+            scale where q is normal. Predictions and log likelihoods are left out for a model that
+            gives only its log joint.
 
         Raises
         ------
@@ -222,19 +223,19 @@ class RowInference(FittedEstimator, TransformerMixin):
         )
 
     def score_samples(self, X, n_draws=None):
-        """Return each row's held-out ELBO with q(theta) fixed, in nats.
+        r"""Return each row's held-out ELBO with q(theta) fixed, in nats.
 
-        E_q[log p(x_n, z_n | theta)] + H[q(z_n)]: a lower bound of the row's expected log
-        likelihood under q(theta).
+        :math:`\mathrm{E}_q[\log p(x_n, z_n \mid \theta)] + \mathrm{H}[q(z_n)]`: a lower bound of
+        the row's expected log likelihood under q(theta).
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
         n_draws : int, default=None
-            None: the ELBO. Else the row's log posterior predictive density, log E_q(theta)
-            p(x_n | theta), over that many draws of theta (rounded down to an even number; a few
-            dozen do). No looseness of the bound enters it: models of different families, or with
-            different functions, can be compared.
+            None: the ELBO. Else the row's log posterior predictive density,
+            :math:`\log \mathrm{E}_{q(\theta)} p(x_n \mid \theta)`, over that many draws of theta
+            (rounded down to an even number; a few dozen do). No looseness of the bound enters it:
+            models of different families, or with different functions, can be compared.
 
         Returns
         -------
@@ -250,9 +251,10 @@ class RowInference(FittedEstimator, TransformerMixin):
         Draws are fixed and shared by all rows, so that results repeat. The rows' latents are
         integrated out as in `skavi.diagnostics.reweighted`, exactly or by quadrature; where neither
         is possible (more than 4 latents that are not normal given theta), with n_draws, by
-        importance weights p(x_n, z_n | theta) / q(z_n) of draws from q, whose log mean is a bound.
-        Latents in a chain: a series' density, shared out equally over its rows. Source of the
-        bound: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
+        importance weights :math:`p(x_n, z_n \mid \theta) / q(z_n)` of draws from q, whose log mean
+        is a bound. Latents in a chain: a series' density, shared out equally over its rows. Source
+        of the bound: Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders",
+        eq. 8.
 
         Examples
         --------

@@ -41,14 +41,19 @@ _TOL = 1e-9
 
 @dataclass(frozen=True)
 class InferenceGap:
-    """What each row's ELBO loses against its expected log likelihood, and to what, in nats.
+    r"""What each row's ELBO loses against its expected log likelihood, and to what, in nats.
 
-    E_q(theta) log p(x_n | theta) - ELBO_n = family + amortization + optimisation, by construction.
+    By construction, for each row
+
+    .. math::
+
+       \mathrm{E}_{q(\theta)} \log p(x_n \mid \theta) - \mathrm{ELBO}_n
+       = \text{family} + \text{amortization} + \text{optimisation}.
 
     Attributes
     ----------
     log_likelihood : ndarray of shape (n_rows,)
-        E_q(theta) log p(x_n | theta), by the best means there is.
+        :math:`\mathrm{E}_{q(\theta)} \log p(x_n \mid \theta)`, by the best means there is.
     elbo : ndarray of shape (n_rows,)
         The row's term of the ELBO.
     family : ndarray of shape (n_rows,)
@@ -68,7 +73,8 @@ class InferenceGap:
     generalization : InferenceGap or None
         The same on the rows of `X_test`; None if there were none.
     globals : float or None
-        KL(q(theta) || p(theta | X)), nats: log p(X) - ELBO = globals + the sum of all rows' gaps.
+        :math:`\mathrm{KL}(q(\theta) \,\|\, p(\theta \mid X))`, nats: with the sum of all rows' gaps
+        it is :math:`\log p(X) - \mathrm{ELBO}`.
     globals_reason : str
         Why it is None; else empty.
 
@@ -171,7 +177,7 @@ PARTS = tuple(_ADVICE)
 
 @guarded
 def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
-    """Measure how far the ELBO is below the log likelihood, and what each part of q loses.
+    r"""Measure how far the ELBO is below the log likelihood, and what each part of q loses.
 
     Parameters
     ----------
@@ -199,10 +205,11 @@ def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
 
     Notes
     -----
-    The gap of a row is the average over q(theta) of KL(q(z_n) || p(z_n | x_n, theta)), so that no
-    part is negative beyond its standard error. Likelihoods are as in `reweighted`. Where latents
-    are in a chain, or shared by rows, a row of the results is a whole series, or a group: its rows
-    are not independent given theta. Source: Cremer, Li & Duvenaud (2018), "Inference suboptimality
+    The gap of a row is the average over q(theta) of
+    :math:`\mathrm{KL}(q(z_n) \,\|\, p(z_n \mid x_n, \theta))`, so that no part is negative beyond
+    its standard error. Likelihoods are as in `reweighted`. Where latents are in a chain, or shared
+    by rows, a row of the results is a whole series, or a group: its rows are not independent given
+    theta. Source: Cremer, Li & Duvenaud (2018), "Inference suboptimality
     in variational autoencoders"; Zhang et al. (2022), "Generalization gap in amortized inference".
 
     Examples

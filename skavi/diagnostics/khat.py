@@ -24,21 +24,21 @@ _CONSTANT = 1e-5
 
 @dataclass(frozen=True)
 class PSISKHat:
-    """Shape of the tail of p / q, which says whether importance sampling can correct q.
+    r"""Shape of the tail of p / q, which says whether importance sampling can correct q.
 
     Attributes
     ----------
     joint : float
-        k-hat of p(theta, z | X) against q(theta) prod q(z_n), all rows at once. -inf where the
-        weights vary by less than 1e-5 nats: q is the posterior.
+        k-hat of :math:`p(\theta, z \mid X)` against :math:`q(\theta) \prod_n q(z_n)`, all rows at
+        once. -inf where the weights vary by less than 1e-5 nats: q is the posterior.
     per_row : ndarray of shape (n_rows,)
-        k-hat of each row's p(z_n | everything else) against q(z_n), with theta and the other rows'
-        latents at their means.
+        k-hat of each row's posterior against q(z_n), with theta and the other rows' latents at
+        their means.
     n_draws : int
         Number of draws.
     threshold : float
-        min(1 - 1 / log10(n_draws), 0.7): above it, estimates weighted by p / q are unreliable at
-        this number of draws.
+        The smaller of :math:`1 - 1 / \log_{10} \mathrm{n\_draws}` and 0.7: above it, estimates
+        weighted by p / q are unreliable at this number of draws.
 
     Notes
     -----

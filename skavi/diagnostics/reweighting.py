@@ -46,7 +46,7 @@ class ImportanceWeightsWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ReweightedPosterior:
-    """The posterior of theta as weighted draws, on the model's own scale.
+    r"""The posterior of theta as weighted draws, on the model's own scale.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class ReweightedPosterior:
         Shape of the weights' tail (Vehtari et al. 2024): beyond `threshold` nothing here should be
         used.
     log_evidence : float
-        log p(X), nats.
+        :math:`\log p(X)`, nats.
     log_evidence_se : float
         Its standard error, as if draws were independent.
 
@@ -196,10 +196,11 @@ class ReweightedPosterior:
 
 @guarded
 def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPosterior:
-    """Return the posterior of theta, with every row's latents integrated out.
+    r"""Return the posterior of theta, with every row's latents integrated out.
 
-    What mean-field sds should have been: p(theta | X) without the assumption that theta and the
-    latents are independent, as importance weights on draws of a widened q(theta) that adapts.
+    What mean-field sds should have been: :math:`p(\theta \mid X)` without the assumption that theta
+    and the latents are independent, as importance weights on draws of a widened q(theta) that
+    adapts.
 
     Parameters
     ----------
@@ -234,12 +235,12 @@ def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPoste
 
     Notes
     -----
-    log p(x_n | theta) is exact where the latents' posterior given theta is normal or finite, by
-    adaptive Gauss-Hermite quadrature for up to 4 latents a row, else by importance sampling with
-    fixed draws. A series of latents in a chain is integrated as a whole: exactly where it is finite
-    or normal given theta (the forward algorithm's and the Kalman filter's answers). Source:
-    Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling"; Naylor &
-    Smith (1982), adaptive quadrature.
+    :math:`\log p(x_n \mid \theta)` is exact where the latents' posterior given theta is normal or
+    finite, by adaptive Gauss-Hermite quadrature for up to 4 latents a row, else by importance
+    sampling with fixed draws. A series of latents in a chain is integrated as a whole: exactly
+    where it is finite or normal given theta (the forward algorithm's and the Kalman filter's
+    answers). Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance
+    sampling"; Naylor & Smith (1982), adaptive quadrature.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from skavi._data.sparse_rows import SparseRows
 
 
 def held_out_perplexity(proportions, words, held_out) -> float:
-    """Return the perplexity of words under given topics and proportions; lower is better.
+    r"""Return the perplexity of words under given topics and proportions; lower is better.
 
     For document completion, proportions come from one half of each document's words, and `held_out`
     has the other half. Any topic model can be measured, so topic models can be compared.
@@ -23,7 +23,8 @@ def held_out_perplexity(proportions, words, held_out) -> float:
     Returns
     -------
     float
-        exp(- sum x log p / sum x) over all words: a random choice among this many is as hard.
+        :math:`\exp(-\sum_v x_v \log p_v / \sum_v x_v)` over all words: a random
+        choice among this many is as hard.
 
     Raises
     ------

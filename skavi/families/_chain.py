@@ -108,15 +108,16 @@ class ChainFactors(FullFactors):
 
 
 class Chain(Family):
-    """Factors in which each row depends on the row before: for Markov models.
+    r"""Factors in which each row depends on the row before: for Markov models.
 
-    q(z) = q(z_1) prod_n q(z_n | z_{n-1}). Real latents have normal factors with a block-tridiagonal
-    precision: for linear normal models the exact posterior given theta. Latents that take finitely
-    many values have any conditional probabilities: given theta that is exact, and found by the
-    forward-backward algorithm. The default of `FactorizedVI` for models with latents in a chain.
+    :math:`q(z) = q(z_1) \prod_{n>1} q(z_n \mid z_{n-1})`. Real latents have normal factors with a
+    block-tridiagonal precision: for linear normal models the exact posterior given theta. Latents
+    that take finitely many values have any conditional probabilities: given theta that is exact,
+    and found by the forward-backward algorithm. The default of `FactorizedVI` for models with
+    latents in a chain.
 
-    Parameters of one row: those of `FullNormal` for its marginal, then the k^2 numbers of its link
-    to the row before; or logits for each state of the row before.
+    Parameters of one row: those of `FullNormal` for its marginal, then the :math:`k^2` numbers of
+    its link to the row before; or logits for each state of the row before.
 
     Examples
     --------

@@ -105,7 +105,7 @@ class LatentVariableModel(
 
     @abstractmethod
     def log_joint(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z, X | theta) of all rows, a scalar, in nats."""
+        r"""Return :math:`\log p(z, X \mid \theta)` of all rows, a scalar, in nats."""
 
     # --- what a model may add -------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class LatentVariableModel(
             return GlobalSpace(self.global_prior(self.n_explained(X)))
 
     def log_terms(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z, X | theta): a term a row, shape (n_rows,), or one scalar for all."""
+        r"""Return :math:`\log p(z, X \mid \theta)`: a term a row, (n_rows,), or one for all."""
         with defaults_of(z):
             return self.log_joint(theta, z, X)
 
@@ -228,18 +228,18 @@ def overrides(model: LatentVariableModel, base: type, name: str) -> bool:
 
 
 class HierarchicalModel(BijectedLatents, LatentVariableModel):
-    """Rows independent given theta: p(theta) prod_n p(z_n | theta) p(x_n | z_n, theta).
+    r"""Rows that are independent given the globals.
+
+    .. math:: p(\theta) \prod_n p(z_n \mid \theta) \, p(x_n \mid z_n, \theta)
 
     Subclasses give `n_latents`, `global_prior`, `local_prior` and `likelihood`, or in place of the
     last one ``log_likelihood(theta, z, X)``, of shape (n_rows,); they may override `log_local` for
     speed. Univariate distributions are read as independent over the last dimension; a local prior
     of one number serves one latent. Where its support is bounded (Gamma, Beta, Uniform, ...), q is
     normal on the scale of torch's bijection, and z, `transform` and `posterior` are on the prior's
-    own. Latents may also take finitely many values (Categorical, Bernoulli): z then holds
-    one of them for all rows, of the dtype of draws, and q(z_n) is `skavi.families.Categorical`. Any
-    other support is refused.
-
-    With `n_latents` 0 there is no `local_prior`, and all that speaks of latents has no columns.
+    own. Latents may take finitely many values (Categorical, Bernoulli): z then holds one of them
+    for all rows, of the dtype of draws, and q(z_n) is `skavi.families.Categorical`. Any other
+    support is refused. With `n_latents` 0 there is no `local_prior`, and nothing has latents.
 
     Examples
     --------
@@ -284,12 +284,12 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
 
     @left_open
     def local_prior(self, theta: Theta) -> Distribution:
-        """Return p(z_n | theta), event shape (n_latents,); not asked for without latents."""
+        r"""Return :math:`p(z_n \mid \theta)`, event shape (n_latents,), if there are latents."""
         raise NotImplementedError
 
     @left_open
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
-        """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+        r"""Return :math:`p(x_n \mid z_n, \theta)` for z of shape (n_rows, n_latents)."""
         raise NotImplementedError
 
     def check_written(self, n_features):
@@ -306,7 +306,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.likelihood(z, theta)
 
     def log_local(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(z_n, x_n | theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(z_n, x_n \mid \theta)`, shape (n_rows,)."""
         if self.writes_prior_out:
             return self.log_prior(theta, z, X) + self.log_likelihood(theta, z, X)
         with defaults_of(z):
@@ -328,7 +328,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.latent_prior(self.n_explained(X), theta)
 
     def log_prior(self, theta, z, X):
-        """Return log p(z_n | theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(z_n \mid \theta)`, shape (n_rows,)."""
         with defaults_of(z):
             prior = self.prior_of_rows(theta, X)
             latents, log_jacobian = self.within(prior, z)
@@ -344,7 +344,7 @@ class HierarchicalModel(BijectedLatents, LatentVariableModel):
         return self.observation(z, theta)
 
     def log_likelihood(self, theta, z, X):
-        """Return log p(x_n | z_n, theta), shape (n_rows,)."""
+        r"""Return :math:`\log p(x_n \mid z_n, \theta)`, shape (n_rows,)."""
         with defaults_of(z):
             return log_prob(self.observation_of_rows(z, theta, X), self.explained(X))
 

@@ -12,7 +12,9 @@ from skavi.models._written import left_open
 
 
 class ConditionalModel(HierarchicalModel):
-    """Rows given covariates: p(theta) prod_n p(z_n | c_n, theta) p(x_n | z_n, c_n, theta).
+    r"""Rows that are independent given the globals and the rows' covariates.
+
+    .. math:: p(\theta) \prod_n p(z_n \mid c_n, \theta) \, p(x_n \mid z_n, c_n, \theta)
 
     Subclasses give what those of `HierarchicalModel` give, with ``local_prior(theta, covariates)``
     and ``likelihood(z, theta, covariates)``, and name the columns of X that are given in an
@@ -28,7 +30,7 @@ class ConditionalModel(HierarchicalModel):
 
     Notes
     -----
-    Inference functions read (x_n, c_n). Methods that are given rows X, such as
+    Inference functions read :math:`(x_n, c_n)`. Methods that are given rows X, such as
     ``log_likelihood(theta, z, X)``, take these apart by ``self.explained(X)`` and
     ``self.given_columns(X)``.
 
@@ -65,12 +67,12 @@ class ConditionalModel(HierarchicalModel):
 
     @left_open
     def local_prior(self, theta: Theta, covariates: Tensor) -> Distribution:  # type: ignore[override]
-        """Return p(z_n | c_n, theta) for covariates of shape (n_rows, n_covariates)."""
+        r"""Return :math:`p(z_n \mid c_n, \theta)` for covariates (n_rows, n_covariates)."""
         raise NotImplementedError
 
     @left_open
     def likelihood(self, z: Tensor, theta: Theta, covariates: Tensor) -> Distribution:  # type: ignore[override]
-        """Return p(x_n | z_n, c_n, theta) for z of shape (n_rows, n_latents)."""
+        r"""Return :math:`p(x_n \mid z_n, c_n, \theta)` for z (n_rows, n_latents)."""
         raise NotImplementedError
 
     def check_roles(self):

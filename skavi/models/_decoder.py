@@ -24,7 +24,11 @@ _USED = 0.01
 
 
 class BayesianDecoder(CellwiseModel):
-    """x_n ~ likelihood(decoder(z_n)), z_n ~ N(0, I), with weights and biases of the decoder latent.
+    r"""A neural network that decodes a row's latents, with a posterior over its weights.
+
+    :math:`x_n \sim \mathrm{likelihood}(\mathrm{decoder}(z_n))` with
+    :math:`z_n \sim \mathrm{N}(0, I)`. `transform` returns the posterior means of :math:`z_n`, and
+    `inverse_transform` decodes latents.
 
     ``weights="point"`` replaces their posterior by point estimates: with `AmortizedVI` this is the
     usual variational autoencoder. Missing cells (NaN) are marginalised exactly.
@@ -35,10 +39,10 @@ class BayesianDecoder(CellwiseModel):
         Number of latents a row.
     hidden_layer_sizes : tuple of int, default=(64, 64)
         Widths of the decoder's hidden layers (leaky ReLU, slope 0.2).
-    likelihood : {"normal", "student_t", "bernoulli", "poisson", "negative_binomial"}, \
-default="normal"
-        Distribution of a cell around the decoder's output, which is a logit for "bernoulli" and the
-        log of a rate for counts, as in `FactorAnalysis`.
+    likelihood : str, default="normal"
+        "normal", "student_t", "bernoulli", "poisson" or "negative_binomial": the distribution of a
+        cell around the decoder's output, which is a logit for "bernoulli" and the log of a rate
+        for counts, as in `FactorAnalysis`.
     weight_scale : float, default=1.0
         Prior standard deviation of weights and biases.
     weights : {"posterior", "point"}, default="posterior"
@@ -47,7 +51,8 @@ default="normal"
         entropy of theta, so that it is not a bound on the evidence.
     noise_sd : float or None, default=None
         Scale of "normal" and "student_t" cells around the decoder's output, in units of X. None: a
-        global "noise_variance" ~ InverseGamma(1, output_scale^2 / 100).
+        global "noise_variance", inverse gamma with shape 1 and scale
+        :math:`\mathrm{output\_scale}^2 / 100`.
     output_loc : float or array of shape (n_features,), default=None
         Added to the decoder's output. None: the columns' own (through the link), and 0 where
         noise_sd is given.
@@ -57,19 +62,20 @@ default="normal"
     exposure : {"total", "unit"}, default=None
         For counts, as in `FactorAnalysis`; relative to output_loc.
     covariates : str, int or list of them, default=None
-        Names or places of columns of X that are given: the decoder reads (z, c), as a conditional
-        autoencoder does, so that latents need not tell what covariates tell. Text and categories
-        count a level at a time, against the first one; all are standardised inside.
+        Names or places of columns of X that are given: the decoder reads them beside the latents,
+        as a conditional autoencoder does, so that latents need not tell what covariates tell. Text
+        and categories count a level at a time, against the first one; all are standardised inside.
 
     Notes
     -----
     The fitted ``model_.n_used_components`` counts the latents whose means vary between rows. A fit
     starts as a linear model, probabilistic PCA, which uses all of them, and then takes minibatches.
 
-    Globals: "weight_0", "bias_0", ... for every layer, after the likelihood's own as in
-    `FactorAnalysis` (one for all columns, but a dispersion for each). Sources: Margossian & Blei
-    (2024), section 5.4, which has normal cells of unit variance (``noise_sd=1.0``); Kingma &
-    Welling (2014) for point estimates.
+    Globals, in ``global_posterior_``: "weight_0", "bias_0" and so on for every layer, after the
+    likelihood's own as in `FactorAnalysis` (one for all columns, but a dispersion for each).
+
+    Sources: Margossian & Blei (2024), section 5.4, which has normal cells of unit variance
+    (``noise_sd=1.0``); Kingma & Welling (2014) for point estimates.
 
     Examples
     --------

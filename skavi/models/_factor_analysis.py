@@ -26,17 +26,21 @@ _RIDGE = 0.01
 
 
 class FactorAnalysis(LinearPoisson):
-    """Linear model: x_n ~ N(W z_n + B c_n + m, diag(v)), z_n ~ N(0, I), with W, B, m, v latent.
+    r"""Linear model: a row is a mix of a few patterns, in noise or through a link.
 
-    ``noise="isotropic"`` (one v) is probabilistic PCA, ``"diagonal"`` factor analysis. Priors:
-    loadings W ~ N(0, loading_scale^2), mean m ~ N(mean_loc, mean_scale^2) and noise variance
-    v ~ InverseGamma(noise_shape, noise_scale). Scales left at None are weakly informative, taken
-    from the training data column by column (``"diagonal"``) or over all columns (``"isotropic"``).
+    .. math::
 
-    Columns named in `covariates` are given: the others have the mean B c_n beside their factors.
-    Other likelihoods read eta = W z_n + B c_n + m + offset_n through their link: logits for
-    "bernoulli", log rates for "poisson" and "negative_binomial". Missing cells (NaN) are
-    marginalised exactly.
+       x_n \sim \mathrm{N}(W z_n + B c_n + m, \mathrm{diag}(v)), \quad z_n \sim \mathrm{N}(0, I)
+
+    `transform` returns the posterior means of the latents :math:`z_n`, and `inverse_transform` the
+    rows to expect of latents. ``noise="isotropic"`` (one variance v) is probabilistic PCA,
+    ``"diagonal"`` factor analysis. Loadings W and mean m have normal priors, the noise variance v
+    an inverse gamma one. Scales left at None are weakly informative, taken from the training data
+    column by column (``"diagonal"``) or over all columns (``"isotropic"``).
+
+    Columns named in `covariates` are given: the others have the mean :math:`B c_n` beside their
+    factors. Other likelihoods read :math:`\eta_n = W z_n + B c_n + m + \mathrm{offset}_n` through
+    their link: logits for "bernoulli", log rates for counts. Missing cells (NaN) are marginalised.
 
     Parameters
     ----------
@@ -44,11 +48,11 @@ class FactorAnalysis(LinearPoisson):
         Number of latents a row.
     noise : {"isotropic", "diagonal"}, default="isotropic"
         One noise variance (or dispersion) for all columns, or one a column.
-    likelihood : {"normal", "student_t", "bernoulli", "poisson", "negative_binomial"}, \
-default="normal"
-        Distribution of a cell given eta. "student_t": v is the squared scale. "bernoulli": cells
-        from 0 to 1. "poisson", "negative_binomial": cells >= 0, of mean exposure * exp(eta); the
-        latter of variance mean + dispersion * mean^2.
+    likelihood : str, default="normal"
+        Distribution of a cell given eta: "normal"; "student_t", where v is the squared scale;
+        "bernoulli", for cells from 0 to 1; "poisson" or "negative_binomial", for cells >= 0 of mean
+        :math:`\mu = \text{exposure} \cdot e^\eta`, the latter of variance
+        :math:`\mu + \text{dispersion} \cdot \mu^2`.
     exposure : {"total", "unit"}, default=None
         For counts, the factor of a row's rates: "total", the row's total over the total that
         mean_loc expects for its observed cells, so that latents describe the composition of a row;
@@ -67,11 +71,10 @@ default="normal"
         Names or places of one column, or of one for each explained column, added to eta: log
         exposures for counts. "exposure" is then "unit" unless it is set, so that size is not
         counted twice.
-    coefficient_scale : float, array of shape (n_features, n_covariates) or Distribution, \
-default=None
-        Prior sd of the coefficients, or their prior (`skavi.distributions.Flat`, say). None: 2.5
-        standard deviations of the column (1 for logits and log rates) over that of the covariate,
-        as Gelman et al. (2008) have it.
+    coefficient_scale : float, array or Distribution, default=None
+        Prior sd of the coefficients, shape (n_features, n_covariates), or their prior
+        (`skavi.distributions.Flat`, say). None: 2.5 standard deviations of the column (1 for
+        logits and log rates) over that of the covariate, as Gelman et al. (2008) have it.
     noise_shape : float, default=1.0
         Shape of the inverse gamma prior.
     noise_scale : float or array of shape (n_features,), default=None
@@ -79,17 +82,20 @@ default=None
 
     Notes
     -----
-    Globals: "loadings" (n_features, n_components), with covariates "coefficients" (n_features,
-    n_covariates), "mean" (n_features,) and, by likelihood,
-    "noise_variance" (normal, student_t) or "dispersion" ~ Exp(1) (negative_binomial), a scalar or
-    (n_features,), and "degrees_of_freedom" ~ Gamma(2, 0.1) (student_t). With normal noise all
-    expectations are closed-form; the coordinate updates are those of Bishop (1999), "Variational
-    principal components", with a fully factorized q(W). Poisson cells need E exp(W_d z_n), which
-    independent normal factors have in closed form too, and are fitted by second-order steps in all
-    rows and columns together; it is infinite, and the ELBO minus infinity, where the sds of a
-    latent and of its loading have a product of 1 or more. With other likelihoods only z_n needs
-    nodes: given it eta is normal, and its kernel is integrated cell by cell, with the noise where
-    q(theta) has independent factors.
+    Globals, in ``global_posterior_``:
+
+    * "loadings" (n_features, n_components), W, and "mean" (n_features,), m;
+    * "coefficients" (n_features, n_covariates), B, with covariates;
+    * "noise_variance", or "dispersion" with prior Exp(1), a scalar or (n_features,);
+    * "degrees_of_freedom" (student_t), with prior Gamma(2, 0.1).
+
+    With normal noise all expectations are closed-form; the coordinate updates are those of Bishop
+    (1999), "Variational principal components", with a fully factorized q(W). Poisson cells need
+    :math:`\mathrm{E}\,\exp(W_d z_n)`, which independent normal factors have in closed form too, and
+    are fitted by second-order steps in all rows and columns together; it is infinite, and the ELBO
+    minus infinity, where the sds of a latent and of its loading have a product of 1 or more. With
+    other likelihoods only z_n needs nodes: given it eta is normal, and its kernel is integrated
+    cell by cell, with the noise where q(theta) has independent factors.
 
     Examples
     --------

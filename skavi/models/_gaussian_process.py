@@ -19,16 +19,25 @@ _LARGEST_SD = 25.0
 
 
 class GaussianProcess(LatentVariableModel):
-    """z ~ GP(0, k) at the times in X's first column; the second column is y_n ~ p(y_n | z_n).
+    r"""A smooth curve z at the times in X's first column; the second column has observations of it.
+
+    .. math::
+
+       z \sim \mathrm{GP}(0, k), \quad k(t, t') = a^2 \exp(-(t - t')^2 / (2 l^2))
+
+    with the `amplitude` a and the `lengthscale` l, and observations
+    :math:`y_n \sim p(y_n \mid z_n)`. `transform` returns the posterior means of the curve at the
+    rows' times.
 
     Parameters
     ----------
     lengthscale : float, default=1.0
-        Of the squared exponential covariance, in units of time.
+        How far the curve's values are alike (the l above), in units of time.
     amplitude : float, default=1.0
         Prior standard deviation of z.
     likelihood : {"normal", "bernoulli", "poisson"}, default="normal"
-        y_n ~ N(z_n, noise_sd^2), Bernoulli(logit = z_n) or Poisson(exp(z_n)).
+        Of :math:`y_n`: with mean :math:`z_n`, with :math:`z_n` as its logit, or with
+        :math:`z_n` as its log rate.
     noise_sd : float, default=0.5
         Of the normal likelihood, in units of y.
 

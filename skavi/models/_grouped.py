@@ -21,7 +21,9 @@ from skavi.models._written import left_open, require_written
 
 
 class GroupedModel(ConditionalModel):
-    """Rows of groups: p(theta) prod_g p(z_g | theta) prod_{n in g} p(x_n | z_g, c_n, theta).
+    r"""Rows of groups, which share one latent vector a group.
+
+    .. math:: p(\theta) \prod_g p(z_g \mid \theta) \prod_{n \in g} p(x_n \mid z_g, c_n, \theta)
 
     Subclasses give what those of `HierarchicalModel` give, and name the column of X with the
     labels of the groups in an argument or attribute `groups`. All rows of a group have one latent
@@ -100,7 +102,7 @@ class GroupedModel(ConditionalModel):
 
     @left_open
     def local_prior(self, theta: Theta, group_covariates: Tensor) -> Distribution:  # type: ignore[override]
-        """Return p(z_g | theta), event shape (n_latents,)."""
+        r"""Return :math:`p(z_g \mid \theta)`, event shape (n_latents,)."""
         raise NotImplementedError
 
     def check_roles(self):
@@ -177,7 +179,7 @@ class GroupedModel(ConditionalModel):
         return call_with(self.likelihood, z, theta, self.given_columns(X))
 
     def log_likelihood(self, theta, z, X):
-        """Return log p(x_n | z_g, c_n, theta) of rows X, given each one's z, shape (n_rows,)."""
+        r"""Return :math:`\log p(x_n \mid z_g, c_n, \theta)` of rows and their z, (n_rows,)."""
         with defaults_of(z):
             x, observed = filled(self.explained(X))
             likelihood = self.observation_of_rows(z, theta, X)
@@ -186,7 +188,7 @@ class GroupedModel(ConditionalModel):
             return log_prob_of_observed(likelihood, x, observed, type(self).__name__)
 
     def log_local(self, theta, z, X):
-        """Return log p(z_g, x_g | theta), shape (n_groups,)."""
+        r"""Return :math:`\log p(z_g, x_g \mid \theta)`, shape (n_groups,)."""
         X = GroupedRows.of(X)
         return self.log_prior(theta, z, X) + self._log_units(theta, z, X)
 

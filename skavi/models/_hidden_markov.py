@@ -14,7 +14,10 @@ _LONG_RUN = 1024
 
 
 class HiddenMarkovModel(Emitting, MarkovModel):
-    """Regimes: s_1 ~ Categorical(initial), s_n ~ Categorical(transitions[s_{n-1}]).
+    r"""Regimes: hidden states that follow one another, and a distribution of the row for each.
+
+    :math:`s_1 \sim \mathrm{Categorical}(\text{initial})`, and :math:`s_n` is drawn with the
+    probabilities of the row :math:`s_{n-1}` of "transitions".
 
     Given its state a row's cells are distributed as in `MixtureModel`. `transform` gives the
     probabilities of the states given the whole series, `predict` the most probable one, `forecast`
@@ -42,8 +45,15 @@ class HiddenMarkovModel(Emitting, MarkovModel):
 
     Notes
     -----
-    Globals: "initial" (n_states,), "transitions" (n_states, n_states), row i the probabilities
-    after state i, then those of `MixtureModel`. Given q(theta) the factors of `Chain` (the default)
+    Globals, in ``global_posterior_``:
+
+    * "initial" (n_states,): probabilities of the first state;
+    * "transitions" (n_states, n_states): row i has the probabilities of what follows state i;
+    * "means" (n_states, n_features): of cells in each state;
+    * "variances" (n_states, n_features), or "covariances" (n_states, n_features, n_features),
+      without the first dimension if tied: of normal cells.
+
+    Given q(theta) the factors of `Chain` (the default)
     are those of the forward-backward algorithm, and updates of q(theta) are in closed form (those
     of probabilities by quadrature in one dimension each): variational Baum-Welch (MacKay 1997). The
     best of several starts by `k-means++` is kept; states are ordered by how often the chain is in

@@ -22,9 +22,12 @@ _SPREADS = 10.0
 
 
 class LocalLevel(MarkovModel):
-    """z_1 ~ N(initial_mean, initial_sd^2), z_n ~ N(z_{n-1}, level_sd^2), x_n ~ N(z_n, noise_sd^2).
+    r"""A level that walks at random, observed in noise: one series, one column.
 
-    Missing observations (NaN in X) are marginalised.
+    :math:`z_n \sim \mathrm{N}(z_{n-1}, \mathrm{level\_sd}^2)` and
+    :math:`x_n \sim \mathrm{N}(z_n, \mathrm{noise\_sd}^2)`, with a normal first level :math:`z_1`.
+    `transform` returns the posterior means of the levels given the whole series (smoothed), and
+    `forecast` what follows it. Missing observations (NaN in X) are marginalised.
 
     Parameters
     ----------
@@ -36,11 +39,14 @@ class LocalLevel(MarkovModel):
         its standard deviation (or the size of its steps, if that is more).
     level_scale, noise_scale : float or Distribution, default=None
         Priors of the latent variances: a `torch.distributions.Distribution` of the variance, or a
-        number s for an inverse gamma distribution of shape 1 and scale s^2 / 10. None: s is the
-        root mean square of the series' steps.
+        number s for an inverse gamma distribution of shape 1 and scale :math:`s^2/10`. None: s is
+        the root mean square of the series' steps.
 
     Notes
     -----
+    Globals, in ``global_posterior_``: "level_variance" and "noise_variance", scalars, where their
+    sds are left at None.
+
     With fixed variances the factors of `skavi.families.Chain` (the default) are the Kalman
     smoother's and the ELBO is the log likelihood. Independent factors (`DiagonalNormal`) have the
     same means, and variances of one over the diagonal of the posterior precision (a tridiagonal

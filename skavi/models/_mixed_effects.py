@@ -16,10 +16,14 @@ _N_ETA_NODES, _N_SD_NODES = 15, 7
 
 
 class MixedEffects(MixedPriors):
-    """Fixed effects of all rows and random effects of each group, with any likelihood of a cell.
+    r"""Fixed effects of all rows and random effects of each group, with any likelihood of a cell.
 
-    eta_n = (1, fixed_n) beta + (1, random_n) z_g, z_g ~ N(G w_g, Sigma) with the group's
-    covariates w_g; the response is eta with normal noise, or as `likelihood` has it.
+    Row :math:`n` of group :math:`g` has the linear predictor
+
+    .. math:: \eta_n = (1, f_n) \, \beta + (1, r_n) \, z_g, \quad z_g \sim \mathrm{N}(G w_g, \Sigma)
+
+    with its `fixed` columns :math:`f_n`, its `random` ones :math:`r_n` and the group's covariates
+    :math:`w_g`; the response is :math:`\eta_n` with normal noise, or as `likelihood` has it.
 
     Parameters
     ----------
@@ -49,10 +53,17 @@ class MixedEffects(MixedPriors):
 
     Notes
     -----
-    Globals: "fixed" (1 + n_fixed,), "group_coefficients" (1 + n_random, n_group_covariates),
-    "random_sd" (1 + n_random,), "correlation", a matrix with prior LKJ(2), "noise_sd" where there
-    is noise, "degrees_of_freedom" or "dispersion" where the likelihood has one. `transform` and
-    `posterior` speak of the effects z_g. `global_posterior_.summary()` lists the fixed effects and
+    Globals, in ``global_posterior_``:
+
+    * "fixed" (1 + n_fixed,): fixed effects :math:`\beta`, the intercept first;
+    * "random_sd" (1 + n_random,): sds of the groups' effects, the intercept's first;
+    * "correlation": their correlation matrix, with prior LKJ(2), where there are several;
+    * "group_coefficients" (1 + n_random, n_group_covariates): :math:`G`, where there are such;
+    * "noise_sd" where there is noise, "degrees_of_freedom" or "dispersion" where the likelihood
+      has one: scalars.
+
+    `posterior` returns the effects :math:`z_g`, one entry a group, and `transform` gives each row
+    its group's. ``global_posterior_.summary()`` lists the fixed effects and
     the variance components with both sds; for fixed effects trust ``corrected_sd``.
 
     Sources: Gelman & Hill (2007); on centring Papaspiliopoulos, Roberts & Skold (2007).

@@ -12,7 +12,9 @@ from skavi.models._global_space import expected_log_weights, weights_moments
 
 
 class MixtureModel(Emitting, HierarchicalModel):
-    """Clusters: s_n ~ Categorical(weights), and a distribution of the row for each component.
+    r"""Clusters: a row is from one of a few components, each with a distribution of its own.
+
+    :math:`s_n \sim \mathrm{Categorical}(\text{weights})` is the component of row :math:`n`.
 
     Normal rows have a mean and a covariance matrix for each component; "poisson" and "bernoulli"
     cells are independent given it, with a mean each. Missing cells (NaN) are marginalised.
@@ -42,9 +44,14 @@ class MixtureModel(Emitting, HierarchicalModel):
 
     Notes
     -----
-    Globals: "weights" (n_components,), "means" (n_components, n_features) and, for normal cells,
-    "variances" (n_components, n_features) or "covariances" (n_components, n_features, n_features),
-    without the first dimension if tied. q is normal in the log variance of each column given those
+    Globals, in ``global_posterior_``:
+
+    * "weights" (n_components,): shares of the components;
+    * "means" (n_components, n_features): of cells in each component;
+    * "variances" (n_components, n_features), or "covariances" (n_components, n_features,
+      n_features), without the first dimension if tied: of normal cells.
+
+    q is normal in the log variance of each column given those
     before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
     form, those of log weights by quadrature in one dimension each, and so are the updates. With
     covariance matrices, rows with missing cells have a lower bound of their term, which is exact

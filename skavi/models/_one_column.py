@@ -34,7 +34,9 @@ class _OneColumnModel(HierarchicalModel):
 
 
 class LinearModel(_OneColumnModel):
-    """theta flat; z_n ~ N(0, 1); x_n ~ N(theta + tau z_n, sigma^2).
+    r"""One column around :math:`\theta + \tau z_n`, with a flat prior of :math:`\theta`.
+
+    :math:`x_n \sim \mathrm{N}(\theta + \tau z_n, \sigma^2)` with :math:`z_n \sim \mathrm{N}(0, 1)`.
 
     Parameters
     ----------
@@ -45,7 +47,8 @@ class LinearModel(_OneColumnModel):
 
     Notes
     -----
-    Source: Margossian & Blei (2024), section 5.1. The ideal inference function is affine in x_n.
+    One global, "theta", a scalar; `transform` returns the posterior means of :math:`z_n`. The ideal
+    inference function is affine in :math:`x_n`. Source: Margossian & Blei (2024), section 5.1.
 
     Examples
     --------
@@ -75,12 +78,16 @@ class LinearModel(_OneColumnModel):
 
 
 class NonlinearModel(_OneColumnModel):
-    """theta flat; z_n ~ N(0, 1); x_n ~ N(theta + z_n sin z_n + z_n, exp(cos z_n)^2).
+    r"""One column around :math:`\theta + z_n \sin z_n + z_n`, with a flat prior of :math:`\theta`.
+
+    :math:`x_n \sim \mathrm{N}(\theta + z_n \sin z_n + z_n, \exp(\cos z_n)^2)` with
+    :math:`z_n \sim \mathrm{N}(0, 1)`. There are no parameters.
 
     Notes
     -----
-    Source: Margossian & Blei (2024), section 5.2, with the likelihood's -log sd = -cos z_n, which
-    the published density omits. A row's factor may have several local optima.
+    One global, "theta", a scalar; `transform` returns the posterior means of :math:`z_n`. A row's
+    factor may have several local optima. Source: Margossian & Blei (2024), section 5.2, with the
+    term :math:`-\cos z_n` of the log likelihood, which the published density omits.
 
     Examples
     --------

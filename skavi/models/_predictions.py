@@ -47,7 +47,7 @@ class Predictions:
         return {}
 
     def log_likelihood(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
-        """Return log p(x_n | z_n, theta), shape (n_rows,), in nats."""
+        r"""Return :math:`\log p(x_n \mid z_n, \theta)`, shape (n_rows,), in nats."""
         raise NotImplementedError(f"{type(self).__name__} does not define log_likelihood.")
 
     def replicate(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:

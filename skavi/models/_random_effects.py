@@ -19,19 +19,18 @@ _TAU_PRIORS = {"half_cauchy": HalfCauchy, "half_normal": HalfNormal}
 
 
 class RandomEffects(HierarchicalModel):
-    """Effects of studies around a common mean; rows of X are (estimate, standard error).
+    r"""Effects of studies around a common mean; rows of X are (estimate, standard error).
 
-    effect_n ~ N(mu, tau^2), estimate_n ~ N(effect_n, se_n^2), mu ~ N(0, mu_scale^2) and
-    tau ~ HalfCauchy(tau_scale). With `covariates` c_n in further columns it is a meta-regression:
-    effect_n ~ N(mu + c_n b, tau^2). Inside, the latent z_n is what an effect is away from its mean,
-    in units of tau, or with
-    ``centred=True`` the effect itself; `transform`, `posterior`, `inverse_transform` and `sample`
-    speak of effects either way.
+    The true effect of a row is :math:`e_n \sim \mathrm{N}(\mu, \tau^2)`, and its estimate is normal
+    around it with the row's standard error. With `covariates` :math:`c_n` in further columns it is
+    a meta-regression: :math:`e_n \sim \mathrm{N}(\mu + c_n b, \tau^2)`. `transform`, `posterior`,
+    `inverse_transform` and `sample` speak of the effects. (Inside, a latent is what an effect is
+    away from its mean, in units of :math:`\tau`, or with ``centred=True`` the effect itself.)
 
     Parameters
     ----------
     mu_scale : float, default=5.0
-        Prior standard deviation of mu, in units of the estimates.
+        Prior standard deviation of mu, whose prior mean is 0, in units of the estimates.
     tau_scale : float, default=5.0
         Scale of tau's prior, in units of the estimates.
     centred : bool, default=None
@@ -49,11 +48,12 @@ class RandomEffects(HierarchicalModel):
 
     Notes
     -----
+    Globals, in ``global_posterior_``: "mu" and "tau", scalars, and with covariates "coefficients"
+    (n_covariates,), the :math:`b` above; mu is then the mean effect where all covariates are 0.
+
     Source: Rubin (1981), "Estimation in parallel randomized experiments"; priors as in Gelman
-    (2006); on the two forms Papaspiliopoulos, Roberts & Skold (2007). Globals: "mu" and "tau",
-    scalars, and with covariates "coefficients" (n_covariates,); mu is then the mean effect where
-    all covariates are 0. Under the non-centred form's q = q(theta) q(z) an effect is
-    mu + c b + tau z, whose mean and sd are exact: E tau z = E tau E z, and so on.
+    (2006); on the two forms Papaspiliopoulos, Roberts & Skold (2007). Under the non-centred form an
+    effect is :math:`\mu + c_n b + \tau z_n`; its mean and sd under q are exact.
 
     Examples
     --------

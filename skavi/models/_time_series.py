@@ -27,16 +27,16 @@ _PATHS, _THETAS = 10_000, 200
 
 
 class TimeSeriesModel(HierarchicalModel):
-    """Rows in time order whose latents read the row before: p(z_n | x_{n-1}, theta).
+    r"""Rows in time order whose latents read the row before: :math:`p(z_n \mid x_{n-1}, \theta)`.
 
     Subclasses give `n_latents`, `global_prior`, ``local_prior(theta, x_previous)`` and
-    `likelihood`. Given theta and X the latents are independent, so that
-    q(z_n) is ideally a function of (x_{n-1}, x_n): the default ``context`` is (1, 0).
+    `likelihood`. Given theta and X the latents are independent, so that q(z_n) is ideally a
+    function of :math:`(x_{n-1}, x_n)`: the default ``context`` is (1, 0).
 
     Attributes
     ----------
     initial : float, default=0.0
-        What x_0, the row before the first, reads as.
+        What :math:`x_0`, the row before the first, reads as.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class TimeSeriesModel(HierarchicalModel):
     def local_prior(  # type: ignore[override]  # reads one row more than its base
         self, theta: Theta, x_previous: Tensor
     ) -> Distribution:
-        """Return p(z_n | x_{n-1}, theta) for x_previous of shape (n_rows, n_features)."""
+        r"""Return :math:`p(z_n \mid x_{n-1}, \theta)`; x_previous is (n_rows, n_features)."""
         raise NotImplementedError
 
     def previous(self, X: Tensor) -> Tensor:
@@ -97,19 +97,22 @@ class TimeSeriesModel(HierarchicalModel):
 
 
 class SawTimeSeries(TimeSeriesModel):
-    """theta flat; z_n ~ N(x_{n-1}, 1); x_n ~ N(a (theta + z_n), 1); one column.
+    r"""A series of one column whose latents read the row before; a flat prior of :math:`\theta`.
+
+    :math:`z_n \sim \mathrm{N}(x_{n-1}, 1)` and :math:`x_n \sim \mathrm{N}(a (\theta + z_n), 1)`.
 
     Parameters
     ----------
     a : float, default=0.75
         Pull towards zero; the series is stable for abs(a) < 1.
     initial : float, default=0.0
-        The value x_0 before the series.
+        The value :math:`x_0` before the series.
 
     Notes
     -----
-    Source: Margossian & Blei (2024), section 5.3. The ideal inference function is affine in
-    (x_{n-1}, x_n); no function of x_n alone closes the gap.
+    One global, "theta", a scalar; `transform` returns the posterior means of :math:`z_n`. The ideal
+    inference function is affine in :math:`(x_{n-1}, x_n)`; no function of :math:`x_n` alone closes
+    the gap. Source: Margossian & Blei (2024), section 5.3.
 
     Examples
     --------
@@ -199,7 +202,12 @@ class CouplingBiasWarning(UserWarning):
 
 
 class MarkovModel(StatesInAChain, LatentVariableModel):
-    """Latents in a Markov chain: p(z_1 | theta) prod_n p(z_n | z_{n-1}, theta) p(x_n | z_n, theta).
+    r"""Latents in a Markov chain, and rows in time order that depend on them.
+
+    .. math::
+
+       p(\theta) \, p(z_1 \mid \theta) \prod_{n>1} p(z_n \mid z_{n-1}, \theta)
+       \prod_n p(x_n \mid z_n, \theta)
 
     Subclasses give `n_latents`, `global_prior`, `initial_prior`, `transition` and `likelihood`.
     Neighbouring latents are coupled, so no function of a window of rows closes the amortization
@@ -279,15 +287,15 @@ class MarkovModel(StatesInAChain, LatentVariableModel):
 
     @abstractmethod
     def initial_prior(self, theta: Theta) -> Distribution:
-        """Return p(z_1 | theta), event shape (n_latents,)."""
+        r"""Return :math:`p(z_1 \mid \theta)`, event shape (n_latents,)."""
 
     @abstractmethod
     def transition(self, z_previous: Tensor, theta: Theta) -> Distribution:
-        """Return p(z_n | z_{n-1}, theta) for z_previous of shape (n_rows, n_latents)."""
+        r"""Return :math:`p(z_n \mid z_{n-1}, \theta)`; z_previous is (n_rows, n_latents)."""
 
     @left_open
     def likelihood(self, z: Tensor, theta: Theta) -> Distribution:
-        """Return p(x_n | z_n, theta) for z of shape (n_rows, n_latents)."""
+        r"""Return :math:`p(x_n \mid z_n, \theta)` for z of shape (n_rows, n_latents)."""
         raise NotImplementedError
 
     def check_written(self, n_features):

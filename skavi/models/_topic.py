@@ -31,13 +31,19 @@ _SMALLEST_SHARE = 1e-300
 
 
 class TopicModel(LogisticNormal):
-    """Counts of words explained by a few topics, with a posterior over topics and proportions.
+    r"""Counts of words explained by a few topics, with a posterior over topics and proportions.
 
-    A row of X holds how often each word (column) is in a document:
+    A row of X holds how often each word (column) is in a document, here of :math:`N_n` words:
 
-        x_n ~ Multinomial(N_n, proportions_n @ words), N_n given,
-        proportions_n = softmax(z_n),  z_n ~ N(0, proportion_scale^2),
-        words_k = softmax(topics_k),   topics_k ~ N(topic_loc, topic_scale^2).
+    .. math::
+
+       x_n \sim {} & \mathrm{Multinomial}(N_n, \pi_n^\top \beta), \\
+       \pi_n = {} & \mathrm{softmax}(z_n), \quad z_n \sim \mathrm{N}(0, s^2), \\
+       \beta_k = {} & \mathrm{softmax}(t_k), \quad t_k \sim \mathrm{N}(\mu, \sigma^2)
+
+    with the document's proportions of the topics :math:`\pi_n`, the probabilities of the words
+    under each topic :math:`\beta_k`, `proportion_scale` s, `topic_loc` :math:`\mu` and
+    `topic_scale` :math:`\sigma`.
 
     X is dense or CSR, and is held by its non-zeros either way. Any numbers >= 0 will do as counts.
     A row without words keeps its prior.
@@ -60,19 +66,22 @@ class TopicModel(LogisticNormal):
     Notes
     -----
     `transform` and `posterior` give the topics' proportions in each document: means and sds of
-    softmax(z) under q(z), by 128 quasi-random points that are the same for all documents. Rows of
-    means sum to one to rounding; in posteriors of an sd of up to 2 nats a logit the points leave an
-    error of 0.003 (root mean square; 0.008 in the sds). ``posterior(X).logits`` is q(z) itself.
+    :math:`\mathrm{softmax}(z)` under q(z), by 128 quasi-random points that are the same for all
+    documents. Rows of means sum to one to rounding; in posteriors of an sd of up to 2 nats a logit
+    the points leave an error of 0.003 (root mean square; 0.008 in the sds).
+    ``posterior(X).logits`` is q(z) itself.
 
     One global, "topics" (n_components, n_features), on the logit scale: `word_probabilities` and
     `top_words` read it. The default ELBO is the bound of Blei & Lafferty (2007), "A correlated
     topic model of science", eq. 7-8, with each word's topic and the normalisers at their optimum:
 
-        E log p(x | z, topics) >= sum_v x_v log sum_k exp(E log~ softmax(z)_k + E log~ words_kv),
-        E log~ softmax(u)_i = m_i - log sum_j exp(m_j + s_j^2 / 2),
+    .. math::
 
-    which is deterministic; ``noise=MonteCarlo()`` takes the expectation itself. Documents and
-    topics are updated by one formula, `softmax_step`.
+       \mathrm{E} \log p(x \mid z, t) &\geq \sum_v x_v \log \sum_k \exp(\ell(z)_k + \ell(t_k)_v), \\
+       \ell(u)_i &= m_i - \log \sum_j \exp(m_j + v_j / 2)
+
+    for normal logits u with means m and variances v. It is deterministic; ``noise=MonteCarlo()``
+    takes the expectation itself. Documents and topics are updated by one formula, `softmax_step`.
 
     Examples
     --------

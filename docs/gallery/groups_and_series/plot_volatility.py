@@ -1,9 +1,10 @@
-"""
+r"""
 Stochastic volatility, and what independent factors make of it
 ==============================================================
 
-The log variance of a series is an autoregression. Half a year of daily returns:
-how persistent is it?
+The log variance :math:`h_n` of a series is an autoregression,
+:math:`h_n \sim \mathrm{N}(\mu + \phi (h_{n-1} - \mu), \sigma^2)`, and its returns are
+:math:`x_n \sim \mathrm{N}(0, e^{h_n})`. Half a year of daily returns: how persistent is it?
 """
 
 import warnings

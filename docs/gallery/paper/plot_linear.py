@@ -1,11 +1,11 @@
-"""
+r"""
 The linear model: a straight line is the ideal function
 =======================================================
 
-The first of the paper's models (Margossian & Blei 2024, section 5.1): ``theta`` flat,
-``z_n ~ N(0, 1)``, ``x_n ~ N(theta + tau z_n, sigma^2)``. The best factor's mean is affine in
-``x_n`` and its sd is the same for all rows, so a polynomial of degree 1 closes the gap and a
-constant cannot.
+The first of the paper's models (Margossian & Blei 2024, section 5.1): :math:`\theta` has a flat
+prior, :math:`z_n \sim \mathrm{N}(0, 1)`, and :math:`x_n \sim \mathrm{N}(\theta + \tau z_n,
+\sigma^2)`. The best factor's mean is affine in :math:`x_n` and its sd is the same for all rows, so
+a polynomial of degree 1 closes the gap and a constant cannot.
 """
 
 import matplotlib.pyplot as plt

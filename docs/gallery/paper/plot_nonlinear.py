@@ -1,9 +1,10 @@
-"""
+r"""
 The nonlinear model: how wide must a network be?
 ================================================
 
-The paper's second model (section 5.2): ``x_n ~ N(theta + z_n sin z_n + z_n, exp(cos z_n)^2)``. The
-best factor bends with ``x_n``. A polynomial or a narrow network leaves a gap.
+The paper's second model (section 5.2) is
+:math:`x_n \sim \mathrm{N}(\theta + z_n \sin z_n + z_n, \exp(\cos z_n)^2)`. The best factor
+bends with :math:`x_n`. A polynomial or a narrow network leaves a gap.
 """
 
 import warnings

@@ -1,9 +1,10 @@
-"""
+r"""
 The saw time series: read the row before
 ========================================
 
-The paper's third model (section 5.3): ``z_n ~ N(x_{n-1}, 1)``. No function of ``x_n`` alone closes
-the gap, however rich; a straight line in ``(x_{n-1}, x_n)`` does.
+In the paper's third model (section 5.3) a latent reads the row before:
+:math:`z_n \sim \mathrm{N}(x_{n-1}, 1)`. No function of :math:`x_n` alone closes the gap, however
+rich; a straight line in :math:`(x_{n-1}, x_n)` does.
 """
 
 import warnings
