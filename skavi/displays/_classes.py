@@ -79,8 +79,8 @@ class RowColours:
             if axes is None:
                 legend(ax, **BESIDE)
             else:
-                look = {"frameon": False, "fontsize": "small"}
-                display.figure_.legend(handles=handles, loc="outside center right", **look)
+                beside = "outside center right"
+                display.figure_.legend(handles=handles, loc=beside, frameon=False, fontsize="small")
 
 
 def _palette(ink):

@@ -1,6 +1,6 @@
 """
-Effects of counties, with houses in them
-========================================
+Which counties differ, and how sure is that?
+============================================
 
 Which counties have more radon than their houses' floors explain? A county with two houses is drawn
 towards the mean of all counties, one with forty is not; bars hold 50 % and 90 % of its posterior.

@@ -1,6 +1,6 @@
 """
-Regimes: what no window tells
-=============================
+When did the regime change? What no window tells
+================================================
 
 A chain of two hidden states. Rows 49 and 50 are equal, halfway between the states' centres, and the
 series changes its state there. A function of a row gives equal rows equal factors, however rich it

@@ -1,6 +1,6 @@
 r"""
-Stochastic volatility, and what independent factors make of it
-==============================================================
+How volatile is a series, and for how long?
+===========================================
 
 The log variance :math:`h_n` of a series is an autoregression,
 :math:`h_n \sim \mathrm{N}(\mu + \phi (h_{n-1} - \mu), \sigma^2)`, and its returns are

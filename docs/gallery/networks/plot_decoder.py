@@ -1,6 +1,6 @@
 """
-A neural decoder of digits
-==========================
+How do I fit a variational autoencoder?
+=======================================
 
 The paper's fourth model, small: a neural network decodes each row's latents. The decoder's weights
 are a point (``weights="point"``, a variational autoencoder; leave it out for a posterior over the

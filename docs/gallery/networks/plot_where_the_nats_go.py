@@ -1,6 +1,6 @@
 """
-Where the nats go
-=================
+What does my encoder lose, and where?
+=====================================
 
 A small decoder of digits, fitted with factors of the rows' own (F-VI) and with functions of two
 widths (A-VI). `inference_gap` splits what each ELBO is below the log likelihood: what the family of

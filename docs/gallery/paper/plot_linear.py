@@ -1,6 +1,6 @@
 r"""
-The linear model: a straight line is the ideal function
-=======================================================
+When does a straight line lose nothing? The linear model
+========================================================
 
 The first of the paper's models (Margossian & Blei 2024, section 5.1): :math:`\theta` has a flat
 prior, :math:`z_n \sim \mathrm{N}(0, 1)`, and :math:`x_n \sim \mathrm{N}(\theta + \tau z_n,

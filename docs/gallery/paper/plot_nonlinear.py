@@ -1,6 +1,6 @@
 r"""
-The nonlinear model: how wide must a network be?
-================================================
+How wide must a network be? The nonlinear model
+===============================================
 
 The paper's second model (section 5.2) is
 :math:`x_n \sim \mathrm{N}(\theta + z_n \sin z_n + z_n, \exp(\cos z_n)^2)`. The best factor

@@ -1,6 +1,6 @@
 r"""
-The saw time series: read the row before
-========================================
+Which rows must a function read? The saw time series
+====================================================
 
 In the paper's third model (section 5.3) a latent reads the row before:
 :math:`z_n \sim \mathrm{N}(x_{n-1}, 1)`. No function of :math:`x_n` alone closes the gap, however

@@ -1,6 +1,6 @@
 """
-Clusters in a table with holes
-==============================
+Which clusters are there, if cells are missing?
+===============================================
 
 Three kinds of iris, with a fifth of the cells taken out. Points have the colours of their
 components, faint where a row is in doubt; rows that lack one of the two cells are in the fit, but
