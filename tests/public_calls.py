@@ -193,6 +193,7 @@ def _of_estimator(name: str) -> dict[str, Callable]:
         "sample": lambda f: getattr(f, at).sample(20_000),
         "to_arviz": lambda f: getattr(f, at).to_arviz(f.few, n_draws=2000),
         "get_feature_names_out": lambda f: getattr(f, at).get_feature_names_out(),
+        "summary": lambda f: getattr(f, at).summary(),
         "bias_note_": lambda f: getattr(f, at).bias_note_,
         "fit_transform": lambda f: clone(getattr(f, at)).fit_transform(f.few),
         "get_params": lambda f: getattr(f, at).get_params(),
@@ -216,6 +217,9 @@ def _of_globals() -> dict[str, Callable]:
         "sample": lambda f: getattr(f, at).sample(5000, random_state=0),
         "quantile": lambda f: getattr(f, at).quantile(np.linspace(0.01, 0.99, 5000)),
         "summary": lambda f: getattr(f, at).summary(),
+        "rows": lambda f: list(getattr(f, at).rows()),
+        "to_frame": lambda f: getattr(f, at).to_frame(),
+        "to_arviz": lambda f: getattr(f, at).to_arviz(n_draws=2000),
         "draws": lambda f: getattr(f, at).draws(np.zeros((5000, getattr(f, at).size))),
         "draw_unconstrained": lambda f: getattr(f, at).draw_unconstrained(
             np.zeros((5000, getattr(f, at).size))

@@ -145,9 +145,11 @@ class PartialFit(FittedEstimator):
                 f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
                 "as it was before. Check the scale of X."
             )
-        new = fitted_attributes(fitted, elbo, se, self._row_width, False, _STREAMED)
+        width, names = self._row_width, getattr(self, "feature_names_in_", None)
+        new = fitted_attributes(fitted, elbo, se, width, names, False, _STREAMED)
         new["elbo_curve_"] += self.elbo_
         new["elbo_"] += self.elbo_
+        new["n_samples_fit_"] = getattr(self, "n_samples_fit_", 0) + len(rows)
         new["elbo_se_"] = math.hypot(se, self.elbo_se_)
         self.__dict__.update(new)
         return fitted.problem.objective

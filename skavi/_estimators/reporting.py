@@ -40,6 +40,8 @@ class Reporter:
         What was not finite, if that ended the fit; else empty.
     alone : bool
         Whether the best of several starts was not confirmed by another one.
+    n_samples : int
+        Rows of all ranks.
     """
 
     def __init__(self, estimator, context, X):
@@ -48,6 +50,7 @@ class Reporter:
         self.stopped, self.interrupted, self.latest = False, False, None
         self.journal = Journal()
         self.failure, self.missed, self.joint, self.alone = "", 0.0, False, False
+        self.n_samples = 0
 
     def __call__(self, iterate):
         self.latest = iterate
@@ -87,7 +90,9 @@ class Reporter:
         iterate, `fit` evaluates its final ELBO from ``_iterate``.
         """
         elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
-        return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
+        names = getattr(self.estimator, "feature_names_in_", None)
+        attributes = fitted_attributes(fitted, elbo, np.nan, n_features, names, True)
+        return attributes | {"_iterate": fitted}
 
 
 def _one_of_many(task):
