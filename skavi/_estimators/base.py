@@ -206,7 +206,7 @@ class VariationalInference(
         rows = rows_of(X, sample_weight, device, sparse, roles)
         warn_of_shares(sample_weight)
         rows = replace(rows, ranks=ranks)
-        reporter.n_samples = rows.n_total
+        reporter.n_samples = ranks.count(X.shape[0])
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = ranks.size > 1
         plan = self._plan(X, roles, rows, reporter.journal)

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._component import Component
+from skavi._data.column_roles import LABELS
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import LostThreadsError, guarded
@@ -83,7 +84,7 @@ def _aligned(numbers):
 
 
 def _number(value):
-    return f"{value:.4g}"
+    return "-" if np.isnan(value) else f"{value:.4g}"
 
 
 def _shorten(text, most):
@@ -155,7 +156,9 @@ class Summarised(FittedEstimator):
         rows = list(islice(globals_.rows(), n_numbers))
         numbers = [(label(row), *row[2:]) for row in rows]
         title = f"{type(self).__name__}: {_short_repr(self.model or self.model_)}"
-        return FitSummary(title, [*self._facts()], numbers, size, self._notes())
+        reason = globals_.corrected_reason if size else None
+        notes = [f"No corrected sds: {reason}"] if reason else []
+        return FitSummary(title, [*self._facts()], numbers, size, notes + self._notes())
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         """Yield what was fitted, how far the fit came, and what was chosen, as text."""
@@ -163,7 +166,8 @@ class Summarised(FittedEstimator):
         n = fitted.get("n_samples_fit_")  # files of earlier versions do not hold it
         yield "rows", "not kept" if n is None else f"{n:,}"
         yield "columns", f"{self.n_features_in_:,}"
-        yield "latents", f"{self._fitted_model.objective.n_columns:,} a row"
+        unit = "row" if self.model_.columns_.given.get(LABELS) is None else "group"
+        yield "latents", f"{self._fitted_model.objective.n_columns:,} a {unit}"
         error = f" +/- {self.elbo_se_:.2g}" if self.elbo_se_ else ""
         each = "" if n is None else f" ({self.elbo_ / n:.4g} a row)"
         yield "ELBO", f"{self.elbo_:.4f}".rstrip("0").rstrip(".") + f"{error} nats{each}"

@@ -149,7 +149,7 @@ class PartialFit(FittedEstimator):
         new = fitted_attributes(fitted, elbo, se, width, names, False, _STREAMED)
         new["elbo_curve_"] += self.elbo_
         new["elbo_"] += self.elbo_
-        new["n_samples_fit_"] = getattr(self, "n_samples_fit_", 0) + len(rows)
+        new["n_samples_fit_"] = getattr(self, "n_samples_fit_", 0) + len(rows.X)
         new["elbo_se_"] = math.hypot(se, self.elbo_se_)
         self.__dict__.update(new)
         return fitted.problem.objective
