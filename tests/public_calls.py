@@ -54,6 +54,7 @@ EXEMPT = {
     "skavi.models": "takes tensors, or a guarded posterior",
     "skavi.objective": "called by a fit, or with tensors",
     "skavi.posterior.StatePosterior": "numpy alone",
+    "skavi.show_versions": "it reads names and counts",
     "skavi.noise": "called by a fit, or with torch's generators",
     "skavi.solvers": "called by a fit",
 }
@@ -135,6 +136,7 @@ def make_fits() -> SimpleNamespace:
         factorized = FactorizedVI(FactorAnalysis(2), random_state=0).fit(few)
         amortized = AmortizedVI(FactorAnalysis(2), Polynomial(1), random_state=0).fit(few)
         simple = FactorizedVI(FactorAnalysis(1), max_iter=3).fit(few[:, :2])
+        imputer = skavi.Imputer(FactorAnalysis(1)).fit(few)
         level = LocalLevel(1.0, 1.0)
         levels = {
             "FactorizedVI": FactorizedVI(level).fit(few[:, :1]),
@@ -159,6 +161,7 @@ def make_fits() -> SimpleNamespace:
         counts=counts,
         skavi_FactorizedVI=factorized,
         skavi_AmortizedVI=amortized,
+        skavi_Imputer=imputer,
         skavi_posterior_GlobalPosterior=factorized.global_posterior_,
         skavi_posterior_LatentPosterior=factorized.posterior(few),
         skavi_posterior_OwnScalePosterior=topics.posterior(counts),
@@ -313,6 +316,8 @@ def _of_functions() -> dict[str, Callable]:
             f.skavi_AmortizedVI, f.few, f.skavi_FactorizedVI
         ),
         "skavi.can_close_gap": lambda f: skavi.can_close_gap(FactorAnalysis(1), f.few),
+        "skavi.Imputer.fit": lambda f: skavi.Imputer(FactorAnalysis(1)).fit(f.few),
+        "skavi.Imputer.transform": lambda f: f.skavi_Imputer.transform(f.X),
         "skavi.save": lambda f: skavi.save(getattr(f, factorized), f.path),
         "skavi.load": lambda f: skavi.load(f.path),
         "skavi.diagnostics.calibration": lambda f: diagnostics.calibration(
