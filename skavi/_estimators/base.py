@@ -4,9 +4,11 @@ import copy
 import math
 from dataclasses import replace
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils.validation import check_is_fitted
@@ -37,6 +39,7 @@ from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.parametrisation import with_best_parametrisation
 from skavi._fit.start import density_at_start
+from skavi._platform.array_types import TableLike, keeping_types
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi._platform.memory import require_memory_of_fit
@@ -118,9 +121,9 @@ class VariationalInference(
 
     # --- fitting --------------------------------------------------------------------------------
 
-    @with_callbacks
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
+    @keeping_types(with_callbacks)
+    @keeping_types(fit_context(prefer_skip_nested_validation=True))
+    def fit(self, X: TableLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit q(theta) and the map from rows to factors.
 
         Ctrl-C ends the fit with its last complete iterate (``converged_ = False``), or the best
@@ -326,7 +329,7 @@ class VariationalInference(
             raise AttributeError("not fitted")
         return self._fitted_model.objective.n_columns * (2 if self.output == "mean_sd" else 1)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
         """Return the names of `transform`'s columns: the model's, or the estimator's own.
 
         Parameters

@@ -106,7 +106,7 @@ class Summarised(FittedEstimator):
     stopped_early_: bool
     suboptimality_: float
 
-    def summary(self, n_numbers=30):
+    def summary(self, n_numbers: int | None = 30) -> FitSummary:
         """Return one page about the fit: state, choices, globals with their sds, and notes.
 
         Parameters

@@ -1,5 +1,7 @@
 """Filling of missing cells as a step of a pipeline."""
 
+from typing import Self
+
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -8,6 +10,7 @@ from skavi._estimators.base import VariationalInference
 from skavi._estimators.factorized import FactorizedVI
 from skavi._fit.defaults import default_model
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi.models import LatentVariableModel
@@ -80,7 +83,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.estimator = estimator
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    def fit(self, X: TableLike, y: object = None) -> Self:
         """Fit the model that predicts missing cells.
 
         Parameters
@@ -106,7 +109,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         validate_data(self, X, skip_check_array=True)  # for the names of its columns
         return self
 
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Floats:
         """Fill the missing cells of rows.
 
         Parameters

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
@@ -17,6 +18,7 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.nonfinite import named_singularity
 from skavi._fit.streaming import check_streamed, go_on, stiffness_after
+from skavi._platform.array_types import TableLike, keeping_types
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import fit_context
@@ -49,8 +51,10 @@ class PartialFit(FittedEstimator):
     solver: Solver | None
     _stiffness: np.ndarray | None
 
-    @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y=None, sample_weight=None):
+    @keeping_types(fit_context(prefer_skip_nested_validation=True))
+    def partial_fit(
+        self, X: TableLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Continue the fit with new rows, without the earlier ones; the first call is `fit`.
 
         The information from earlier rows on theta replaces the prior; the inference function starts

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats, Seed
 from skavi._platform.forks_and_threads import LostThreadsError, guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
@@ -20,6 +22,9 @@ from skavi.posterior._arviz import data_tree
 from skavi.posterior._correction import Correction, corrected_sds
 from skavi.posterior._global_labels import arviz_labels, dimension_names, label, place_named
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Numbers of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_NUMBERS = 10
@@ -86,21 +91,21 @@ class GlobalPosterior:
     # Moments are computed when they are read, since callbacks get a posterior in every iteration.
 
     @cached_property
-    def unconstrained_mean(self):
+    def unconstrained_mean(self) -> dict[str, Floats]:
         space, factor = self._space_and_factor()
         return {name: factor.mean[where].numpy().copy() for name, where in space.slices.items()}
 
     @cached_property
-    def unconstrained_sd(self):
+    def unconstrained_sd(self) -> dict[str, Floats]:
         space, factor = self._space_and_factor()
         return {name: factor.sd[where].numpy().copy() for name, where in space.slices.items()}
 
     @property
-    def mean(self):
+    def mean(self) -> dict[str, Floats]:
         return {name: mean for name, (mean, _) in self._mean_and_sd.items()}
 
     @property
-    def sd(self):
+    def sd(self) -> dict[str, Floats]:
         return {name: sd for name, (_, sd) in self._mean_and_sd.items()}
 
     @cached_property
@@ -112,7 +117,7 @@ class GlobalPosterior:
     # --- corrections ----------------------------------------------------------------------------
 
     @cached_property
-    def unconstrained_corrected_sd(self):
+    def unconstrained_corrected_sd(self) -> dict[str, Floats] | None:
         covariance = self._correction.covariance
         if covariance is None:
             return None
@@ -121,7 +126,7 @@ class GlobalPosterior:
         return {name: sd[where] for name, where in space.slices.items()}
 
     @cached_property
-    def corrected_sd(self):
+    def corrected_sd(self) -> dict[str, Floats] | None:
         covariance = self._correction.covariance
         if covariance is None:
             return None
@@ -129,11 +134,11 @@ class GlobalPosterior:
         return corrected_sds(space, self._family, self._raw, covariance)
 
     @property
-    def corrected_reason(self):
+    def corrected_reason(self) -> str | None:
         return self._correction.reason
 
     @property
-    def note(self):
+    def note(self) -> str:
         ratio = self._largest_ratio
         if ratio <= _TOLD_RATIO:
             return ""
@@ -146,10 +151,10 @@ class GlobalPosterior:
     @cached_property
     def _largest_ratio(self):
         """The largest ratio of a corrected sd to q's, on either scale; 0 without a correction."""
-        if self.corrected_sd is None:
+        own, unconstrained = self.corrected_sd, self.unconstrained_corrected_sd
+        if own is None or unconstrained is None:
             return 0.0
-        pairs = [(self.corrected_sd, self.sd)]
-        pairs.append((self.unconstrained_corrected_sd, self.unconstrained_sd))
+        pairs = [(own, self.sd), (unconstrained, self.unconstrained_sd)]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = [wide[name] / narrow[name] for wide, narrow in pairs for name in narrow]
         return max((float(np.nan_to_num(r, nan=0.0).max(initial=0.0)) for r in ratios), default=0.0)
@@ -193,7 +198,9 @@ class GlobalPosterior:
         space, _ = self._space_and_factor()
         return space.draws(torch.as_tensor(self.draw_unconstrained(noise, corrected)))
 
-    def sample(self, n_draws, random_state=None, corrected=False):
+    def sample(
+        self, n_draws: int, random_state: Seed = None, corrected: bool = False
+    ) -> dict[str, Floats]:
         """Draw globals.
 
         Parameters
@@ -222,7 +229,7 @@ class GlobalPosterior:
         noise = private_state(random_state).standard_normal((n_draws, space.size))
         return {name: value.numpy() for name, value in self.draws(noise, corrected).items()}
 
-    def quantile(self, q, corrected=False):
+    def quantile(self, q: ArrayLike, corrected: bool = False) -> dict[str, Floats]:
         """Return quantiles of each global on the model's scale.
 
         Parameters
@@ -248,7 +255,7 @@ class GlobalPosterior:
         space, _ = self._space_and_factor()
         return {name: space.quantiles(name, factor, q) for name in space.slices}
 
-    def summary(self):
+    def summary(self) -> "DataFrame":
         """Return a pandas frame with a row per number, for reports.
 
         Returns
@@ -267,7 +274,7 @@ class GlobalPosterior:
         pandas = require("pandas", "pandas")
         return pandas.DataFrame(list(self.rows()), columns=list(_COLUMNS))
 
-    def to_frame(self, name=None):
+    def to_frame(self, name: str | None = None) -> "DataFrame":
         """Return a pandas frame with a row per number, labelled by its place.
 
         Parameters
@@ -320,7 +327,9 @@ class GlobalPosterior:
             index = [place[0] if place else name for place in places]
         return pandas.DataFrame(numbers, index=index, columns=columns)
 
-    def to_arviz(self, n_draws=1000, random_state=None, corrected=False):
+    def to_arviz(
+        self, n_draws: int = 1000, random_state: Seed = None, corrected: bool = False
+    ) -> Any:
         """Return draws as ArviZ's DataTree.
 
         Parameters
