@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skavi._component import Component
 from skavi._data.column_roles import LABELS
 from skavi._estimators.fitted_estimator import FittedEstimator
+from skavi._fit.suboptimality import nats_below
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import LostThreadsError, guarded
 from skavi._platform.html import html_table
@@ -183,11 +184,8 @@ class Summarised(FittedEstimator):
 
     def _state(self) -> str:
         """Say whether the fit has converged, and how far it is below its optimum."""
-        left = self.suboptimality_
-        known = bool(np.isfinite(left))
-        far = f"{left:.2g} nats below" if known else "an unknown distance below"
         word = "yes" if self.converged_ else "stopped early" if self.stopped_early_ else "no"
-        return f"{word}, {far} the optimum by its own estimate"
+        return f"{word}, {nats_below(self.suboptimality_)} the optimum by its own estimate"
 
     # --- reprs ----------------------------------------------------------------------------------
 

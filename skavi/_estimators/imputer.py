@@ -13,6 +13,7 @@ from skavi._numerics.aligned import aligned
 from skavi._platform.array_types import Floats, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
+from skavi._platform.shown_values import shown
 from skavi.models import LatentVariableModel
 
 #: Nats a row below the optimum: a thousandth of what one cell's noise costs, and a fit of many
@@ -134,10 +135,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if isinstance(given, LatentVariableModel):
             given = FactorizedVI(given, tol=_TOL, random_state=self.random_state)
         if not isinstance(given, VariationalInference):
-            word = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
             raise TypeError(
-                f"estimator={word}: Imputer needs FactorizedVI(...), AmortizedVI(...), a model "
-                "such as FactorAnalysis(2), or None."
+                f"estimator={shown(given)}: Imputer needs FactorizedVI(...), AmortizedVI(...), a "
+                "model such as FactorAnalysis(2), or None."
             )
         if not given._allows_missing():
             name = type(given.model).__name__

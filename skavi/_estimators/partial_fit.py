@@ -18,6 +18,7 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.nonfinite import named_singularity
 from skavi._fit.streaming import check_streamed, go_on, stiffness_after
+from skavi._fit.suboptimality import nats_below
 from skavi._platform.array_types import TableLike, keeping_types
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_fit
@@ -130,7 +131,7 @@ class PartialFit(FittedEstimator):
         if not first and not self.converged_:
             warn(
                 f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
-                f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
+                f"iterations: estimated to be {nats_below(self.suboptimality_)} the optimum. "
                 f"Raise max_iter (now {self.max_iter}) or loosen tol.",
                 ConvergenceWarning,
             )

@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
+from skavi._fit.suboptimality import nats_below
 from skavi._platform.user_warnings import warn
 from skavi.models import CouplingBiasWarning, UnusedLatentsWarning
 
@@ -150,7 +151,8 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
     elif not estimator.converged_ and not estimator.stopped_early_:
         message = (
             f"{name} did not converge in n_iter_={n_iter} iterations: it stands "
-            f"{_distance(estimator.suboptimality_)}. {_remedy(estimator)}"
+            f"{nats_below(estimator.suboptimality_)} the optimum by its own estimate. "
+            f"{_remedy(estimator)}"
         )
     elif reporter.alone:
         best, second = estimator.starts_[:2]
@@ -176,14 +178,6 @@ def warn_of_model(estimator) -> None:
             "a smaller noise_sd.",
             UnusedLatentsWarning,
         )
-
-
-def _distance(left):
-    """Say how far below the optimum a fit ended."""
-    if not np.isfinite(left):
-        return "an unknown distance below the optimum"
-    nats = f"{left:,.0f}" if left >= 100 else f"{left:.2g}"
-    return f"{nats} nats below the optimum, by its own estimate"
 
 
 def _remedy(estimator):

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._fit.linear_response import FAR, require_feasible, respond
+from skavi._fit.suboptimality import nats_below
 from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
@@ -158,7 +159,7 @@ def linear_response(
     response = respond(here.problem, here.raw, here.raw_globals)
     if response.suboptimality > FAR:
         warn(
-            f"The ELBO is about {response.suboptimality:.1e} nats below its maximum, where linear "
+            f"The ELBO is about {nats_below(response.suboptimality)} its maximum, where linear "
             "response holds: fit with a smaller tol or a larger max_iter.",
             ConvergenceWarning,
         )
