@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from skavi import distributed
     from skavi._estimators.amortized import AmortizedVI
     from skavi._estimators.factorized import FactorizedVI
+    from skavi._estimators.imputer import Imputer
+    from skavi._platform.show_versions import show_versions
     from skavi._platform.version import __version__
     from skavi.closability import can_close_gap
     from skavi.diagnostics.gap import amortization_gap
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AmortizedVI",
     "FactorizedVI",
+    "Imputer",
     "__version__",
     "amortization_gap",
     "can_close_gap",
     "distributed",
     "load",
     "save",
+    "show_versions",
 ]
 
 # A name is imported when it is first asked for: torch and scikit-learn, which itself loads pandas
@@ -30,11 +34,13 @@ __all__ = [
 _MODULE_OF = {
     "AmortizedVI": "skavi._estimators.amortized",
     "FactorizedVI": "skavi._estimators.factorized",
+    "Imputer": "skavi._estimators.imputer",
     "__version__": "skavi._platform.version",
     "amortization_gap": "skavi.diagnostics.gap",
     "can_close_gap": "skavi.closability",
     "load": "skavi.persistence",
     "save": "skavi.persistence",
+    "show_versions": "skavi._platform.show_versions",
 }
 _MODULES = {
     "callbacks",

@@ -1,36 +1,30 @@
-"""`python -m skavi`: factorized and amortized VI on handwritten digits, or on the user's table."""
+"""`skavi`, or `python -m skavi`: fits of a table, or a comparison of both ways to infer latents."""
 
-import argparse
+import contextlib
 import importlib.util
 import io
 import os
-import re
 import sys
+import warnings
 
-from skavi._command_line.csv_table import TableError, printable, read_table, shorten
+from skavi._command_line.arguments import (
+    DIGITS_COMPONENTS,
+    FIGURE,
+    misplaced,
+    of_one_fit,
+    parser,
+    program_name,
+)
 from skavi._command_line.output_files import OutputError, check_outputs, free_name, write
+from skavi._command_line.table import Table, TableError, printable
+from skavi._command_line.table_files import check_formats, read
 
 # torch and scikit-learn take seconds to import: help and refusals do without them, so the modules
 # that need them are imported where they are used.
 
-#: Latents a row for the digits where none is asked for. Not measured: a round number.
-_DIGITS_COMPONENTS = 10
 #: Rows: 7 to train on and 3 to test on. Not measured: order of magnitude.
 _FEWEST_ROWS = 10
-#: The largest seed that scikit-learn takes.
-_LARGEST_SEED = 2**32 - 1
-_FIGURE = "skavi.png"
 _EXTRA = 'pip install "skavi[%s]"'
-
-_DESCRIPTION = """\
-Fit FactorizedVI and AmortizedVI to 70 % of the rows of a table with the same model, and compare
-them on the rest: ELBO, seconds, and the amortization gap. Without a file the table is
-scikit-learn's handwritten digits (1797 x 64), and latents are also compared by how well a logistic
-regression tells the digits from them. The model is probabilistic PCA for the digits and factor
-analysis (one noise variance a column, so that units do not matter) for your own table. Missing
-cells (empty, NA, NaN, null, ?) are marginalised; an index in front, and columns of labels, of dates
-or of one value are left out, and named.
-"""
 
 
 def main(argv=None):
@@ -46,12 +40,15 @@ def main(argv=None):
     int
         0. For arguments and files that are refused the process ends with status 2 and one sentence.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
     try:
-        _run(arguments)
+        if of_one_fit(arguments):
+            _run_one_fit(arguments)
+        else:
+            _run(arguments)
     except (TableError, OutputError, _ArgumentError) as error:
-        parser.error(str(error))
+        options.error(str(error))
     return 0
 
 
@@ -60,21 +57,16 @@ class _ArgumentError(ValueError):
 
 
 def _run(arguments):
-    X, labels, summary = _read(arguments.data)
+    table, labels = _read(arguments)
+    X, source = table.X, _source(arguments)
     _check_components(arguments.components, X)
-    figure = _figure_path(arguments)
-    outputs = {"--output": arguments.output, "--figure": figure}
-    outputs = {option: path for option, path in outputs.items() if path is not None}
-    check_outputs(outputs, arguments.data, arguments.force)
-    source = "handwritten digits" if arguments.data is None else printable(arguments.data)
-    try:
-        comparison = _fit(X, labels, arguments, source, summary)
-    except (ValueError, ArithmeticError) as error:
-        raise _ArgumentError(
-            f"{source} cannot be fitted: {' '.join(str(error).split())}"
-        ) from error
+    figure = _figure_path(arguments, FIGURE)
+    _check_files(arguments, {"--output": arguments.output, "--figure": figure})
+    with _refusals(source):
+        comparison = _fit(X, labels, arguments, source, _summary(arguments, table))
     if arguments.output is not None:
-        write("--output", arguments.output, comparison.latents_as_csv(X), arguments.force)
+        content = comparison.latents_as_bytes(arguments.output, X)
+        write("--output", arguments.output, content, arguments.force)
         where = printable(arguments.output)
         print(f"Latents of all {len(X)} rows (FactorizedVI, mean and sd): {where}")
     if figure is not None:
@@ -82,12 +74,79 @@ def _run(arguments):
         print(f"Figure: {printable(figure)}")
 
 
+def _run_one_fit(arguments):
+    if wrong := misplaced(arguments):
+        raise _ArgumentError(wrong)
+    table, _ = _read(arguments)
+    outputs = {
+        "--output": arguments.output,
+        "--impute": arguments.impute,
+        "--save": arguments.save,
+        "--figure": _figure_path(arguments, None),
+    }
+    _check_files(arguments, outputs)
+    source = _source(arguments)
+    print(f"{source}: {len(table.X)} rows x {table.X.shape[1]} columns of numbers")
+    print(_summary(arguments, table), end="", flush=True)
+    with _refusals(source):
+        _fit_one(arguments, table, source)
+
+
+def _fit_one(arguments, table, source):
+    from skavi._command_line import one_fit
+
+    labels = [] if arguments.groups is None else [arguments.groups]
+    X, names = one_fit.as_input(table, labels)
+    model = one_fit.model_of(arguments, table, names)
+    estimator = one_fit.estimator_of(arguments, model, _verbose()).fit(X)
+    print(f"\n{estimator.summary()}\n")
+    contents = {
+        "output": lambda path: one_fit.latents_as_bytes(path, estimator, X, arguments.groups),
+        "impute": lambda path: one_fit.imputed_as_bytes(path, estimator, X, table),
+        "save": lambda path: one_fit.saved_as_bytes(estimator),
+        "figure": lambda path: one_fit.figure_as_bytes(_ending(path), estimator, X, source),
+    }
+    said = {"output": "Latents", "impute": "Filled table", "save": "Fit", "figure": "Figure"}
+    for name, content_of in contents.items():
+        path = getattr(arguments, name)
+        if path is not None:
+            write(f"--{name}", path, content_of(path), arguments.force)
+            print(f"{said[name]}: {printable(path)}")
+
+
+@contextlib.contextmanager
+def _refusals(source):
+    """Say in one sentence why a table cannot be fitted."""
+    try:
+        yield
+    except (TableError, OutputError):
+        raise
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise _ArgumentError(
+            f"{source} cannot be fitted: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _check_files(arguments, outputs):
+    outputs = {option: path for option, path in outputs.items() if path is not None}
+    check_outputs(outputs, arguments.data, arguments.force)
+    check_formats({o: path for o, path in outputs.items() if o in ("--output", "--impute")})
+
+
+def _summary(arguments, table):
+    return "" if arguments.data is None else table.summary
+
+
+def _source(arguments):
+    return "handwritten digits" if arguments.data is None else printable(arguments.data)
+
+
 def _fit(X, labels, arguments, source, summary):
     from skavi._command_line.comparison import as_text, choose_model, compare
 
     n_components, noise = arguments.components, "diagonal"
     if labels is not None:
-        n_components, noise = n_components or _DIGITS_COMPONENTS, "isotropic"
+        n_components, noise = n_components or DIGITS_COMPONENTS, "isotropic"
     model = choose_model(X, n_components, noise)
     print(
         f"{source}: {len(X)} rows x {X.shape[1]} columns, 70 % to train; "
@@ -109,74 +168,22 @@ def _drawn(comparison, path, source):
     return file.getvalue()
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that refuses in one sentence."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _parser():
-    # Without abbreviations, an option that is added later changes no command of today.
-    parser = _Parser(prog="python -m skavi", description=_DESCRIPTION, allow_abbrev=False)
-    parser.add_argument(
-        "data", nargs="?", help="CSV file, with or without a header; default: digits"
-    )
-    parser.add_argument(
-        "--components",
-        type=_whole_number,
-        metavar="K",
-        help=f"latents a row; default: {_DIGITS_COMPONENTS} for digits, else as many as have more "
-        "than average variance among the standardised columns, at most 20",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="CSV",
-        help="write posterior means and standard deviations of all rows' latents to this file",
-    )
-    parser.add_argument(
-        "--figure",
-        metavar="PATH",
-        help=f"where the figure goes; its ending says the format (default: {_FIGURE}, or a number "
-        "with it where that exists)",
-    )
-    parser.add_argument(
-        "--seed", type=_seed, default=0, help="of the split and the fits (default: 0)"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="overwrite outputs that exist, never the input"
-    )
-    return parser
-
-
-def _whole_number(text):
-    # Python's int reads more: 1_0, spaces, digits of other scripts.
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{shorten(text)} is not a whole number")
-    return int(text)
-
-
-def _seed(text):
-    number = _whole_number(text)
-    if not 0 <= number <= _LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{number} is not from 0 to {_LARGEST_SEED}")
-    return number
-
-
-def _read(path):
-    """Return the table, its rows' labels or None, and what to say about how it was read."""
-    if path is None:
+def _read(arguments):
+    """Return the table, and its rows' labels or None."""
+    if arguments.data is None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return digits.data, digits.target, ""
-    table = read_table(path)
+        return Table(digits.data, list(digits.feature_names), [], False), digits.target
+    named = [*arguments.covariates, arguments.groups, arguments.response]
+    named = list(dict.fromkeys(name for name in named if name is not None))
+    table = read(arguments.data, named, whole=arguments.impute is not None)
     if len(table.X) < _FEWEST_ROWS:
         raise TableError(
-            f"{printable(path)} has {len(table.X)} rows: at least {_FEWEST_ROWS} are needed to "
-            "train and to test."
+            f"{printable(arguments.data)} has {len(table.X)} rows: at least {_FEWEST_ROWS} are "
+            "needed to train and to test."
         )
-    return table.X, None, table.summary
+    return table, None
 
 
 def _check_components(asked, X):
@@ -189,9 +196,11 @@ def _check_components(asked, X):
         )
 
 
-def _figure_path(arguments):
-    """Return the path of the figure; None if matplotlib is not installed and no path was given."""
+def _figure_path(arguments, default):
+    """Return the path of the figure; None for none, as where matplotlib is not installed."""
     asked = arguments.figure
+    if asked is None and default is None:
+        return None
     if importlib.util.find_spec("matplotlib") is None:
         if asked is not None:
             raise _ArgumentError(f"--figure {printable(asked)} needs matplotlib: {_EXTRA % 'plot'}")
@@ -199,7 +208,7 @@ def _figure_path(arguments):
         return None
     if asked is None:
         taken = [path for path in (arguments.data, arguments.output) if path is not None]
-        return free_name(_FIGURE, taken, arguments.force)
+        return free_name(default, taken, arguments.force)
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -216,18 +225,29 @@ def _ending(path):
 
 
 def _verbose():
+    """Ask for a progress bar where someone looks: on a terminal, with rich."""
+    if not sys.stdout.isatty():
+        return 0
     if importlib.util.find_spec("rich") is None:
         print(f"No progress bar: {_EXTRA % 'progress'} to get one.")
         return 0
     return 1
 
 
-if __name__ == "__main__":
+def run():
+    """Run the command in a process of its own, and end it with the command's exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name in the table must not end the command where the terminal lacks one of its letters.
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"{program_name()}: warning: {message}\n"
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # whoever read this output has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

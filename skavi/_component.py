@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from skavi._platform.html import DOC_LINK_TEMPLATE
+from skavi._platform.shown_values import kind_of, shown
 
 #: Scales are squared, and divided by: beyond these a square is 0 or infinite in float64.
 _LEAST_SCALE = 1e-150
@@ -38,27 +39,24 @@ class Component(BaseEstimator):
             setattr(other, name, value)
         return other
 
+    def _got(self, name):
+        """Return an argument as messages begin with it."""
+        return f"{type(self).__name__}({name}={shown(getattr(self, name))})"
+
     def _require(self, name, condition, need):
         if not condition:
-            value = getattr(self, name)
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {need}.")
+            raise ValueError(f"{self._got(name)}: {name} must be {need}.")
 
     def _require_integer(self, name, minimum):
         value = getattr(self, name)
         if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(
-                f"{type(self).__name__}({name}={value!r}): {name} must be an integer, "
-                f"got {type(value).__name__}."
-            )
+            raise TypeError(f"{self._got(name)}: {name} must be an integer, got {kind_of(value)}.")
         self._require(name, value >= minimum, f">= {minimum}")
 
     def _require_number(self, name):
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(
-                f"{type(self).__name__}({name}={value!r}): {name} must be a number, "
-                f"got {type(value).__name__}."
-            )
+            raise TypeError(f"{self._got(name)}: {name} must be a number, got {kind_of(value)}.")
 
     def _require_finite(self, name):
         self._require_number(name)
@@ -82,8 +80,8 @@ class Component(BaseEstimator):
             numbers = np.asarray(value, dtype=float)
         except (TypeError, ValueError):
             raise TypeError(
-                f"{type(self).__name__}({name}={value!r}): {name} must be None, a number or an "
-                f"array of numbers, got {type(value).__name__}."
+                f"{self._got(name)}: {name} must be None, a number or "
+                f"an array of numbers, got {kind_of(value)}."
             ) from None
         self._require(name, numbers.ndim <= 1, "a number, or an array of one dimension")
         fine = np.isfinite(numbers).all() and (not positive or (numbers > 0).all())

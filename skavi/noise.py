@@ -298,7 +298,7 @@ class GaussHermite(Noise):
     def check(self):
         pair = self._counts()
         if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
-            raise TypeError(f"GaussHermite(n_nodes={self.n_nodes!r}): need an int, or two of them.")
+            raise TypeError(f"{self._got('n_nodes')}: need an int, or two of them.")
         self._require("n_nodes", len(pair) == 2 and min(pair) >= 1, ">= 1, an int or two of them")
         found = () if self.shared is None else self.shared
         numbered = isinstance(found, tuple | list) and all(is_whole(i, 0) for i in found)

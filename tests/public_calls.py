@@ -54,6 +54,7 @@ EXEMPT = {
     "skavi.models": "takes tensors, or a guarded posterior",
     "skavi.objective": "called by a fit, or with tensors",
     "skavi.posterior.StatePosterior": "numpy alone",
+    "skavi.show_versions": "it reads names and counts",
     "skavi.noise": "called by a fit, or with torch's generators",
     "skavi.solvers": "called by a fit",
 }
@@ -135,6 +136,7 @@ def make_fits() -> SimpleNamespace:
         factorized = FactorizedVI(FactorAnalysis(2), random_state=0).fit(few)
         amortized = AmortizedVI(FactorAnalysis(2), Polynomial(1), random_state=0).fit(few)
         simple = FactorizedVI(FactorAnalysis(1), max_iter=3).fit(few[:, :2])
+        imputer = skavi.Imputer(FactorAnalysis(1)).fit(few)
         level = LocalLevel(1.0, 1.0)
         levels = {
             "FactorizedVI": FactorizedVI(level).fit(few[:, :1]),
@@ -159,6 +161,7 @@ def make_fits() -> SimpleNamespace:
         counts=counts,
         skavi_FactorizedVI=factorized,
         skavi_AmortizedVI=amortized,
+        skavi_Imputer=imputer,
         skavi_posterior_GlobalPosterior=factorized.global_posterior_,
         skavi_posterior_LatentPosterior=factorized.posterior(few),
         skavi_posterior_OwnScalePosterior=topics.posterior(counts),
@@ -193,6 +196,7 @@ def _of_estimator(name: str) -> dict[str, Callable]:
         "sample": lambda f: getattr(f, at).sample(20_000),
         "to_arviz": lambda f: getattr(f, at).to_arviz(f.few, n_draws=2000),
         "get_feature_names_out": lambda f: getattr(f, at).get_feature_names_out(),
+        "summary": lambda f: getattr(f, at).summary(),
         "bias_note_": lambda f: getattr(f, at).bias_note_,
         "fit_transform": lambda f: clone(getattr(f, at)).fit_transform(f.few),
         "get_params": lambda f: getattr(f, at).get_params(),
@@ -216,6 +220,9 @@ def _of_globals() -> dict[str, Callable]:
         "sample": lambda f: getattr(f, at).sample(5000, random_state=0),
         "quantile": lambda f: getattr(f, at).quantile(np.linspace(0.01, 0.99, 5000)),
         "summary": lambda f: getattr(f, at).summary(),
+        "rows": lambda f: list(getattr(f, at).rows()),
+        "to_frame": lambda f: getattr(f, at).to_frame(),
+        "to_arviz": lambda f: getattr(f, at).to_arviz(n_draws=2000),
         "draws": lambda f: getattr(f, at).draws(np.zeros((5000, getattr(f, at).size))),
         "draw_unconstrained": lambda f: getattr(f, at).draw_unconstrained(
             np.zeros((5000, getattr(f, at).size))
@@ -309,6 +316,8 @@ def _of_functions() -> dict[str, Callable]:
             f.skavi_AmortizedVI, f.few, f.skavi_FactorizedVI
         ),
         "skavi.can_close_gap": lambda f: skavi.can_close_gap(FactorAnalysis(1), f.few),
+        "skavi.Imputer.fit": lambda f: skavi.Imputer(FactorAnalysis(1)).fit(f.few),
+        "skavi.Imputer.transform": lambda f: f.skavi_Imputer.transform(f.X),
         "skavi.save": lambda f: skavi.save(getattr(f, factorized), f.path),
         "skavi.load": lambda f: skavi.load(f.path),
         "skavi.diagnostics.calibration": lambda f: diagnostics.calibration(

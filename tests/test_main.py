@@ -14,6 +14,7 @@ from skavi import __main__ as command
 from skavi.__main__ import main
 from skavi._command_line import comparison
 from skavi._command_line.csv_table import read_table
+from skavi._command_line.table import Table
 from skavi.models import FactorAnalysis
 
 
@@ -52,7 +53,9 @@ def numbers_after(name, text):
 
 def test_digits_give_a_table_the_gap_and_a_figure(capsys, monkeypatch, tmp_path):
     X, labels = (part[:400] for part in load_digits(return_X_y=True))
-    monkeypatch.setattr(command, "_read", lambda path: (X, labels, ""))
+    table = Table(X, [], [], False)
+    monkeypatch.setattr(command, "_read", lambda arguments: (table, labels))
+    monkeypatch.setattr(command.sys.stdout, "isatty", lambda: True)
     assert main(["--components", "4"]) == 0
     text = capsys.readouterr().out
     assert "FactorizedVI - fit" in text and "AmortizedVI - fit" in text  # progress bars
@@ -265,6 +268,7 @@ def refused(arguments, capsys):
 
 def test_without_matplotlib_and_rich_it_works_and_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.sys.stdout, "isatty", lambda: True)
     assert main(["data.csv", "--components", "1"]) == 0
     text = capsys.readouterr().out
     assert 'pip install "skavi[plot]"' in text and 'pip install "skavi[progress]"' in text

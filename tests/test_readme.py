@@ -76,7 +76,7 @@ def test_the_commands_keep_their_markers():
 
 def test_every_shown_option_exists():
     shown = {option for block in blocks("bash") for option in re.findall(r"skavi.*?(--\w+)", block)}
-    options = {text for action in command._parser()._actions for text in action.option_strings}
+    options = {text for action in command.parser()._actions for text in action.option_strings}
     assert shown and shown <= options
 
 

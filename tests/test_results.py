@@ -94,13 +94,13 @@ def test_a_frame_keeps_rows_and_names(fitted, table):
     posterior = fitted.posterior(table)
     frame = posterior.to_frame()
     assert list(frame.index) == list(table.index)
-    latents = ["factorizedvi0", "factorizedvi1"]
+    latents = ["factor0", "factor1"]
     assert list(fitted.get_feature_names_out()) == latents
     labels = ["mean", "sd", "5%", "50%", "95%"]
     assert list(frame) == [f"{name}_{label}" for name in latents for label in labels]
-    np.testing.assert_array_equal(frame["factorizedvi1_mean"], posterior.mean[:, 1])
-    np.testing.assert_array_equal(frame["factorizedvi0_sd"], posterior.sd[:, 0])
-    np.testing.assert_array_equal(frame["factorizedvi1_95%"], posterior.quantile(0.95)[:, 1])
+    np.testing.assert_array_equal(frame["factor1_mean"], posterior.mean[:, 1])
+    np.testing.assert_array_equal(frame["factor0_sd"], posterior.sd[:, 0])
+    np.testing.assert_array_equal(frame["factor1_95%"], posterior.quantile(0.95)[:, 1])
 
 
 def test_an_array_gives_numbered_rows(fitted, table):
@@ -385,7 +385,7 @@ class Cells(HTMLParser):
 def test_a_latent_posterior_shows_its_first_rows(fitted, table):
     posterior = fitted.posterior(table)
     cells = Cells(posterior._repr_html_())
-    assert cells.rows_of("th") == ["row", "factorizedvi0", "factorizedvi1"]
+    assert cells.rows_of("th") == ["row", "factor0", "factor1"]
     assert cells.rows_of("td")[:2] == [
         "case 0",
         f"{posterior.mean[0, 0]:.3g} ± {posterior.sd[0, 0]:.2g}",

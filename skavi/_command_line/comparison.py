@@ -1,6 +1,5 @@
 """A comparison of F-VI, A-VI and scikit-learn's PCA and FactorAnalysis on one table."""
 
-import io
 import math
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skavi._command_line.table_files import columns_as_bytes
 from skavi._estimators.amortized import AmortizedVI
 from skavi._estimators.factorized import FactorizedVI
 from skavi._fit.defaults import MAX_FULL_GLOBALS, default_model
@@ -80,15 +80,13 @@ class Comparison:
         tolerance = self.results[0].estimator.tol_
         return f"{0.0 if abs(self.gap) < tolerance else self.gap:.2g} nats a row"
 
-    def latents_as_csv(self, X) -> bytes:
-        """Posterior means and sds of the latents of rows under F-VI, as a table with a header."""
+    def latents_as_bytes(self, path, X) -> bytes:
+        """Posterior means and sds of the latents of rows under F-VI, as a table file's content."""
         posterior = self.results[0].estimator.posterior(X)
         names = [f"z{i + 1}" for i in range(posterior.mean.shape[1])]
-        header = ",".join(names + [f"{name}_sd" for name in names])
-        file = io.BytesIO()
-        values = np.hstack([posterior.mean, posterior.sd])
-        np.savetxt(file, values, delimiter=",", header=header, comments="", fmt="%.10g")
-        return file.getvalue()
+        columns = list(zip(names, posterior.mean.T, strict=True))
+        columns += [(f"{name}_sd", sd) for name, sd in zip(names, posterior.sd.T, strict=True)]
+        return columns_as_bytes(path, columns)
 
 
 def choose_model(X, n_components, noise):

@@ -7,11 +7,19 @@ import re
 import stat
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from skavi._command_line.table import (
+    Table,
+    TableError,
+    WholeColumn,
+    listing,
+    printable,
+    shorten,
+)
 
 _MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "?"}
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
@@ -28,51 +36,13 @@ _HEAD = 1 << 16
 _LARGEST = 1e100
 #: Share of numbers in a column from which on a text in it is a mistake, not one of its labels.
 _MOSTLY = 0.5
+#: Columns that a message lists.
+_LISTED = 20
 #: Columns from which on a first line of 0, 1, 2, ... is names: fewer may be data by chance.
 _FEWEST_NUMBERED = 3
-#: Characters of a cell or a name that a message quotes, and columns that it lists.
-_QUOTED, _LISTED = 40, 20
 
 
-class TableError(ValueError):
-    """A file is not a numeric table; the message says why and where."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of a CSV file.
-
-    Attributes
-    ----------
-    X : ndarray of shape (n_rows, n_columns)
-        Missing cells are NaN.
-    columns : list of str
-        Names of the columns of X, from the header, or "1", "2", ...
-    left_out : list of (str, str)
-        Columns that are not in X, each with the reason.
-    header : bool
-        Whether the first line was read as names.
-    """
-
-    X: np.ndarray
-    columns: list[str]
-    left_out: list[tuple[str, str]]
-    header: bool
-
-    @property
-    def summary(self) -> str:
-        """What was read as names, left out, and found missing: a line each."""
-        lines = ["Names of columns: from the first line." if self.header else "No header."]
-        if self.left_out:
-            lines.append(f"Left out: {_listing(self.left_out)}.")
-        n_missing = int(np.isnan(self.X).sum())
-        if n_missing:
-            share = 100 * n_missing / self.X.size
-            lines.append(f"Missing and marginalised: {n_missing} cells ({share:.2g} %).")
-        return "\n".join([*lines, ""])
-
-
-def read_table(path):
+def read_table(path, named=(), whole=False):
     """Read the columns of numbers of a CSV file, with a header or without.
 
     Parameters
@@ -81,6 +51,10 @@ def read_table(path):
         Cells are separated by commas, semicolons or tabs; with the latter two a decimal comma is
         read, too. Empty cells, NA, N/A, NaN, null, None and ? are missing. The first line is the
         header if it holds text, or if it numbers the columns from 0.
+    named : sequence of str
+        Columns that are never left out: their cells are kept as text, too.
+    whole : bool
+        Whether to keep all cells as text.
 
     Returns
     -------
@@ -102,7 +76,7 @@ def read_table(path):
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise TableError(f"{name} is not a regular file: save the table in one.")
         with path.open(encoding="utf-8-sig") as file:
-            return _parse(name, file)
+            return _parse(name, file, named, whole)
     except TableError:
         raise
     except FileNotFoundError:
@@ -116,37 +90,39 @@ def read_table(path):
         raise TableError(f"{name} cannot be read: {error}.") from None
 
 
-def printable(path):
-    """Return a path or a name as text that shows on one line of any terminal."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def shorten(text):
-    """Return the start of a cell or a name, in quotes and on one line."""
-    text = text.strip()
-    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")
-
-
-def _listing(named_reasons):
-    named = [f"{shorten(name)} ({reason})" for name, reason in named_reasons]
-    more = len(named) - _LISTED
-    return "; ".join(named[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
-
-
 # --- lines of cells -----------------------------------------------------------------------------
 
 
-def _parse(name, file):
+def _parse(name, file, named, whole):
     head = file.read(_HEAD)
     file.seek(0)
     delimiter = _delimiter(head)
-    lines = _lines(name, file, delimiter)
+    return table_of_lines(name, _lines(name, file, delimiter), delimiter, named, whole)
+
+
+def table_of_lines(name, lines, delimiter, named=(), whole=False, header=None):
+    """Return the table of some lines of cells, as `read_table` does.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    lines : iterator of (int, list of str)
+        Each with its number.
+    delimiter : str
+    named, whole
+        As in `read_table`.
+    header : bool, default=None
+        Whether the first line holds names; None: as it looks.
+    """
     first_number, first = next(lines, (0, []))
     if not first:
         raise TableError(f"{name} is empty.")
     commas = delimiter != ","
-    columns = [_Column(first_number, cell, i + 1, commas) for i, cell in enumerate(first)]
+    columns = [
+        _Column(first_number, cell, i + 1, commas, whole or {cell.strip(), str(i + 1)} & {*named})
+        for i, cell in enumerate(first)
+    ]
     for number, cells in lines:
         if len(cells) != len(columns):
             raise TableError(
@@ -155,12 +131,12 @@ def _parse(name, file):
             )
         for column, cell in zip(columns, cells, strict=True):
             column.append(number, cell)
-    header = _is_header(columns)
+    header = _is_header(columns) if header is None else header
     for column in columns:
         column.take_name() if header else column.take_first_cell()
     if not columns[0].values:
         raise TableError(f"{name} has a header but no rows.")
-    return _table(name, columns, header)
+    return _table(name, columns, header, _columns_named(name, columns, named), delimiter, whole)
 
 
 def _lines(name, file: IO[str], delimiter) -> Iterator[tuple[int, list[str]]]:
@@ -227,10 +203,11 @@ def _kind(cell, commas):
 class _Column:
     """One column: its numbers, and the first cell of each kind with its line."""
 
-    def __init__(self, first_number, first, position, commas):
+    def __init__(self, first_number, first, position, commas, kept=False):
         self.first_number, self.first, self.commas = first_number, first, commas
         self.name, self.unnamed = str(position), False
         self.values = array("d")
+        self.cells: list[str] | None = [] if kept else None
         self.found: dict[str, tuple[int, str]] = {}
         self.n_text = self.n_missing = 0
         self.recurs = False  # the text of the first line
@@ -247,6 +224,8 @@ class _Column:
             self.n_text += 1
             self.recurs = self.recurs or cell == self.first
         self.values.append(value)
+        if self.cells is not None:
+            self.cells.append(cell)
         if kind not in self.found:
             self.found[kind] = number, cell
 
@@ -260,6 +239,8 @@ class _Column:
         """Read the first line as the first row."""
         self.append(self.first_number, self.first)
         self.values.insert(0, self.values.pop())
+        if self.cells is not None:
+            self.cells.insert(0, self.cells.pop())
 
     @property
     def known(self):
@@ -302,21 +283,57 @@ def _is_header(columns):
     return len(names) >= fewest and names == [str(i) for i in range(len(names))]
 
 
-def _table(name, columns, header):
-    faults = {column: fault for column in columns if (fault := column.fault)}
+def _columns_named(name, columns, named):
+    """Return the columns of some names."""
+    found = []
+    for each in named:
+        those = [column for column in columns if column.name == each]
+        if len(those) != 1:
+            how = "no column" if not those else f"{len(those)} columns"
+            listed = ", ".join(shorten(column.name) for column in columns[:_LISTED])
+            more = ", ..." if len(columns) > _LISTED else ""
+            raise TableError(f"{name} has {how} {shorten(each)}; it has {listed}{more}.")
+        found += those
+    for column in found:
+        if column.n_text and column.n_missing:
+            number, _ = column.found["missing"]
+            raise TableError(
+                f"{name}, column {shorten(column.name)} has no label in line {number}: name it, or "
+                "leave the line out."
+            )
+    return found
+
+
+def _table(name, columns, header, named, delimiter, whole):
+    texts = {column: "text" for column in named if column.n_text}
+    others = [column for column in columns if column not in named]
+    faults = texts | {column: fault for column in others if (fault := column.fault)}
     _require_readable(name, [column for column in columns if column not in faults])
-    index = list(itertools.takewhile(lambda c: c.unnamed or c.counts_rows, columns))
+    index = list(itertools.takewhile(lambda c: c.unnamed or c.counts_rows, others))
     if any(column not in faults and column not in index for column in columns):
         faults |= {column: "an index" for column in index if column not in faults}
-    left_out = [(column.name, faults[column]) for column in columns if column in faults]
+    left_out = [(c.name, faults[c]) for c in columns if c in faults and c not in named]
     kept = [column for column in columns if column not in faults]
     if not kept:
         raise TableError(
-            f"{name} has no column of numbers that differ: {_listing(left_out)}. Cells are to be "
+            f"{name} has no column of numbers that differ: {listing(left_out)}. Cells are to be "
             "separated by commas, semicolons or tabs."
         )
-    X = np.column_stack([np.asarray(column.values) for column in kept])
-    return Table(X, [column.name for column in kept], left_out, header)
+    return Table(
+        X=np.column_stack([np.asarray(column.values) for column in kept]),
+        columns=[column.name for column in kept],
+        left_out=left_out,
+        header=header,
+        named={column.name: column.cells for column in named},
+        whole=[_whole(column, kept, header) for column in columns] if whole else [],
+        delimiter=delimiter,
+        decimal_commas=any("comma" in column.found for column in kept),
+    )
+
+
+def _whole(column, kept, header):
+    place = kept.index(column) if column in kept else None
+    return WholeColumn(column.name, column.first if header else None, column.cells, place)
 
 
 def _require_readable(name, columns):
@@ -339,8 +356,8 @@ def _require_readable(name, columns):
             "write one of them."
         )
     for column in columns:
-        width = np.ptp(column.known)
-        if width < 1 / _LARGEST:
+        width = np.ptp(column.known) if len(column.known) else 0.0
+        if 0 < width < 1 / _LARGEST:
             raise TableError(
                 f"{name}, column {shorten(column.name)} has numbers that differ by {width:g} at "
                 f"most: give it in other units, so that they differ by {1 / _LARGEST:g} or more."

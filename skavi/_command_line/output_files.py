@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 
-from skavi._command_line.csv_table import printable
+from skavi._command_line.table import printable
 
 
 class OutputError(ValueError):

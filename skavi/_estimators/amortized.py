@@ -43,7 +43,8 @@ random_state, verbose : as in FactorizedVI
     ----------
     elbo_, elbo_se_, elbo_curve_, n_iter_, starts_, tol_, converged_, stopped_early_, \
 suboptimality_, gradient_norm_, global_posterior_, bias_note_, model_, inference_function_, \
-noise_, solver_, family_, global_family_, n_features_in_
+noise_, solver_, family_, global_family_, n_features_in_, \
+n_samples_fit_
         As in `FactorizedVI`.
 
     Notes

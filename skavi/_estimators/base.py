@@ -3,11 +3,12 @@
 import copy
 import math
 from dataclasses import replace
-from html import escape
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils.validation import check_is_fitted
@@ -21,6 +22,7 @@ from skavi._data.validated_tables import (
 )
 from skavi._estimators.component_names import with_public_names
 from skavi._estimators.fit_identity import describe_fit
+from skavi._estimators.fit_summary import Summarised
 from skavi._estimators.fitted_attributes import fitted_attributes, learn_use, unchanged_on_error
 from skavi._estimators.forecasting import Forecasting
 from skavi._estimators.generation import Generation
@@ -37,7 +39,8 @@ from skavi._fit.model_checks import validated_objective
 from skavi._fit.nonfinite import named_singularity, what_broke
 from skavi._fit.parametrisation import with_best_parametrisation
 from skavi._fit.start import density_at_start
-from skavi._platform.forks_and_threads import LostThreadsError, guarded
+from skavi._platform.array_types import TableLike, keeping_types
+from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import (
@@ -65,6 +68,7 @@ class VariationalInference(
     Generation,
     Forecasting,
     PartialFit,
+    Summarised,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
@@ -117,9 +121,9 @@ class VariationalInference(
 
     # --- fitting --------------------------------------------------------------------------------
 
-    @with_callbacks
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
+    @keeping_types(with_callbacks)
+    @keeping_types(fit_context(prefer_skip_nested_validation=True))
+    def fit(self, X: TableLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit q(theta) and the map from rows to factors.
 
         Ctrl-C ends the fit with its last complete iterate (``converged_ = False``), or the best
@@ -205,6 +209,7 @@ class VariationalInference(
         rows = rows_of(X, sample_weight, device, sparse, roles)
         warn_of_shares(sample_weight)
         rows = replace(rows, ranks=ranks)
+        reporter.n_samples = ranks.count(X.shape[0])
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = ranks.size > 1
         plan = self._plan(X, roles, rows, reporter.journal)
@@ -233,8 +238,10 @@ class VariationalInference(
         stopped = reporter.stopped or reporter.interrupted
         width, correction = fitted.problem.rows.X.shape[1], correction_of(fitted)
         learn_use(fitted)
-        named = fitted_attributes(fitted, elbo, fit.elbo_se, width, stopped, correction)
-        return named | {"starts_": np.array(fit.reached)}
+        names = getattr(self, "feature_names_in_", None)
+        named = fitted_attributes(fitted, elbo, fit.elbo_se, width, names, stopped, correction)
+        own = {"starts_": np.array(fit.reached), "n_samples_fit_": reporter.n_samples}
+        return named | own
 
     def _plan(self, X, roles, rows, journal):
         """Clone and check the components, try the model on the rows, and return the plan."""
@@ -295,34 +302,6 @@ class VariationalInference(
         seeded, device = self.random_state is not None, device_named(self.device)
         return StoredJournal(checkpoint.path, described, checkpoint.is_due, seeded, device)
 
-    # --- what it shows --------------------------------------------------------------------------
-
-    def __repr__(self, N_CHAR_MAX=700):
-        return "\n".join([super().__repr__(N_CHAR_MAX), *self._notes()])
-
-    def _html_repr(self):
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
-        return super()._html_repr() + notes
-
-    @property
-    def bias_note_(self):
-        check_is_fitted(self)
-        bias = self.model_.bias_of_globals
-        if self.family_.links_rows or not bias:
-            return ""
-        names = ", ".join(self.global_posterior_.mean)
-        return f"{type(self.model_).__name__} ({names}): {bias}." if names else ""
-
-    def _notes(self):
-        """Return what a reader of the results must know, a line each."""
-        if not hasattr(self, "global_posterior_"):
-            return []
-        try:
-            notes = self.bias_note_, self.global_posterior_.note, self.model_.note
-            return [note for note in notes if note]
-        except LostThreadsError:  # a repr raises nothing
-            return []
-
     # --- copies ---------------------------------------------------------------------------------
 
     def __getstate__(self):
@@ -350,7 +329,7 @@ class VariationalInference(
             raise AttributeError("not fitted")
         return self._fitted_model.objective.n_columns * (2 if self.output == "mean_sd" else 1)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
         """Return the names of `transform`'s columns: the model's, or the estimator's own.
 
         Parameters

@@ -83,8 +83,8 @@ class FactorizedVI(VariationalInference):
         empty.
     model_, inference_function_, noise_, solver_, family_, global_family_ : objects
         The components that were used.
-    n_features_in_ : int
-        Number of columns seen in fit.
+    n_features_in_, n_samples_fit_ : int
+        Number of columns, and of rows, seen in fit (of rows by all calls of `partial_fit`).
 
     Notes
     -----

@@ -17,8 +17,11 @@ NOT_ENDED = Correction.without(
 )
 
 
-def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NOT_ENDED):
-    """Return every fitted attribute, as numpy arrays and plain numbers."""
+def fitted_attributes(fitted, elbo, se, n_features, names, stopped_early, correction=NOT_ENDED):
+    """Return every fitted attribute, as numpy arrays and plain numbers.
+
+    `names` are those of X's columns, or None.
+    """
     problem, outcome = fitted.problem, fitted.outcome
     objective, state = problem.objective, outcome.state
     raw_globals = state.raw_globals.detach().cpu().numpy().copy()
@@ -40,7 +43,7 @@ def fitted_attributes(fitted, elbo, se, n_features, stopped_early, correction=NO
         "tol_": float(fitted.tol),
         "gradient_norm_": float(outcome.gradient_norm),
         "global_posterior_": GlobalPosterior(
-            objective.model, objective.global_family, raw_globals, n_features, correction
+            objective.model, objective.global_family, raw_globals, n_features, correction, names
         ),
         "_raw_globals": raw_globals,
         "_global_covariance": correction.covariance,

@@ -4,6 +4,7 @@ import torch
 
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.array_types import Floats, TableLike
 from skavi._platform.forks_and_threads import guarded, seeded
 
 
@@ -11,7 +12,7 @@ from skavi._platform.forks_and_threads import guarded, seeded
 class Forecasting(FittedEstimator):
     """`forecast`: what follows series, under q(theta)."""
 
-    def forecast(self, X, steps):
+    def forecast(self, X: TableLike, steps: int) -> tuple[Floats, Floats]:
         """Predict the rows that follow a series, or each of several, of a `MarkovModel`.
 
         Parameters
@@ -56,14 +57,14 @@ class Forecasting(FittedEstimator):
         """
         if not is_whole(steps, 1):
             raise ValueError(f"steps={steps!r} must be an integer >= 1.")
-        X = self._validate(X)
-        rows = self._rows(X)
+        table = self._validate(X)
+        rows = self._rows(table)
         here = self._fitted_model.at(rows)
         objective = here.objective
         last_rows = objective.model.last_rows(rows.X)
         with torch.no_grad(), seeded(0):
             q_theta = objective.global_factor(here.raw_globals)
             moments = objective.forecast(here.raw, last_rows, q_theta, int(steps))
-        mean, variance = (each.cpu().numpy().astype(X.dtype) for each in moments)
+        mean, variance = (each.cpu().numpy().astype(table.dtype) for each in moments)
         several = slice(None) if len(last_rows) > 1 else 0
         return mean[several], variance[several] ** 0.5

@@ -1,9 +1,10 @@
 """Predictions of x from a fit: expected rows, missing cells, and new rows."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from skavi._data.grouped_rows import GroupedRows
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.array_types import Floats, Seed, TableLike
 from skavi._platform.forks_and_threads import guarded, seeded
 from skavi._platform.memory import require_memory
 from skavi._platform.private_names import feature_names, in_set_output
@@ -27,7 +29,7 @@ class Generation(FittedEstimator):
 
     global_posterior_: GlobalPosterior
 
-    def inverse_transform(self, Z, covariates=None):
+    def inverse_transform(self, Z: ArrayLike, covariates: ArrayLike | None = None) -> Floats:
         r"""Return the rows to expect of latents, :math:`\mathrm{E}[x \mid z]`, under q(theta).
 
         Parameters
@@ -71,6 +73,12 @@ class Generation(FittedEstimator):
             )
         dtype = Z.dtype if Z.dtype == np.float32 else np.float64
         return total.numpy().astype(dtype, copy=False)
+
+    @overload
+    def impute(self, X: TableLike, return_sd: Literal[False] = False) -> Floats: ...
+
+    @overload
+    def impute(self, X: TableLike, return_sd: Literal[True]) -> tuple[Floats, Floats]: ...
 
     def impute(self, X, return_sd=False):
         """Fill the missing cells of X with their posterior predictive means.
@@ -151,12 +159,12 @@ class Generation(FittedEstimator):
 
     def sample(
         self,
-        n_samples=1,
-        random_state=None,
-        covariates=None,
-        groups=None,
-        group_covariates=None,
-    ):
+        n_samples: int = 1,
+        random_state: Seed = None,
+        covariates: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        group_covariates: ArrayLike | None = None,
+    ) -> tuple[Floats, Floats]:
         """Draw new rows from the fitted model: theta from q(theta), then z, then x.
 
         Parameters
@@ -184,7 +192,8 @@ class Generation(FittedEstimator):
         check_is_fitted(self)
         if not is_whole(n_samples, 1):
             raise ValueError(f"n_samples={n_samples!r} must be an integer >= 1.")
-        lengths = [len(each) for each in (covariates, groups) if each is not None]
+        given_tables: tuple[Any, ...] = covariates, groups
+        lengths = [len(each) for each in given_tables if each is not None]
         n_samples = lengths[0] if lengths and n_samples == 1 else n_samples
         given = self._given_apart(covariates, n_samples)
         tables = {

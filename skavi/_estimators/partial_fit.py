@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
@@ -17,6 +18,8 @@ from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.nonfinite import named_singularity
 from skavi._fit.streaming import check_streamed, go_on, stiffness_after
+from skavi._fit.suboptimality import nats_below
+from skavi._platform.array_types import TableLike, keeping_types
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_fit
 from skavi._platform.private_names import fit_context
@@ -49,8 +52,10 @@ class PartialFit(FittedEstimator):
     solver: Solver | None
     _stiffness: np.ndarray | None
 
-    @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y=None, sample_weight=None):
+    @keeping_types(fit_context(prefer_skip_nested_validation=True))
+    def partial_fit(
+        self, X: TableLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Continue the fit with new rows, without the earlier ones; the first call is `fit`.
 
         The information from earlier rows on theta replaces the prior; the inference function starts
@@ -126,7 +131,7 @@ class PartialFit(FittedEstimator):
         if not first and not self.converged_:
             warn(
                 f"{type(self).__name__}.partial_fit did not converge in n_iter_={self.n_iter_} "
-                f"iterations: estimated to be {self.suboptimality_:.2e} nats below the optimum. "
+                f"iterations: estimated to be {nats_below(self.suboptimality_)} the optimum. "
                 f"Raise max_iter (now {self.max_iter}) or loosen tol.",
                 ConvergenceWarning,
             )
@@ -145,9 +150,11 @@ class PartialFit(FittedEstimator):
                 f"The ELBO of {type(self).__name__} is {elbo} after partial_fit; the estimator is "
                 "as it was before. Check the scale of X."
             )
-        new = fitted_attributes(fitted, elbo, se, self._row_width, False, _STREAMED)
+        width, names = self._row_width, getattr(self, "feature_names_in_", None)
+        new = fitted_attributes(fitted, elbo, se, width, names, False, _STREAMED)
         new["elbo_curve_"] += self.elbo_
         new["elbo_"] += self.elbo_
+        new["n_samples_fit_"] = getattr(self, "n_samples_fit_", 0) + len(rows.X)
         new["elbo_se_"] = math.hypot(se, self.elbo_se_)
         self.__dict__.update(new)
         return fitted.problem.objective

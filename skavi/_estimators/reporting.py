@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
+from skavi._fit.suboptimality import nats_below
 from skavi._platform.user_warnings import warn
 from skavi.models import CouplingBiasWarning, UnusedLatentsWarning
 
@@ -40,6 +41,8 @@ class Reporter:
         What was not finite, if that ended the fit; else empty.
     alone : bool
         Whether the best of several starts was not confirmed by another one.
+    n_samples : int
+        Rows of all ranks.
     """
 
     def __init__(self, estimator, context, X):
@@ -48,6 +51,7 @@ class Reporter:
         self.stopped, self.interrupted, self.latest = False, False, None
         self.journal = Journal()
         self.failure, self.missed, self.joint, self.alone = "", 0.0, False, False
+        self.n_samples = 0
 
     def __call__(self, iterate):
         self.latest = iterate
@@ -87,7 +91,9 @@ class Reporter:
         iterate, `fit` evaluates its final ELBO from ``_iterate``.
         """
         elbo, n_features = fitted.outcome.curve[-1], self.X.shape[1]
-        return fitted_attributes(fitted, elbo, np.nan, n_features, True) | {"_iterate": fitted}
+        names = getattr(self.estimator, "feature_names_in_", None)
+        attributes = fitted_attributes(fitted, elbo, np.nan, n_features, names, True)
+        return attributes | {"_iterate": fitted}
 
 
 def _one_of_many(task):
@@ -145,7 +151,8 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
     elif not estimator.converged_ and not estimator.stopped_early_:
         message = (
             f"{name} did not converge in n_iter_={n_iter} iterations: it stands "
-            f"{_distance(estimator.suboptimality_)}. {_remedy(estimator)}"
+            f"{nats_below(estimator.suboptimality_)} the optimum by its own estimate. "
+            f"{_remedy(estimator)}"
         )
     elif reporter.alone:
         best, second = estimator.starts_[:2]
@@ -171,14 +178,6 @@ def warn_of_model(estimator) -> None:
             "a smaller noise_sd.",
             UnusedLatentsWarning,
         )
-
-
-def _distance(left):
-    """Say how far below the optimum a fit ended."""
-    if not np.isfinite(left):
-        return "an unknown distance below the optimum"
-    nats = f"{left:,.0f}" if left >= 100 else f"{left:.2g}"
-    return f"{nats} nats below the optimum, by its own estimate"
 
 
 def _remedy(estimator):

@@ -1,9 +1,11 @@
 """Inference for rows from a fit: the posteriors of their latents, and their scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from sklearn.utils.metaestimators import available_if
 
@@ -13,6 +15,7 @@ from skavi._data.validated_tables import labels_of
 from skavi._estimators.fitted_estimator import FittedEstimator
 from skavi._fit.nonfinite import require_finite
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.array_types import Floats, Seed, TableLike, keeping_types
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.memory import require_memory_of_rows
 from skavi.families import ChainedStates, ChainFactors
@@ -33,6 +36,11 @@ def _has_states(estimator):
     return fitted and estimator._fitted_model.objective.has_states
 
 
+def _index_of(X: Any) -> Any:
+    """Return the index of a pandas frame, else None."""
+    return X.index if hasattr(X, "iloc") else None
+
+
 # scikit-learn's set_output wraps `transform` only in subclasses of TransformerMixin.
 @guarded
 class RowInference(FittedEstimator, TransformerMixin):
@@ -43,7 +51,7 @@ class RowInference(FittedEstimator, TransformerMixin):
     elbo_: float
     get_feature_names_out: Callable[[], np.ndarray]
 
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Floats:
         """Return the posterior means of the rows' latents, on the model's own scale.
 
         Parameters
@@ -76,9 +84,9 @@ class RowInference(FittedEstimator, TransformerMixin):
             at_rows(here.rows.X, torch.cat(columns, -1)).cpu().numpy().astype(X.dtype, copy=False)
         )
 
-    @available_if(_has_states)
+    @keeping_types(available_if(_has_states))
     @guarded
-    def predict(self, X):
+    def predict(self, X: TableLike) -> NDArray[np.integer[Any]]:
         """Return the rows' most probable states, where latents take finitely many values.
 
         Parameters
@@ -114,7 +122,7 @@ class RowInference(FittedEstimator, TransformerMixin):
             results[piece] = part
         return results
 
-    def posterior(self, X):
+    def posterior(self, X: TableLike) -> LatentPosterior:
         """Return the posterior of the rows' latents.
 
         Parameters
@@ -127,7 +135,7 @@ class RowInference(FittedEstimator, TransformerMixin):
             On the model's own scale, if it has one: `OwnScalePosterior`; of latents with bounds:
             `BijectedPosterior`; of those that take finitely many values: `StatePosterior`.
         """
-        index, table = X.index if hasattr(X, "iloc") else None, X
+        index, table = _index_of(X), X
         X = self._validate(X)
         require_memory_of_rows(self, X, covariances=True)
         here = self._fitted_model.at(self._rows(X))
@@ -139,7 +147,8 @@ class RowInference(FittedEstimator, TransformerMixin):
             names = tuple(map(str, self.get_feature_names_out()[: len(atoms)]))
             mean, linked = factors.mean.cpu().numpy().copy(), isinstance(factors, ChainedStates)
             moves = factors.log_conditionals.exp().cpu().numpy().copy() if linked else None
-            return StatePosterior(mean, atoms, index, names, conditionals=moves, groups=groups)
+            states = StatePosterior(mean, atoms, index, names, conditionals=moves, groups=groups)
+            return cast("LatentPosterior", states)  # most of whose methods it has
         scale = torch.linalg.cholesky(factors.covariance())
         mean, sd, scale = (t.cpu().numpy().copy() for t in (factors.mean, factors.sd, scale))
         names = tuple(map(str, self.get_feature_names_out()[: mean.shape[1]]))
@@ -156,7 +165,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         own_scale = self.model_.own_scale
         return OwnScalePosterior.of(latents, globals_, own_scale, mean, sd, given)
 
-    def to_arviz(self, X, n_draws=1000, random_state=None):
+    def to_arviz(self, X: TableLike, n_draws: int = 1000, random_state: Seed = None) -> Any:
         r"""Return draws from q, predictions and log likelihoods as ArviZ's DataTree.
 
         Parameters
@@ -202,7 +211,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         >>> dict(tree["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 10, 'row': 3, 'latent': 1}
         """
-        index = X.index if hasattr(X, "iloc") else None
+        index = _index_of(X)
         check_draws(n_draws, 1)
         X = self._validate(X)
         names = DrawNames(
@@ -222,7 +231,7 @@ class RowInference(FittedEstimator, TransformerMixin):
             else np.array([f"latent{i}" for i in range(k)])
         )
 
-    def score_samples(self, X, n_draws=None):
+    def score_samples(self, X: TableLike, n_draws: int | None = None) -> Floats:
         r"""Return each row's held-out ELBO with q(theta) fixed, in nats.
 
         :math:`\mathrm{E}_q[\log p(x_n, z_n \mid \theta)] + \mathrm{H}[q(z_n)]`: a lower bound of
@@ -289,7 +298,7 @@ class RowInference(FittedEstimator, TransformerMixin):
             )
         return shared_by_rows(here.rows.X, terms).cpu().numpy()
 
-    def score(self, X, y=None):
+    def score(self, X: TableLike, y: object = None) -> float:
         """Return the mean held-out ELBO a row, in nats; higher is better.
 
         Parameters
@@ -303,7 +312,7 @@ class RowInference(FittedEstimator, TransformerMixin):
         float
         """
         terms = self._terms(X)
-        return float(terms.mean() if terms.ndim else terms / len(X))
+        return float(terms.mean() if terms.ndim else terms / len(cast("Sized", X)))
 
     def _terms(self, X):
         return self._call_in_pieces(X, self._terms_of)

@@ -33,6 +33,7 @@ from skavi._curvature import (
 from skavi._data import coupling
 from skavi._data.rows import cells_a_row
 from skavi._fit.iterates import Solution
+from skavi._fit.suboptimality import nats_below
 from skavi.inference_functions import Table
 from skavi.posterior._correction import Correction
 from skavi.solvers import CoordinateAscent, State
@@ -273,7 +274,7 @@ def _require_optimum(problem, response):
     far = response.left_in_globals > FAR
     if far or response.left_in_rows > _FAR_A_ROW * problem.total_weight:
         raise NoResponseError(
-            f"The fit is about {response.suboptimality:.1e} nats below the optimum of factorized "
+            f"The fit is about {nats_below(response.suboptimality)} the optimum of factorized "
             "VI, where linear response holds: linear_response(estimator, X) goes there first."
         )
 

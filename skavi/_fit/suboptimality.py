@@ -53,3 +53,10 @@ def with_noise_error(
         suboptimality=max(solved, error),
         converged=outcome.converged and error <= allowed,
     )
+
+
+def nats_below(left: float) -> str:
+    """Say how far below its optimum a fit is."""
+    if not math.isfinite(left):
+        return "an unknown distance below"
+    return f"{left:,.0f} nats below" if left >= 100 else f"{left:.2g} nats below"

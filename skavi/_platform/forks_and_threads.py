@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, wraps
 from inspect import isfunction
 from multiprocessing.connection import wait
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ _PARALLEL_SIZE = 200_000
 #: Seconds: a forked child that can compute needs milliseconds (see `check_fork`).
 _LONGEST = 5.0
 _forked = fork_record.forked
+_T = TypeVar("_T")
 _turn = threading.RLock()
 _tried = threading.local()
 
@@ -62,7 +64,7 @@ def check_fork() -> None:
         )
 
 
-def guarded(public):
+def guarded(public: _T) -> _T:
     """Let a function, or all public methods and properties of a class, call `check_fork` first.
 
     Every public way into torch has this decorator (tests/test_processes.py lists them).
@@ -78,7 +80,7 @@ def guarded(public):
     (6, True)
     """
     if not isinstance(public, type):
-        return _guarded_function(public)
+        return _guarded_function(public)  # type: ignore[return-value]
     for name, member in list(vars(public).items()):
         if not name.startswith("_"):
             _guard_member(public, name, member)

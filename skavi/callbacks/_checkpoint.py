@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.archive import check_writable
+from skavi._platform.shown_values import shown
 
 #: Share of the time that saves may cost, as the docstring promises (test_checkpoint).
 _SHARE = 0.05
@@ -66,12 +67,12 @@ class Checkpoint:
 
     def __init__(self, path, every=None):
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"Checkpoint(path={path!r}): path must be a str or a PathLike.")
+            raise TypeError(f"Checkpoint(path={shown(path)}): path must be a str or a PathLike.")
         whole = is_whole(every, 1)
         span = isinstance(every, timedelta) and every > timedelta(0)
         if not (every is None or whole or span):
             raise ValueError(
-                f"Checkpoint(every={every!r}): every must be a number of iterations >= 1 or a "
+                f"Checkpoint(every={shown(every)}): every must be a number of iterations >= 1 or a "
                 "datetime.timedelta > 0."
             )
         self.path, self.every = Path(path), every

@@ -4,6 +4,7 @@ import math
 from numbers import Real
 
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.shown_values import shown
 
 #: Relative: values this close count as equal, since near an optimum the ELBO varies by rounding.
 _ROUNDING = 1e-10
@@ -53,10 +54,12 @@ class EarlyStopping:
         for name, value in (("patience", patience), ("every", every)):
             if not is_whole(value, 1):
                 raise ValueError(
-                    f"EarlyStopping({name}={value!r}): {name} must be an integer >= 1."
+                    f"EarlyStopping({name}={shown(value)}): {name} must be an integer >= 1."
                 )
         if not isinstance(min_delta, Real) or not 0 <= float(min_delta) < math.inf:
-            raise ValueError(f"EarlyStopping(min_delta={min_delta!r}): min_delta must be >= 0.")
+            raise ValueError(
+                f"EarlyStopping(min_delta={shown(min_delta)}): min_delta must be >= 0."
+            )
         self.X, self.patience, self.min_delta, self.every = X, patience, min_delta, every
         # For each current fit, since clones share their callbacks: one watch a stage.
         self._watches = {}
@@ -87,14 +90,24 @@ class EarlyStopping:
         watch.last_elbo = metadata["elbo"]
         if metadata["iteration"] % self.every:
             return False
-        value = metadata["elbo"] if self.X is None else fitted_estimator.score(self.X)
+        value = metadata["elbo"] if self.X is None else self._score(fitted_estimator)
         watch.see(value, fitted_estimator, self.min_delta)
         return watch.misses >= self.patience
+
+    def _score(self, estimator):
+        """Score held-out rows, or say whose they are where that is refused."""
+        try:
+            return estimator.score(self.X)
+        except (ValueError, TypeError) as error:
+            raise type(error)(
+                f"EarlyStopping(X={shown(self.X)}): X must be held-out rows of the fit's columns. "
+                f"{str(error).rstrip('.')}."
+            ) from error
 
     def _put_best_back(self, watch, estimator):
         if watch.best is None:
             return
-        last = watch.last_elbo if self.X is None else estimator.score(self.X)
+        last = watch.last_elbo if self.X is None else self._score(estimator)
         if not last >= watch.best_value - _ROUNDING * abs(watch.best_value):
             vars(estimator).update(vars(watch.best))
 

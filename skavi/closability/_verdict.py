@@ -7,6 +7,7 @@ function of a window of rows reaches it for every data set iff the score of z_n,
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from skavi import models
 from skavi._data.coupling import Units
 from skavi._data.grouped_rows import GroupedRows
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.random_state import drawn_seed, private_state
@@ -127,7 +129,12 @@ class GapVerdict:
 
 
 @guarded
-def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
+def can_close_gap(
+    model: LatentVariableModel,
+    X: TableLike | None = None,
+    n_features: int = 1,
+    random_state: Seed = None,
+) -> GapVerdict:
     """Decide from a model's log joint whether amortized VI can match factorized VI.
 
     Parameters
@@ -179,7 +186,8 @@ def can_close_gap(model, X=None, n_features=1, random_state=None) -> GapVerdict:
         n_columns = model.n_explained(X)
     else:
         n_given = sum(map(len, model.named_columns().values()))
-        n_columns = n_features if X is None else np.shape(X)[-1] - n_given
+        shape: tuple[int, ...] = () if X is None else np.shape(cast("np.ndarray", X))
+        n_columns = n_features if X is None else shape[-1] - n_given
     model.check_written(n_columns)
     if not model.count_latents(n_columns):
         return _without_latents()

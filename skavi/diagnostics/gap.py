@@ -9,10 +9,12 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.factorized import FactorizedVI
 from skavi._estimators.fitted_estimator import function_on, position_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi.inference_functions import Table
@@ -96,7 +98,9 @@ class AmortizationGap:
 
 
 @guarded
-def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
+def amortization_gap(
+    amortized: VariationalInference, X: TableLike, factorized: VariationalInference | None = None
+) -> AmortizationGap:
     """Measure the amortization gap on the training data.
 
     Parameters
@@ -140,15 +144,15 @@ def amortization_gap(amortized, X, factorized=None) -> AmortizationGap:
     """
     _check_kind(amortized, AmortizedVI, "amortized")
     if factorized is None:
-        factorized = [factorized_like(amortized, init).fit(X) for init in (amortized, None)]
+        fits = [factorized_like(amortized, init).fit(X) for init in (amortized, None)]
     else:
         _check_kind(factorized, FactorizedVI, "factorized")
         if factorized.family_.links_rows and not amortized.family_.links_rows:
             factorized = factorized_like(amortized, factorized).fit(X)
-        factorized = [factorized]
+        fits = [factorized]
     start, tol = function_on(amortized, X), _tol_of_rows(amortized)
     solved, _ = solve_rows(start.problem, start.raw_globals, tol, start=start.raw)
-    high = [*(position_on(fit, X) for fit in factorized), replace(start, raw=solved)]
+    high = [*(position_on(fit, X) for fit in fits), replace(start, raw=solved)]
     elbo_amortized, elbo_factorized, se = _compare(start, high)
     total = elbo_factorized - elbo_amortized
     return AmortizationGap(

@@ -1,17 +1,20 @@
 """Where the nats go: what the ELBO loses, row by row, to family, function and solver."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._estimators.amortized import AmortizedVI
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import function_on
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import solve_rows
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import product_rule, sobol_normal
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
@@ -21,6 +24,9 @@ from skavi.diagnostics.reweighting import weigh
 from skavi.distributions import defaults_of
 from skavi.families import Point
 from skavi.objective._integrals import SAMPLING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Beyond this k-hat a row's likelihood by importance sampling is not known (Vehtari et al. 2024).
 _KNOWN = 0.7
@@ -137,7 +143,7 @@ class InferenceGap:
         left = len(self.how) - self.n_known
         return " ".join(said) + f" {left} rows are not known (k-hat above 0.7)." * (left > 0)
 
-    def summary(self):
+    def summary(self) -> "DataFrame":
         """Return a pandas frame: each part in nats, in all and a row, on X and on X_test.
 
         Returns
@@ -176,7 +182,12 @@ PARTS = tuple(_ADVICE)
 
 
 @guarded
-def inference_gap(estimator, X, X_test=None, random_state=None) -> InferenceGap:
+def inference_gap(
+    estimator: VariationalInference,
+    X: TableLike,
+    X_test: TableLike | None = None,
+    random_state: Seed = None,
+) -> InferenceGap:
     r"""Measure how far the ELBO is below the log likelihood, and what each part of q loses.
 
     Parameters

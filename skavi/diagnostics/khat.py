@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import position_on
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
@@ -92,7 +94,9 @@ class PSISKHat:
 
 
 @guarded
-def psis_khat(estimator, X, n_draws=2000, random_state=None) -> PSISKHat:
+def psis_khat(
+    estimator: VariationalInference, X: TableLike, n_draws: int = 2000, random_state: Seed = None
+) -> PSISKHat:
     """Measure how far a fit's q is from the posterior, through its importance weights.
 
     Parameters

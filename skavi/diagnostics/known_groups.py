@@ -9,7 +9,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.grouped_rows import GroupedRows
 from skavi._data.rows import Rows
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.distributions import defaults_of
 from skavi.models import GroupedModel
@@ -20,7 +22,7 @@ _N_DRAWS = 256
 
 
 @guarded
-def score_known_groups(estimator, X, y=None):
+def score_known_groups(estimator: VariationalInference, X: TableLike, y: object = None) -> float:
     """Return the mean log predictive density of rows whose groups the fit knows, in nats a row.
 
     The responses in X are not used for inference: a group has the factor that the fit gave it, and

@@ -4,12 +4,17 @@ What it is: `skavi._fit.linear_response`.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import fitted_model, validated_rows
 from skavi._fit.linear_response import FAR, require_feasible, respond
+from skavi._fit.suboptimality import nats_below
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
@@ -17,6 +22,9 @@ from skavi._platform.user_warnings import warn
 from skavi.diagnostics.gap import factorized_like
 from skavi.posterior import GlobalPosterior
 from skavi.posterior._correction import Correction
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN = 10
@@ -64,7 +72,7 @@ class LinearResponse:
     mean_field_global_sd: dict[str, np.ndarray]
     suboptimality: float
 
-    def summary(self):
+    def summary(self) -> "DataFrame":
         """Return a pandas frame of the globals: name, index, q's sd, corrected_sd, and their ratio.
 
         Returns
@@ -90,7 +98,9 @@ class LinearResponse:
 
 
 @guarded
-def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
+def linear_response(
+    estimator: VariationalInference, X: TableLike, sample_weight: ArrayLike | None = None
+) -> LinearResponse:
     """Correct the posterior covariances of a fit: mean-field's standard deviations are too small.
 
     Parameters
@@ -149,7 +159,7 @@ def linear_response(estimator, X, sample_weight=None) -> LinearResponse:
     response = respond(here.problem, here.raw, here.raw_globals)
     if response.suboptimality > FAR:
         warn(
-            f"The ELBO is about {response.suboptimality:.1e} nats below its maximum, where linear "
+            f"The ELBO is about {nats_below(response.suboptimality)} its maximum, where linear "
             "response holds: fit with a smaller tol or a larger max_iter.",
             ConvergenceWarning,
         )
@@ -171,7 +181,7 @@ def _result(here, response):
     return LinearResponse(
         covariance=_array(covariance),
         sd=_array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
-        global_sd=q_theta.corrected_sd,
+        global_sd=q_theta.corrected_sd or {},
         unconstrained_global_covariance=of_globals[:size, :size],
         mean_field_sd=_array(objective.local_factors(here.raw).sd),
         mean_field_global_sd=q_theta.sd,

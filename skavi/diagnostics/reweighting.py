@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from skavi._data.rows import first_places
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.fitted_estimator import position_on
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.optional_imports import require
@@ -21,6 +23,9 @@ from skavi.objective import Objective
 from skavi.posterior._arviz import data_tree
 from skavi.posterior._draws import check_draws
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Draws: with 100 the threshold 1 - 1 / log10(draws) of k-hat is 0.5.
 _FEWEST_DRAWS = 100
@@ -142,7 +147,7 @@ class ReweightedPosterior:
         index = private_state(random_state).choice(len(self.weights), n_draws, p=self.weights)
         return {name: draws[index] for name, draws in self.draws.items()}
 
-    def summary(self):
+    def summary(self) -> "DataFrame":
         """Return a pandas frame with a row a number: name, index, mean, sd, 5%, 50%, 95%.
 
         Returns
@@ -195,7 +200,9 @@ class ReweightedPosterior:
 
 
 @guarded
-def reweighted(estimator, X, n_draws=4000, random_state=None) -> ReweightedPosterior:
+def reweighted(
+    estimator: VariationalInference, X: TableLike, n_draws: int = 4000, random_state: Seed = None
+) -> ReweightedPosterior:
     r"""Return the posterior of theta, with every row's latents integrated out.
 
     What mean-field sds should have been: :math:`p(\theta \mid X)` without the assumption that theta

@@ -61,7 +61,7 @@ class LatentPosteriorDisplay(Display):
     >>> vi = FactorizedVI(FactorAnalysis(2), random_state=0).fit(X)
     >>> display = LatentPosteriorDisplay.from_estimator(vi, X)
     >>> display.ax_.get_xlabel()
-    'factorizedvi0'
+    'factor0'
     >>> display.plot_intervals().ax_.get_ylabel()
     'row'
     """

@@ -211,6 +211,9 @@ class BayesianDecoder(CellwiseModel):
         by_column = self.cell.has_noise and not self.cell.has_variance
         return (n_features,) if by_column else ()
 
+    def latent_names(self, n_features):
+        return [f"latent{i}" for i in range(self.n_components)]
+
     def global_dims(self):
         columns = {"dispersion": ("feature",)} if self._noise_shape(1) else {}
         return super().global_dims() | columns

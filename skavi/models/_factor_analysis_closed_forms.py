@@ -32,6 +32,9 @@ class LinearNormal(CellwiseModel):
     noise_scale: Any
     coefficient_scale: Any
 
+    def latent_names(self, n_features):
+        return [f"factor{i}" for i in range(self.n_components)]
+
     def has_closed_form(self, family: Family, global_family: Family) -> bool:
         return self.cell.conjugate
 

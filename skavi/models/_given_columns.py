@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skavi._data.column_roles import ALL_EXPLAINED, ColumnRoles, are_columns, named_columns
+from skavi._platform.shown_values import shown
 
 
 class GivenColumns:
@@ -31,8 +32,8 @@ class GivenColumns:
             value = getattr(self, role)
             if not are_columns(value):
                 raise ValueError(
-                    f"{type(self).__name__}({role}={value!r}): {role} must name columns of X, by "
-                    "name or by place, each once."
+                    f"{type(self).__name__}({role}={shown(value)}): {role} must name columns of "
+                    "X, by name or by place, each once."
                 )
 
     def n_explained(self, X: Any) -> int:

@@ -6,6 +6,7 @@ by name, and you pass the object to `load`. Pickle, and so joblib, runs any code
 only for files that you have written yourself.
 """
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,18 @@ import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._estimators.base import VariationalInference
 from skavi._platform.archive import DamagedFileError, read_archive, write_archive
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.user_warnings import warn
 from skavi._platform.version import SavedVersionWarning, __version__
+from skavi.families import Family
+from skavi.inference_functions import InferenceFunction
+from skavi.models import LatentVariableModel
+from skavi.noise import Noise
 from skavi.persistence._read import HandedInError, rebuild
 from skavi.persistence._write import ESTIMATORS, describe
+from skavi.solvers import Solver
 
 __all__ = ["SavedVersionWarning", "load", "save"]
 
@@ -30,7 +37,7 @@ _LONGEST = 1000
 
 
 @guarded
-def save(estimator, path):
+def save(estimator: VariationalInference, path: str | PathLike[str]) -> None:
     """Write a fitted estimator to a file that holds no code.
 
     Parameters
@@ -95,15 +102,15 @@ def save(estimator, path):
 
 @guarded
 def load(
-    path,
-    model=None,
-    inference_function=None,
+    path: str | PathLike[str],
+    model: LatentVariableModel | None = None,
+    inference_function: InferenceFunction | torch.nn.Module | None = None,
     *,
-    family=None,
-    global_family=None,
-    noise=None,
-    solver=None,
-):
+    family: Family | None = None,
+    global_family: Family | None = None,
+    noise: Noise | None = None,
+    solver: Solver | None = None,
+) -> VariationalInference:
     """Read an estimator that `save` wrote; the file cannot contain code to run.
 
     Parameters

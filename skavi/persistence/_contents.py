@@ -123,6 +123,7 @@ FITTED |= {f"{role}_": (partial(_is_a, kind), f"a {kind.__name__}") for role, ki
 #: What not every fit leaves, and fits of earlier versions did not.
 OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "starts_": (_is_vector, "numbers in one dimension"),
+    "n_samples_fit_": (lambda v: is_whole(v, 1), "an integer >= 1"),
     "tol_": (_is_spread, "a number >= 0, or NaN"),
     "feature_names_in_": (_are_names, "names"),
     "_global_covariance": (_is_matrix, "None, or finite numbers in two dimensions"),

@@ -283,8 +283,9 @@ def _make_fitted(cls, params, attributes, handed):
     with np.errstate(all="ignore"):
         check_contents(estimator, is_own, handed)
     raw, n_features = estimator._raw_globals, estimator._row_width
+    names = fitted.get("feature_names_in_")
     estimator.global_posterior_ = GlobalPosterior(
-        estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted)
+        estimator.model_, estimator.global_family_, raw, n_features, _correction(fitted), names
     )
     return estimator
 

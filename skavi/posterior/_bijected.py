@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.distributions.transforms import Transform
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats
 from skavi._platform.forks_and_threads import guarded
 from skavi.posterior._own_scale import OwnScalePosterior
 
@@ -56,7 +58,7 @@ class BijectedPosterior(OwnScalePosterior):
         fields = {name: getattr(known, name) for name in known.__dataclass_fields__}
         return cls(**fields, bijection=bijection)
 
-    def quantile(self, q):
+    def quantile(self, q: ArrayLike) -> Floats:
         """Return quantiles of each number, exact.
 
         Parameters

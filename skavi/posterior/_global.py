@@ -1,12 +1,16 @@
 """The posterior of the globals, on the model's own scale."""
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats, Seed
 from skavi._platform.forks_and_threads import LostThreadsError, guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
@@ -14,14 +18,21 @@ from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi.families import Family, FullFactors, NormalFactors
 from skavi.models import LatentVariableModel
+from skavi.posterior._arviz import data_tree
 from skavi.posterior._correction import Correction, corrected_sds
+from skavi.posterior._global_labels import arviz_labels, dimension_names, label, place_named
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Numbers of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_NUMBERS = 10
 #: Times q's sd: a corrected sd beyond that is told, since a 90 % interval of q then covers 73 %.
 _TOLD_RATIO = 1.5
-_COLUMNS = ("name", "index", "mean", "sd", "corrected_sd", *map(percent, SHOWN_QUANTILES))
+#: What the tables say of each number.
+NUMBER_COLUMNS = ("mean", "sd", "corrected_sd", *map(percent, SHOWN_QUANTILES))
+_COLUMNS = ("name", "index", *NUMBER_COLUMNS)
 _UNKNOWN = Correction.without("Linear response was not computed.")
 
 
@@ -71,28 +82,30 @@ class GlobalPosterior:
         raw: np.ndarray,
         n_features: int,
         correction: Correction = _UNKNOWN,
+        feature_names: Sequence[str] | None = None,
     ):
         self._model, self._family, self._raw = model, family, raw
         self._n_features, self._correction = n_features, correction
+        self._feature_names = feature_names
 
     # Moments are computed when they are read, since callbacks get a posterior in every iteration.
 
     @cached_property
-    def unconstrained_mean(self):
+    def unconstrained_mean(self) -> dict[str, Floats]:
         space, factor = self._space_and_factor()
         return {name: factor.mean[where].numpy().copy() for name, where in space.slices.items()}
 
     @cached_property
-    def unconstrained_sd(self):
+    def unconstrained_sd(self) -> dict[str, Floats]:
         space, factor = self._space_and_factor()
         return {name: factor.sd[where].numpy().copy() for name, where in space.slices.items()}
 
     @property
-    def mean(self):
+    def mean(self) -> dict[str, Floats]:
         return {name: mean for name, (mean, _) in self._mean_and_sd.items()}
 
     @property
-    def sd(self):
+    def sd(self) -> dict[str, Floats]:
         return {name: sd for name, (_, sd) in self._mean_and_sd.items()}
 
     @cached_property
@@ -104,7 +117,7 @@ class GlobalPosterior:
     # --- corrections ----------------------------------------------------------------------------
 
     @cached_property
-    def unconstrained_corrected_sd(self):
+    def unconstrained_corrected_sd(self) -> dict[str, Floats] | None:
         covariance = self._correction.covariance
         if covariance is None:
             return None
@@ -113,7 +126,7 @@ class GlobalPosterior:
         return {name: sd[where] for name, where in space.slices.items()}
 
     @cached_property
-    def corrected_sd(self):
+    def corrected_sd(self) -> dict[str, Floats] | None:
         covariance = self._correction.covariance
         if covariance is None:
             return None
@@ -121,11 +134,11 @@ class GlobalPosterior:
         return corrected_sds(space, self._family, self._raw, covariance)
 
     @property
-    def corrected_reason(self):
+    def corrected_reason(self) -> str | None:
         return self._correction.reason
 
     @property
-    def note(self):
+    def note(self) -> str:
         ratio = self._largest_ratio
         if ratio <= _TOLD_RATIO:
             return ""
@@ -138,10 +151,10 @@ class GlobalPosterior:
     @cached_property
     def _largest_ratio(self):
         """The largest ratio of a corrected sd to q's, on either scale; 0 without a correction."""
-        if self.corrected_sd is None:
+        own, unconstrained = self.corrected_sd, self.unconstrained_corrected_sd
+        if own is None or unconstrained is None:
             return 0.0
-        pairs = [(self.corrected_sd, self.sd)]
-        pairs.append((self.unconstrained_corrected_sd, self.unconstrained_sd))
+        pairs = [(own, self.sd), (unconstrained, self.unconstrained_sd)]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = [wide[name] / narrow[name] for wide, narrow in pairs for name in narrow]
         return max((float(np.nan_to_num(r, nan=0.0).max(initial=0.0)) for r in ratios), default=0.0)
@@ -185,7 +198,9 @@ class GlobalPosterior:
         space, _ = self._space_and_factor()
         return space.draws(torch.as_tensor(self.draw_unconstrained(noise, corrected)))
 
-    def sample(self, n_draws, random_state=None, corrected=False):
+    def sample(
+        self, n_draws: int, random_state: Seed = None, corrected: bool = False
+    ) -> dict[str, Floats]:
         """Draw globals.
 
         Parameters
@@ -214,7 +229,7 @@ class GlobalPosterior:
         noise = private_state(random_state).standard_normal((n_draws, space.size))
         return {name: value.numpy() for name, value in self.draws(noise, corrected).items()}
 
-    def quantile(self, q, corrected=False):
+    def quantile(self, q: ArrayLike, corrected: bool = False) -> dict[str, Floats]:
         """Return quantiles of each global on the model's scale.
 
         Parameters
@@ -240,16 +255,16 @@ class GlobalPosterior:
         space, _ = self._space_and_factor()
         return {name: space.quantiles(name, factor, q) for name in space.slices}
 
-    def summary(self):
+    def summary(self) -> "DataFrame":
         """Return a pandas frame with a row per number, for reports.
 
         Returns
         -------
         pandas.DataFrame
             Columns name, index, mean, sd, corrected_sd, 5%, 50%, 95%. "index" is the number's place
-            in its global, a tuple, of names where the model has them: () for a scalar. Quantiles
-            are corrected ones, of draws whose sd is not `corrected_sd`; without a correction q's
-            own, beside a corrected_sd of NaN.
+            in its global, a tuple, of names where there are some (of X's columns, of latents):
+            () for a scalar. Quantiles are corrected ones, of draws whose sd is not `corrected_sd`;
+            without a correction q's own, beside a corrected_sd of NaN.
 
         Raises
         ------
@@ -257,23 +272,123 @@ class GlobalPosterior:
             If pandas is not installed.
         """
         pandas = require("pandas", "pandas")
-        return pandas.DataFrame(list(self._summary_rows()), columns=list(_COLUMNS))
+        return pandas.DataFrame(list(self.rows()), columns=list(_COLUMNS))
 
-    def _summary_rows(self):
+    def to_frame(self, name: str | None = None) -> "DataFrame":
+        """Return a pandas frame with a row per number, labelled by its place.
+
+        Parameters
+        ----------
+        name : str, default=None
+            One global: its dimensions are the levels of the frame's index, names of X's columns and
+            of latents where there are some. None: all, labelled as in "loadings[age, factor0]".
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns mean, sd, corrected_sd, 5%, 50%, 95%, as `summary` has them. Of a matrix,
+            ``frame["mean"].unstack()`` is the matrix with its names.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        ValueError
+            If there is no global of that name.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import FactorAnalysis
+        >>> X = np.random.default_rng(0).normal(size=(50, 3))
+        >>> frame = pd.DataFrame(X, columns=["age", "height", "weight"])
+        >>> found = FactorizedVI(FactorAnalysis(1)).fit(frame).global_posterior_
+        >>> list(found.to_frame("mean").index)
+        ['age', 'height', 'weight']
+        >>> found.to_frame("loadings")["mean"].unstack().shape
+        (3, 1)
+        >>> list(found.to_frame().index[:2])
+        ['noise_variance', 'loadings[age, factor0]']
+        """
+        pandas = require("pandas", "pandas")
+        if name is not None and name not in self.mean:
+            raise ValueError(f"name={name!r}: the globals are {', '.join(self.mean) or 'none'}.")
+        rows = [row for row in self.rows() if name in (None, row[0])]
+        columns, numbers = list(NUMBER_COLUMNS), [row[2:] for row in rows]
+        if name is None:
+            return pandas.DataFrame(numbers, index=[*map(label, rows)], columns=columns)
+        places = [row[1] for row in rows]
+        if any(len(place) > 1 for place in places):
+            dims = self._model.global_dims().get(name)
+            index = pandas.MultiIndex.from_tuples(places, names=dims)
+        else:
+            index = [place[0] if place else name for place in places]
+        return pandas.DataFrame(numbers, index=index, columns=columns)
+
+    def to_arviz(
+        self, n_draws: int = 1000, random_state: Seed = None, corrected: bool = False
+    ) -> Any:
+        """Return draws as ArviZ's DataTree.
+
+        Parameters
+        ----------
+        n_draws : int, default=1000
+            Number of draws.
+        random_state : int, RandomState or None, default=None
+            Seed or generator.
+        corrected : bool, default=False
+            As in `sample`.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group "posterior" with the globals by name, dimensions (chain, draw, ...), labelled by
+            the names of X's columns and of latents. The estimator's own `to_arviz` adds the rows'
+            latents, predictions and log likelihoods.
+
+        Raises
+        ------
+        ImportError
+            If arviz-base is not installed: ``pip install "skavi[arviz]"``.
+        """
+        draws = self.sample(n_draws, random_state, corrected)
+        dims, coords = arviz_labels(self._model, self._feature_names, self._n_features)
+        attrs = {"inference_library": "skavi"}
+        used = {dim for names in dims.values() for dim in names}
+        coords = {dim: labels for dim, labels in coords.items() if dim in used}
+        return data_tree({"posterior": draws}, dims, coords, attrs)
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what `summary` has in each of its rows.
+
+        Yields
+        ------
+        tuple
+            Name, place, mean, sd, corrected sd, and quantiles.
+
+        Examples
+        --------
+        >>> from skavi import FactorizedVI
+        >>> from skavi.models import LinearModel
+        >>> vi = FactorizedVI(LinearModel()).fit([[0.0], [1.0], [5.0]])
+        >>> [(name, place, round(mean, 6)) for name, place, mean, *_ in vi.global_posterior_.rows()]
+        [('theta', (), 2.0)]
+        """
         corrected = self.corrected_sd
         quantiles = self.quantile(SHOWN_QUANTILES, corrected=corrected is not None)
-        labels = self._model.global_labels()
+        labels = dimension_names(self._model, self._feature_names, self._n_features)
         for name, mean in self.mean.items():
             sd = np.full_like(mean, np.nan) if corrected is None else corrected[name]
             columns = np.stack([mean, self.sd[name], sd, *quantiles[name]], -1)
             for index in np.ndindex(mean.shape):
-                pairs = zip(labels[name], index, strict=True) if name in labels else ()
-                place = tuple(names[i] for names, i in pairs) or index
+                place = place_named(labels.get(name, ()), index)
                 yield name, place, *map(float, columns[index])
 
     def _repr_html_(self):
         size = sum(mean.size for mean in self.mean.values())
-        rows = list(islice(self._summary_rows(), _SHOWN_NUMBERS))
+        rows = list(islice(self.rows(), _SHOWN_NUMBERS))
         note = shown(size, _SHOWN_NUMBERS, "numbers") + self.note
         return html_table(f"GlobalPosterior: {size} numbers", _COLUMNS, rows, note)
 

@@ -1,11 +1,15 @@
 """The posterior of the latents of given rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats, Seed
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
@@ -14,6 +18,9 @@ from skavi._platform.random_state import private_state
 from skavi.families import ChainFactors
 from skavi.posterior._arviz import data_tree, row_labels
 from skavi.posterior._quantiles import SHOWN_QUANTILES, percent, probabilities, shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_ROWS = 10
@@ -63,7 +70,7 @@ class LatentPosterior:
     link: np.ndarray | None = field(default=None, repr=False, kw_only=True)
     groups: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
-    def sample(self, n_draws, random_state=None):
+    def sample(self, n_draws: int, random_state: Seed = None) -> Floats:
         """Draw latents, of all rows together where factors know their neighbours.
 
         Parameters
@@ -85,7 +92,7 @@ class LatentPosterior:
         factors = ChainFactors(*map(aligned, (self.mean, self.scale, self.link)))
         return factors.joint_draw(aligned(noise)).numpy()
 
-    def quantile(self, q):
+    def quantile(self, q: ArrayLike) -> Floats:
         """Return quantiles of each latent.
 
         Parameters
@@ -100,7 +107,7 @@ class LatentPosterior:
         """
         return self.mean + self.sd * ndtri(probabilities(q))[..., None, None]
 
-    def cdf(self, values):
+    def cdf(self, values: ArrayLike) -> Floats:
         """Return the posterior probabilities of less than `values`, for each number.
 
         Parameters
@@ -113,7 +120,7 @@ class LatentPosterior:
         """
         return ndtr((np.asarray(values) - self.mean) / self.sd)
 
-    def to_frame(self, quantiles=SHOWN_QUANTILES):
+    def to_frame(self, quantiles: Sequence[float] = SHOWN_QUANTILES) -> "DataFrame":
         """Return a pandas frame with one row for each row of X.
 
         Parameters
@@ -139,7 +146,7 @@ class LatentPosterior:
         table = np.stack(values, -1).reshape(len(self.mean), -1)
         return pandas.DataFrame(table, index=self.index, columns=columns)
 
-    def to_arviz(self, n_draws=1000, random_state=None):
+    def to_arviz(self, n_draws: int = 1000, random_state: Seed = None) -> Any:
         """Return draws as ArviZ's DataTree.
 
         Parameters
@@ -165,7 +172,7 @@ class LatentPosterior:
         return data_tree({"posterior": {"z": draws}}, {"z": ("row", "latent")}, self.coords, attrs)
 
     @property
-    def coords(self):
+    def coords(self) -> dict[str, np.ndarray]:
         """Labels of rows and latents, in ArviZ's form."""
         return {"row": row_labels(self.index, len(self.mean)), "latent": np.array(self._names())}
 

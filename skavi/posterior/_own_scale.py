@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skavi._numerics.aligned import aligned
+from skavi._platform.array_types import Floats
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.random_state import private_state
 from skavi.models._own_scale import fixed_noise
@@ -92,7 +94,7 @@ class OwnScalePosterior(LatentPosterior):
         z = self.latents.sample(n_draws, state)
         return self._on_own_scale(z, state.standard_normal((n_draws, self._n_globals)))
 
-    def quantile(self, q):
+    def quantile(self, q: ArrayLike) -> Floats:
         """Return quantiles of each number, of 1,024 quasi-random draws.
 
         Parameters
@@ -105,10 +107,10 @@ class OwnScalePosterior(LatentPosterior):
         ndarray of shape (..., n_rows, n_latents)
             The shape of `q` comes first.
         """
-        q = probabilities(q)
-        quantiles = np.empty((*q.shape, *self.mean.shape))
+        asked = probabilities(q)
+        quantiles = np.empty((*asked.shape, *self.mean.shape))
         for rows, values in self._fixed_draws():
-            quantiles[..., rows, :] = np.quantile(values, q, axis=0)
+            quantiles[..., rows, :] = np.quantile(values, asked, axis=0)
         return quantiles
 
     def cdf(self, values):

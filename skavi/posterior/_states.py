@@ -1,15 +1,21 @@
 """The posterior of the latents of given rows where these take finitely many values."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from skavi._platform.array_types import Floats, Seed
 from skavi._platform.html import html_table
 from skavi._platform.memory import require_memory
 from skavi._platform.optional_imports import require
 from skavi._platform.random_state import private_state
 from skavi.posterior._arviz import data_tree, row_labels
 from skavi.posterior._quantiles import shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Rows of the table in a notebook, which a screen shows without scrolling.
 _SHOWN_ROWS = 10
@@ -52,27 +58,27 @@ class StatePosterior:
     groups: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     @property
-    def mean(self):
+    def mean(self) -> Floats:
         """The probabilities: the means of the states' indicators."""
         return self.probabilities
 
     @property
-    def sd(self):
+    def sd(self) -> Floats:
         """Standard deviations of the states' indicators, shape (n_rows, n_states)."""
         return np.sqrt(self.probabilities * (1 - self.probabilities))
 
     @property
-    def most_probable(self):
+    def most_probable(self) -> NDArray[np.integer[Any]]:
         """The most probable state of each row, shape (n_rows,)."""
         return self.probabilities.argmax(1)
 
     @property
-    def entropy(self):
+    def entropy(self) -> Floats:
         """Entropy of each row's state, in nats, shape (n_rows,)."""
         p = self.probabilities
         return -(p * np.log(np.where(p > 0, p, 1.0))).sum(1)
 
-    def sample(self, n_draws, random_state=None):
+    def sample(self, n_draws: int, random_state: Seed = None) -> Floats:
         """Draw latents, of all rows together where factors know their neighbours.
 
         Parameters
@@ -103,7 +109,7 @@ class StatePosterior:
             states[:, n] = now
         return self.atoms[states]
 
-    def to_frame(self):
+    def to_frame(self) -> "DataFrame":
         """Return the probabilities as a pandas frame, a column a state.
 
         Raises
@@ -114,7 +120,7 @@ class StatePosterior:
         pandas = require("pandas", "pandas")
         return pandas.DataFrame(self.probabilities, index=self.index, columns=list(self.names))
 
-    def to_arviz(self, n_draws=1000, random_state=None):
+    def to_arviz(self, n_draws: int = 1000, random_state: Seed = None) -> Any:
         """Return draws as ArviZ's DataTree, group "posterior" with "z" (chain, draw, row, latent).
 
         Parameters

@@ -24,13 +24,14 @@ def refitted():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"solver": "adam"}, r"'skavi.solvers.Solver' .* Write solver=skavi.solvers.Adam\(\)"),
+        ({"solver": "adam"}, r"Adam\(\), .*LBFGS\(\), .*Write solver=skavi.solvers.Adam\(\)"),
         ({"solver": "coordinate_ascent"}, r"Write solver=skavi.solvers.CoordinateAscent\(\)"),
-        ({"solver": Adam}, r"Write solver=skavi.solvers.Adam\(\)"),
-        ({"noise": MonteCarlo}, r"'skavi.noise.Noise' .*Write noise=skavi.noise.MonteCarlo\(\)"),
-        ({"model": FactorAnalysis}, r"'skavi.models.LatentVariableModel' .*FactorAnalysis\(\)"),
-        ({"family": "full"}, r"'skavi.families.Family' or None. Got 'full' instead.$"),
-        ({"output": "zzz"}, r"The 'output' parameter of FactorizedVI must be a str among"),
+        ({"solver": Adam}, r"Got the class Adam instead. Write solver=skavi.solvers.Adam\(\)"),
+        ({"noise": MonteCarlo}, r"an object of skavi.noise .*Write noise=skavi.noise.MonteCarlo"),
+        ({"model": FactorAnalysis}, r"an object of skavi.models .*FactorAnalysis\(\)"),
+        ({"family": "full"}, r"\(.*FullNormal\(\).*\), or None. Got 'full' instead.$"),
+        ({"output": "zzz"}, r'must be a str, "mean" or "mean_sd". Got \'zzz\' instead.'),
+        ({"max_iter": 0}, r"must be an integer >= 1. Got 0 instead.$"),
     ],
 )  # fmt: skip
 def test_an_error_says_what_to_write(parameters, message):
