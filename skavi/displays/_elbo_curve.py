@@ -118,7 +118,14 @@ class ElboCurveDisplay(Display):
         Returns
         -------
         ElboCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            If fits are of tables of different shapes, whose ELBOs are not comparable.
         """
+        pairs = pair_with_names(estimators, names)
+        _check_same_table([vi for _, vi in pairs])
         curves = [
             Curve(
                 name,
@@ -127,7 +134,7 @@ class ElboCurveDisplay(Display):
                 vi.elbo_,
                 vi.noise_.deterministic,
             )
-            for name, vi in pair_with_names(estimators, names)
+            for name, vi in pairs
         ]
         return cls(curves).plot(ax=ax)
 
@@ -191,3 +198,12 @@ class ElboCurveDisplay(Display):
 def _mostly_rises(elbo):
     """Say whether a curve falls so rarely (at refinements only) that its noise is deterministic."""
     return (np.diff(elbo) < 0).mean() < 0.1 if len(elbo) > 1 else True
+
+
+def _check_same_table(fits):
+    """Raise a ValueError if fits are known to be of different tables."""
+    shapes = {(vars(vi).get("n_samples_fit_"), vi.n_features_in_) for vi in fits}
+    shapes = {shape for shape in shapes if None not in shape}  # old files do not know their rows
+    if len(shapes) > 1:
+        said = " and ".join(f"{n:,} x {d}" for n, d in sorted(shapes))
+        raise ValueError(f"ELBOs of different tables ({said}) are not comparable in one plot.")

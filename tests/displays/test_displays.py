@@ -238,6 +238,12 @@ def test_parts_of_the_inference_gap_are_stacked(constant, factorized):
         alone.plot_feature(labels=[0, 1, 2])
 
 
+def test_fits_of_different_tables_are_refused_in_one_plot(factorized):
+    other = FactorizedVI(LinearModel()).fit(COLUMN[:10])
+    with pytest.raises(ValueError, match=r"different tables \(10 x 1 and 20 x 1\)"):
+        ElboCurveDisplay.from_estimators([factorized, other])
+
+
 # Latents
 
 
