@@ -17,11 +17,7 @@ def corpus(seed, n=200, n_words=100):
     rng = np.random.default_rng(seed)
     k, k_fitted = int(rng.integers(3, 11)), int(rng.integers(2, 13))
     topics, shares = rng.dirichlet(np.full(n_words, 0.1), k), rng.dirichlet(np.full(k, 0.3), n)
-    return (
-        np.stack([rng.multinomial(60, p) for p in shares @ topics]).astype(float),
-        topics,
-        k_fitted,
-    )
+    return np.stack([rng.multinomial(60, p) for p in shares @ topics]).astype(float), k_fitted
 
 
 def small(seed=0, k=4):
