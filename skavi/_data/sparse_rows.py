@@ -95,7 +95,12 @@ class SparseRows:
         return self.values.new_ones(*shape)
 
     def __getitem__(self, index) -> "SparseRows":
-        """Return the rows at a slice, an index tensor or a mask; views for a slice of step 1."""
+        """Return the rows at a slice, an index tensor or a mask; views for a slice of step 1.
+
+        With two indices, the first one ``:``, the columns at a slice of step 1.
+        """
+        if isinstance(index, tuple):
+            return self._between(*index[1].indices(self.n_features)[:2])
         if isinstance(index, slice) and index.step in (None, 1):
             first, last, _ = index.indices(len(self))
             starts = self.starts[first : max(first, last) + 1]
@@ -108,6 +113,21 @@ class SparseRows:
         shift = torch.repeat_interleave(self.starts[chosen] - starts[:-1], counts)
         where = torch.arange(len(shift), device=self.device) + shift
         return SparseRows(starts, self.columns[where], self.values[where], self.n_features)
+
+    def _between(self, first, last):
+        """Return the columns from `first` to before `last`, cut once."""
+        if (first, last) not in self._cuts:
+            inside = (self.columns >= first) & (self.columns < last)
+            counts = torch.bincount(self.row[inside], minlength=len(self))
+            starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            columns, values = self.columns[inside] - first, self.values[inside]
+            width = max(last - first, 0)
+            self._cuts[first, last] = SparseRows(starts, columns, values, width)
+        return self._cuts[first, last]
+
+    @cached_property
+    def _cuts(self) -> "dict[tuple[int, int], SparseRows]":
+        return {}
 
     def split(self, size: int) -> "list[SparseRows]":
         """Cut into pieces of at most `size` rows."""

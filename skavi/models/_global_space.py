@@ -34,12 +34,12 @@ from skavi.distributions import (
     Flat,
     compact,
     defaults_of,
-    innermost,
     is_real,
     known_expectation,
     unvalidated,
 )
 from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._centred_coefficients import CentringTransform, centred_moments, free_prior
 from skavi.models._correlation import LKJ
 from skavi.models._covariance_prior import (
     PriorOfCovariance,
@@ -103,14 +103,14 @@ def _expected_log_dirichlet(concentration, mean, sd):
 
 def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     """Return E log prior as a function of means and sds, where it is known; else None."""
-    base = innermost(prior)
+    base = free_prior(prior)
     if isinstance(base, Dirichlet):
         return partial(_expected_log_dirichlet, base.concentration.to(like))
     if isinstance(base, PriorOfCovariance):
         return base.expected_log_density
     if isinstance(base, LKJ):
         return base.expected_log_prob
-    return known_expectation(prior, like)
+    return known_expectation(base, like)
 
 
 def _is_scalar(prior) -> bool:
@@ -211,7 +211,7 @@ class GlobalSpace:
         """Return a mask of the numbers whose prior is flat, shape (size,)."""
         mask = torch.zeros(self.size, dtype=torch.bool, device=like.device)
         for name, where in self.slices.items():
-            mask[where] = isinstance(innermost(self.prior[name]), Flat)
+            mask[where] = isinstance(free_prior(self.prior[name]), Flat)
         return mask
 
     def constrain(self, u: Tensor) -> Theta:
@@ -301,12 +301,13 @@ class GlobalSpace:
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed):
             for name, prior in self.prior.items():
-                if isinstance(innermost(prior), Flat):
+                base, where = free_prior(prior), self.slices[name]
+                if isinstance(base, Flat):
                     continue
-                base, where = innermost(prior), self.slices[name]
                 if isinstance(base, Normal):  # no draws: a large prior takes seconds to sample
-                    centre[where] = base.mean.expand(self.shapes[name]).reshape(-1).to(centre)
-                    spread[where] = base.stddev.expand(self.shapes[name]).reshape(-1).to(spread)
+                    shape = self.raw_shapes[name]
+                    centre[where] = base.mean.expand(shape).reshape(-1).to(centre)
+                    spread[where] = base.stddev.expand(shape).reshape(-1).to(spread)
                     continue
                 if isinstance(base, PriorOfCovariance):  # a matrix would be made, and taken apart
                     raw = base.sample_free((101,)).reshape(101, -1)
@@ -338,6 +339,9 @@ class GlobalSpace:
         mean, sd = factor.mean[where].reshape(shape), factor.sd[where].reshape(shape)
         if bijection is identity_transform:
             return mean, sd
+        if isinstance(bijection, CentringTransform):
+            places = torch.arange(where.start, where.stop, device=mean.device).reshape(shape)
+            return centred_moments(mean, factor.block_covariance(places.mT))
         if self._has_own_moments(name, factor, StickBreakingTransform):
             return weights_moments(mean, sd)
         if self._has_own_moments(name, factor, RegressionTransform):
@@ -366,6 +370,9 @@ class GlobalSpace:
         """
         where, shape = self.slices[name], self.raw_shapes[name]
         bijection = _unwrap_elementwise(self.bijections[name])
+        if isinstance(self.bijections[name], CentringTransform):
+            mean, sd = (moment.numpy() for moment in self.moments(name, factor))
+            return mean + sd * ndtri(q)[..., None, None]
         if bijection is not None:
             mean, sd = factor.mean[where].numpy(), factor.sd[where].numpy()
             # A decreasing bijection (onto x < bound) exchanges the tails.

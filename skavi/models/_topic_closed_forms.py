@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skavi._data.sparse_rows import SparseRows
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
-from skavi.models._base import HierarchicalModel
+from skavi.models._topic_covariates import DocumentsWithCovariates
 from skavi.models._topic_documents import softmax_step
 from skavi.models._topic_rows import polished, searched
 
@@ -19,7 +19,7 @@ _TINY = 1e-300
 _SWEEP_STEPS = 2
 
 
-class LogisticNormal(HierarchicalModel):
+class LogisticNormal(DocumentsWithCovariates):
     """What is known of x_n ~ Multinomial(softmax(z_n) @ softmax(topics)) under normal factors.
 
     Each word's topic and the normalisers are at their optimum, so that what stands for a
@@ -28,8 +28,6 @@ class LogisticNormal(HierarchicalModel):
 
     several_optima = True
 
-    n_components: int
-    proportion_scale: float
     topic_loc: Any
     topic_scale: float
 
@@ -40,11 +38,13 @@ class LogisticNormal(HierarchicalModel):
         return isinstance(family, DiagonalNormal) and isinstance(global_family, DiagonalNormal)
 
     def expected_log_local(self, factors, globals_, X):
-        X = SparseRows.of(X)
-        fit = log_mixture(X, tilted(factors.mean, factors.sd), self._tilted_words(globals_))
-        second = (factors.mean**2 + factors.sd**2) / self.proportion_scale**2
+        words, proportions = self._tilted_words(globals_), tilted(factors.mean, factors.sd)
+        away = factors.mean - self._prior_means(globals_, X)
+        second = (away**2 + factors.sd**2) / self.proportion_scale**2
+        spread = self._prior_spread(globals_, X) / self.proportion_scale**2
         log_det = self.n_components * float(np.log(self.proportion_scale))
-        return fit - 0.5 * (second + LOG_2PI).sum(-1) - log_det
+        fit = log_mixture(self._documents(X), proportions, words)
+        return fit - 0.5 * ((second + LOG_2PI).sum(-1) + spread) - log_det
 
     def given(self, globals_):
         model = copy.copy(self)
@@ -55,48 +55,53 @@ class LogisticNormal(HierarchicalModel):
         known = getattr(self, "tilted_words_", None)
         if known is not None:
             return known
-        shape = self.n_components, -1
-        return tilted(globals_.mean.reshape(shape), globals_.sd.reshape(shape)).mT.contiguous()
+        return tilted(*map(self._topics, (globals_.mean, globals_.sd))).mT.contiguous()
 
     def local_optimum(self, globals_, X, family, start=None):
         """Maximise every row's bound to its best optimum; or from `start`, by a few steps."""
         if start is None:
             return self.best_locals(globals_, X, family)
-        X, words = SparseRows.of(X), self._tilted_words(globals_)
-        mean, variance = start.mean, start.sd**2
+        loc, documents = self._prior_means(globals_, X), self._documents(X)
+        words, mean, variance = self._tilted_words(globals_), start.mean, start.sd**2
         for _ in range(_SWEEP_STEPS):
-            mean, variance = self._local_step(words, X, mean, variance)
+            mean, variance = self._local_step(words, documents, loc, mean, variance)
         return DiagonalFactors(mean, variance.sqrt())
 
     def best_locals(self, globals_, X, family, start=None):
-        words = self._tilted_words(globals_)
-        return searched(SparseRows.of(X), words, self.proportion_scale**-2, start)
+        words, loc = self._tilted_words(globals_), self._prior_means(globals_, X)
+        return searched(self._documents(X), words, loc, self.proportion_scale**-2, start)
 
     def nearest_locals(self, globals_, X, family, start):
-        words = self._tilted_words(globals_)
-        return polished(SparseRows.of(X), words, self.proportion_scale**-2, start)
+        words, loc = self._tilted_words(globals_), self._prior_means(globals_, X)
+        return polished(self._documents(X), words, loc, self.proportion_scale**-2, start)
 
-    def _local_step(self, words, X, mean, variance):
+    def _local_step(self, words, X, loc, mean, variance):
         proportions = tilted(mean, variance.sqrt())
         ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
         counts = proportions * X.product(ratio, words)
-        loc, precision = mean.new_zeros(()), mean.new_tensor(self.proportion_scale**-2)
+        precision = mean.new_tensor(self.proportion_scale**-2)
         return softmax_step(counts, X.totals.unsqueeze(-1), loc, precision, mean, variance)
 
     def global_optimum(self, globals_, factors, X, weights):
-        """Raise the bound in every topic's logits, given how often each topic says each word."""
-        X = SparseRows.of(X)
+        """Raise the bound in every topic's logits, given how often each topic says each word.
+
+        The coefficients, which meet the topics in the documents only, are put at their optimum.
+        """
+        covariates, X = self.given_columns(X), self._documents(X)
         words, proportions = self._tilted_words(globals_), tilted(factors.mean, factors.sd)
         ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
         weighted = weights.unsqueeze(-1) * proportions
         counts = (words * X.transposed_product(ratio, weighted)).mT
         loc = torch.as_tensor(np.asarray(self.topic_loc, dtype=np.float64)).to(counts)
         precision = counts.new_tensor(self.topic_scale**-2)
-        mean, variance = (t.reshape(counts.shape) for t in (globals_.mean, globals_.sd**2))
+        mean, variance = map(self._topics, (globals_.mean, globals_.sd**2))
         for _ in range(_SWEEP_STEPS):
             totals = counts.sum(-1, keepdim=True)
             mean, variance = softmax_step(counts, totals, loc, precision, mean, variance)
-        return DiagonalFactors(mean.reshape(-1), variance.reshape(-1).sqrt())
+        best, their_variance = self._best_coefficients(factors, covariates, weights)
+        mean = torch.cat([mean.reshape(-1), best.reshape(-1)])
+        variance = torch.cat([variance.reshape(-1), their_variance.reshape(-1)])
+        return DiagonalFactors(mean, variance.sqrt())
 
 
 def log_mixture(X: SparseRows, proportions: Tensor, words: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class Documents:
     words : Tensor of shape (n, c, k)
         exp E log~ words, of each cell's word under each topic.
     totals : Tensor of shape (n, 1)
+    loc : Tensor of shape (n, k)
+        Of the logits' prior.
     precision : float
         Of the logits' prior.
     """
@@ -30,21 +32,23 @@ class Documents:
     counts: Tensor
     words: Tensor
     totals: Tensor
+    loc: Tensor
     precision: float
 
     def __getitem__(self, index) -> "Documents":
         counts, words, totals = self.counts[index], self.words[index], self.totals[index]
-        return Documents(counts, words, totals, self.precision)
+        return Documents(counts, words, totals, self.loc[index], self.precision)
 
     def bound(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Return the ELBO's terms that depend on factors (n, s, k), shape (n, s), in nats."""
         cells = (_tilted(mean, variance) @ self.words.mT).clamp_min(_TINY).log()
         fit = (cells @ self.counts.unsqueeze(-1))[..., 0]
-        return fit + 0.5 * (variance.log() - self.precision * (mean**2 + variance)).sum(-1)
+        away = (mean - self.loc.unsqueeze(1)) ** 2
+        return fit + 0.5 * (variance.log() - self.precision * (away + variance)).sum(-1)
 
     def looked(self, mean: Tensor, variance: Tensor, n_looks: int) -> tuple[Tensor, Tensor]:
         """Climb by steps in the words' topics and in factors (n, s, k) in turn."""
-        loc, precision = mean.new_zeros(()), mean.new_tensor(self.precision)
+        loc, precision = self.loc.unsqueeze(1), mean.new_tensor(self.precision)
         for _ in range(n_looks):
             counts = self.explained(mean, variance)
             totals = self.totals.unsqueeze(1)
@@ -69,7 +73,7 @@ class Documents:
         parts = (self.counts.sqrt().unsqueeze(-1) / cells) * self.words
         scale = sd * proportions
         return Curved(
-            mean_gradient=sd * (explained - expected - self.precision * mean),
+            mean_gradient=sd * (explained - expected - self.precision * (mean - self.loc)),
             width_gradient=1 - variance * pull,
             words=parts.mT @ parts * scale.unsqueeze(-1) * scale.unsqueeze(-2),
             means=variance * (pull - explained),

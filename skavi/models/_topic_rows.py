@@ -27,7 +27,9 @@ _ROUGH, _RIVAL = 1e-2, 0.03  # nats to which all ends are known first; that the 
 _TIE = 1e-9  # nats, relative above 1: by so much a later end must be better
 
 
-def searched(X: SparseRows, words: Tensor, precision: float, start=None) -> DiagonalFactors:
+def searched(
+    X: SparseRows, words: Tensor, loc: Tensor, precision: float, start=None
+) -> DiagonalFactors:
     """Return the best factor found of every row of X, at a maximum of its own bound.
 
     Parameters
@@ -35,29 +37,30 @@ def searched(X: SparseRows, words: Tensor, precision: float, start=None) -> Diag
     X : SparseRows
     words : Tensor of shape (n_features, k)
         exp E log~ words.
+    loc : Tensor of shape (n_rows, k)
     precision : float
         Of the logits' prior.
     start : DiagonalFactors, default=None
         Factors to start from beside those that the search makes up: none ends below its own.
     """
     mean, sd = (X.new_zeros(len(X), words.shape[1]) for _ in range(2))
-    for index, documents in _in_chunks(X, words, precision):
+    for index, documents in _in_chunks(X, words, loc, precision):
         own = None if start is None else (start.mean[index], start.sd[index] ** 2)
         mean[index], variance = _best(documents, own)
         sd[index] = variance.sqrt()
     return DiagonalFactors(mean, sd)
 
 
-def polished(X: SparseRows, words: Tensor, precision: float, start) -> DiagonalFactors:
+def polished(X: SparseRows, words: Tensor, loc: Tensor, precision: float, start) -> DiagonalFactors:
     """Return every row's factor at the maximum that Newton steps from `start` reach."""
     mean, sd = start.mean.clone(), start.sd.clone()
-    for index, documents in _in_chunks(X, words, precision):
+    for index, documents in _in_chunks(X, words, loc, precision):
         mean[index], variance, _ = newton(documents, mean[index], sd[index] ** 2)
         sd[index] = variance.sqrt()
     return DiagonalFactors(mean, sd)
 
 
-def _in_chunks(X, words, precision):
+def _in_chunks(X, words, loc, precision):
     """Yield rows of about as many cells each, in bounded memory, and their documents."""
     n_cells, k = X.starts.diff(), words.shape[1]
     power = n_cells.clamp_min(4).double().log2().floor().exp2().long()
@@ -71,7 +74,8 @@ def _in_chunks(X, words, precision):
             columns, counts = part.row.new_zeros(len(part), width), X.new_zeros(len(part), width)
             place = part.row, torch.arange(part.numel(), device=X.device) - part.starts[part.row]
             columns[place], counts[place] = part.columns, part.values
-            yield index, Documents(counts, words[columns], part.totals.unsqueeze(-1), precision)
+            totals = part.totals.unsqueeze(-1)
+            yield index, Documents(counts, words[columns], totals, loc[index], precision)
 
 
 def _best(documents, own):

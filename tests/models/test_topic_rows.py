@@ -35,48 +35,65 @@ def case(seed, n_rows=6, n_features=25, n_topics=4, longest=120):
     return X.astype(float), words.T.clip(1e-12)
 
 
-def bound(x, words, mean, log_sd):
+def at(n_rows, n_topics, seed=None):
+    """Return prior means of logits (n_rows, n_topics): drawn, or zeros without a seed."""
+    drawn = np.zeros((n_rows, n_topics))
+    if seed is not None:
+        drawn = 1.5 * np.random.default_rng(seed).normal(size=drawn.shape)
+    return torch.as_tensor(drawn)
+
+
+def bound(x, words, mean, log_sd, loc=0.0):
     """Blei & Lafferty's bound of one document, written again in numpy."""
     variance = np.exp(2 * log_sd)
     norm = logsumexp(mean + variance / 2)
     used = x > 0
     fit = x[used] @ logsumexp(mean - norm + np.log(words[used]), axis=1)
-    return fit + (log_sd - 0.5 * PRECISION * (mean**2 + variance)).sum()
+    return fit + (log_sd - 0.5 * PRECISION * ((mean - loc) ** 2 + variance)).sum()
 
 
-def bounds(X, words, factors):
+def bounds(X, words, factors, loc=None):
     mean, sd = factors.mean.numpy(), factors.sd.numpy()
-    return np.array([bound(x, words, m, np.log(s)) for x, m, s in zip(X, mean, sd, strict=True)])
+    rows = zip(X, mean, sd, np.zeros(mean.shape) if loc is None else loc.numpy(), strict=True)
+    return np.array([bound(x, words, m, np.log(s), each) for x, m, s, each in rows])
 
 
-def best_of_many(x, words, n_starts, rng):
+def best_of_many(x, words, n_starts, rng, loc=0.0):
     """Return the best end of scipy's BFGS from random starts."""
     k, best = words.shape[1], -np.inf
     for _ in range(n_starts):
         share = rng.dirichlet(np.full(k, rng.uniform(0.05, 1.5))) + 1e-6
         variance = 1 / (x.sum() * share / share.sum() + PRECISION)
         start = np.concatenate([np.log(share) - np.log(share).mean(), 0.5 * np.log(variance)])
-        end = minimize(lambda u: -bound(x, words, u[:k], u[k:]), start, method="BFGS")
+        end = minimize(lambda u: -bound(x, words, u[:k], u[k:], loc), start, method="BFGS")
         best = max(best, -end.fun)
     return best
 
 
 @pytest.mark.parametrize("seed", seeds(0, 1, 2))
-def test_no_start_leads_further_than_the_search(seed):
-    """scipy's BFGS from 15 random starts a document; its own ends are known to about 1e-6 nats."""
+@pytest.mark.parametrize("moved", [False, True])
+def test_no_start_leads_further_than_the_search(moved, seed):
+    """scipy's BFGS from 15 random starts a document; its own ends are known to about 1e-6 nats.
+
+    Also where covariates have moved the documents' prior means.
+    """
     X, words = case(seed)
-    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words), PRECISION)
+    loc = at(*X.shape[:1], words.shape[1], seed if moved else None)
+    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words), loc, PRECISION)
     rng = np.random.default_rng(seed)
-    brute = np.array([best_of_many(x, words, 15, rng) for x in X])
-    assert (bounds(X, words, found) > brute - 1e-5).all()
+    rows = zip(X, loc.numpy(), strict=True)
+    brute = np.array([best_of_many(x, words, 15, rng, each) for x, each in rows])
+    assert (bounds(X, words, found, loc) > brute - 1e-5).all()
 
 
 def test_a_document_ends_at_a_maximum():
     """By autograd: no gradient, and a negative definite Hessian, in mean / sd and log sd."""
     X, words = case(3, n_rows=30)
-    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words), PRECISION)
-    for x, mean, sd in zip(torch.as_tensor(X), found.mean, found.sd, strict=True):
-        one = Documents(x[None], torch.as_tensor(words)[None], x.sum().reshape(1, 1), PRECISION)
+    loc, words = at(30, 4, 0), torch.as_tensor(words)
+    found = searched(SparseRows.from_scipy(X), words, loc, PRECISION)
+    rows = zip(torch.as_tensor(X), found.mean, found.sd, loc, strict=True)
+    for x, mean, sd, there in rows:
+        one = Documents(x[None], words[None], x.sum().reshape(1, 1), there[None], PRECISION)
 
         def value(u, one=one, mean=mean, sd=sd):
             m, s = mean + sd * u[:4], sd * u[4:].exp()
@@ -96,7 +113,7 @@ def test_derivatives_are_those_of_the_bound():
     )
     counts = (5 * counts.abs()).round()
     variance = torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.1
-    documents = Documents(counts, words.abs(), counts.sum(1, keepdim=True), PRECISION)
+    documents = Documents(counts, words.abs(), counts.sum(1, keepdim=True), at(3, 4, 0), PRECISION)
     damping = torch.full((3,), 20.0, dtype=torch.float64)
     along, widening, gain, fine = documents.curved(mean, variance).newton_step(damping)
     assert bool(fine.all())
@@ -117,7 +134,7 @@ def test_newton_leaves_a_saddle():
     """Two topics that are nearly one: even shares have no gradient, and are no maximum."""
     words = torch.tensor([[0.52, 0.48], [0.48, 0.52]], dtype=torch.float64)
     counts = torch.tensor([[50.0, 50.0]], dtype=torch.float64)
-    documents = Documents(counts, words[None], counts.sum(1, keepdim=True), PRECISION)
+    documents = Documents(counts, words[None], counts.sum(1, keepdim=True), at(1, 2), PRECISION)
     even = torch.zeros(1, 1, 2).double(), torch.full((1, 1, 2), 0.02).double()
     even = documents.looked(*even, 500)
     mean, variance = (t[:, 0] for t in even)
@@ -134,7 +151,7 @@ def test_documents_with_several_optima_are_searched():
     X = np.stack(
         [rng.multinomial(rng.integers(5, 60), rng.dirichlet(np.ones(12))) for _ in range(400)]
     ).astype(float)[[123, 136]]
-    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words.copy()), PRECISION)
+    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words.copy()), at(2, 5), PRECISION)
     brute = np.array([best_of_many(x, words, 40, rng) for x in X])
     assert (bounds(X, words, found) > brute - 1e-5).all()
 
@@ -149,7 +166,7 @@ def test_no_document_is_better_under_an_amortized_factor():
     objective = amortized._fitted_model.objective
     q_theta = objective.global_factor(torch.as_tensor(amortized._raw_globals))
     words = amortized.model_._tilted_words(q_theta)
-    found = searched(rows, words, PRECISION)
+    found = searched(rows, words, at(150, 2), PRECISION)
     latents = amortized.posterior(X).logits
     theirs = DiagonalFactors(torch.as_tensor(latents.mean), torch.as_tensor(latents.sd))
     difference = bounds(X, words.numpy(), found) - bounds(X, words.numpy(), theirs)
@@ -161,7 +178,8 @@ def test_search_is_no_worse_than_where_it_starts():
     generator = torch.Generator().manual_seed(0)
     mean = 3 * torch.randn(20, 4, generator=generator, dtype=torch.float64)
     start = DiagonalFactors(mean, torch.full_like(mean, 0.5))
-    found = searched(SparseRows.from_scipy(X), torch.as_tensor(words), PRECISION, start)
+    sparse, given = SparseRows.from_scipy(X), torch.as_tensor(words)
+    found = searched(sparse, given, at(20, 4), PRECISION, start)
     assert (bounds(X, words, found) >= bounds(X, words, start)).all()
 
 
@@ -169,12 +187,13 @@ def test_polish_keeps_to_the_nearest_optimum():
     """From where the search ends it stays, to rounding; from elsewhere it climbs to no more."""
     X, words = case(4, n_rows=20)
     sparse, given = SparseRows.from_scipy(X), torch.as_tensor(words)
-    found = searched(sparse, given, PRECISION)
-    again = polished(sparse, given, PRECISION, found)
+    prior = at(20, 4), PRECISION
+    found = searched(sparse, given, *prior)
+    again = polished(sparse, given, *prior, found)
     np.testing.assert_allclose(bounds(X, words, again), bounds(X, words, found), rtol=1e-12)
     torch.testing.assert_close(again.mean, found.mean, rtol=0, atol=1e-5)
     even = DiagonalFactors(torch.zeros_like(found.mean), torch.ones_like(found.mean))
-    near = bounds(X, words, polished(sparse, given, PRECISION, even))
+    near = bounds(X, words, polished(sparse, given, *prior, even))
     assert (near >= bounds(X, words, even)).all()
     assert (near <= bounds(X, words, found) + 1e-9).all()
 
@@ -186,7 +205,7 @@ def test_documents_in_any_company_end_alike(monkeypatch):
     sparse, words = scipy.sparse.csr_matrix(X), torch.as_tensor(words)
 
     def found(rows):
-        return searched(SparseRows.from_scipy(rows), words, PRECISION)
+        return searched(SparseRows.from_scipy(rows), words, at(rows.shape[0], 4), PRECISION)
 
     together = found(sparse)
     assert torch.equal(together.mean[3], together.mean[7])
@@ -201,7 +220,7 @@ def test_empty_and_endless_documents():
     words = torch.as_tensor(softmax(np.random.default_rng(0).normal(size=(5, 3)), axis=0))
     X = np.zeros((2, 5))
     X[1, 2] = 1e9
-    found = searched(SparseRows.from_scipy(X), words, PRECISION)
+    found = searched(SparseRows.from_scipy(X), words, at(2, 3), PRECISION)
     torch.testing.assert_close(found.mean[0], torch.zeros(3).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.sd[0], torch.full((3,), 2.0).double())
     share = torch.softmax(found.mean[1] + 0.5 * found.sd[1] ** 2, -1)

@@ -41,6 +41,7 @@ HONEST = {
     "network": (AmortizedVI(FactorAnalysis(1), MLP((4,)), output="mean_sd"), ROWS),
     "factors": (FactorizedVI(FactorAnalysis(2, noise="diagonal")), ROWS),
     "topics": (FactorizedVI(TopicModel(2)), COUNTS),
+    "topics given a covariate": (FactorizedVI(TopicModel(2, covariates=[-1])), COUNTS),
     "amortized topics": (AmortizedVI(TopicModel(2), MLP((4,))), COUNTS),
     "gaussian process": (FactorizedVI(GaussianProcess()), TIMED),
     "effects": (FactorizedVI(RandomEffects(), noise=QuasiMonteCarlo(32)), STUDIES),

@@ -163,6 +163,7 @@ CASES = {
         {},
     ),
     "topics": (FactorizedVI(TopicModel(2)), COUNTS, {}),
+    "topics given a covariate": (FactorizedVI(TopicModel(2, covariates=[-1])), COUNTS, {}),
     "topics of sparse counts": (FactorizedVI(TopicModel(2)), csr_array(COUNTS), {}),
     "torch module": (
         AmortizedVI(LinearModel(), network()),

@@ -60,6 +60,7 @@ FITS = {
     ),
     "decoder": (FactorizedVI(BayesianDecoder(1, (3,)), noise=MonteCarlo(), solver=Adam()), HOLES),
     "topics": (FactorizedVI(TopicModel(2)), COUNTS),
+    "topics given a covariate": (FactorizedVI(TopicModel(2, covariates=[-1])), COUNTS),
 }
 N_DRAWS = 60
 
