@@ -289,6 +289,9 @@ def _of_displays() -> dict[str, Callable]:
         "GroupEffectsDisplay.from_estimator": (
             lambda f: displays.GroupEffectsDisplay.from_estimator(f.grouped, f.table)
         ),
+        "GlobalsDisplay.from_estimator": lambda f: displays.GlobalsDisplay.from_estimator(
+            getattr(f, other)
+        ),
         "InferenceGapDisplay.from_estimator": lambda f: parts.from_estimator(
             getattr(f, one), f.few
         ),

@@ -8,6 +8,7 @@ any colour vision can distinguish.
 from skavi.displays._calibration import CalibrationDisplay
 from skavi.displays._elbo_curve import ElboCurveDisplay
 from skavi.displays._gap import AmortizationGapDisplay
+from skavi.displays._globals import GlobalsDisplay
 from skavi.displays._group_effects import GroupEffectsDisplay
 from skavi.displays._imputation import ImputationDisplay
 from skavi.displays._inference_function import InferenceFunctionDisplay
@@ -22,6 +23,7 @@ __all__ = [
     "AmortizationGapDisplay",
     "CalibrationDisplay",
     "ElboCurveDisplay",
+    "GlobalsDisplay",
     "GroupEffectsDisplay",
     "ImputationDisplay",
     "InferenceFunctionDisplay",

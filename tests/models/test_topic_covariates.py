@@ -253,7 +253,7 @@ def n_of_trends(numbers):
     """Count in how many corpora the planted topic's trend is within two corrected sds."""
     within = 0
     for seed in numbers:
-        X, topics, B = trend(seed)
+        X, topics, B = trend(seed, length=200)
         vi = FactorizedVI(model(), random_state=seed).fit(X)
         q, order = vi.global_posterior_, matched(vi, topics)
         away = (q.mean["coefficients"][order, 0] - B) / q.corrected_sd["coefficients"][order, 0]
