@@ -12,12 +12,15 @@ _NAMED = 8
 
 
 def declared_levels(values):
-    """Return the levels of a column of a categorical dtype as text, in their order; else None."""
+    """Return the levels of a column of a categorical dtype as text, in their order; else None.
+
+    A Categorical column of polars declares none: its levels are those that appear, as of text.
+    """
     dtype = getattr(values, "dtype", None)
     if str(dtype) == "category":
         return tuple(map(str, values.cat.categories))
-    if str(dtype).startswith(("Categorical", "Enum")):
-        return tuple(map(str, values.cat.get_categories().to_list()))
+    if str(dtype).startswith("Enum"):
+        return tuple(map(str, dtype.categories.to_list()))  # type: ignore[union-attr]  # polars's
     return None
 
 

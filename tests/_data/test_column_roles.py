@@ -52,6 +52,10 @@ def test_levels_of_a_categorical_column_are_those_present_in_its_own_order():
     X["site"] = pd.Categorical(X["site"], categories=["c", "b", "d", "a"])
     assert found(X, ["site"]).labels("covariates") == ["site_b", "site_a"]
     assert found(X, ["site"], alone=False).labels("covariates") == ["site_b", "site_d", "site_a"]
+    own_order = frame(pl).with_columns(pl.col("site").cast(pl.Enum(["c", "b", "d", "a"])))
+    assert found(own_order, ["site"]).labels("covariates") == ["site_b", "site_a"]
+    undeclared = frame(pl).with_columns(pl.col("site").cast(pl.Categorical))
+    assert found(undeclared, ["site"]).labels("covariates") == ["site_b", "site_c"]
     numbers = X.assign(site=pd.Categorical([3, 1, 2, 1]))  # categories may well be numbers
     assert found(numbers, ["site"]).labels("covariates") == ["site_2", "site_3"]
 
