@@ -198,6 +198,9 @@ class RandomEffects(HierarchicalModel):
             prior["coefficients"] = slopes
         return prior
 
+    def global_dims(self):
+        return {"coefficients": ("covariate",)} if self._n_covariates else {}
+
     def local_prior(self, theta, *given):
         if self.centred:
             return Normal(self._centre(theta, *given).reshape(-1, 1), theta["tau"].reshape(1, 1))

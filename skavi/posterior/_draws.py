@@ -178,6 +178,8 @@ def arviz_tree(fitted: FittedPosterior, X, names: DrawNames, elbo, n_draws, rand
             names.latents[: fitted.model.count_latents(fitted.model.n_explained(fitted.X))]
         ),
     }
+    if labels := fitted.model.columns_.labels("covariates"):
+        coords["covariate"] = np.array(labels)
     attrs = {"inference_library": "skavi", "elbo": elbo}
     return data_tree(groups, {**fitted.model.global_dims(), **_DIMS}, coords, attrs)
 

@@ -142,3 +142,10 @@ def test_predictions_lie_beside_the_data(data_and_tree):
     plots = arviz_plots.plot_ppc_dist(tree, backend="matplotlib", num_samples=5)
     assert len(plots.get_target("x", {}).get_lines()) >= 6  # five predictions, and the data
     plt.close("all")
+
+
+def test_coefficients_have_the_names_of_covariates():
+    X = np.column_stack([SCHOOLS, np.arange(6.0)])
+    tree = FactorizedVI(RandomEffects(covariates=[2])).fit(X).to_arviz(X, n_draws=5, random_state=0)
+    assert tree["posterior"]["coefficients"].dims == ("chain", "draw", "covariate")
+    assert list(tree["posterior"].coords["covariate"].values) == ["x2"]
