@@ -33,6 +33,14 @@ JOBS = {
     "scrna-2": (functools.partial(linear.counts, "scrna", 2), "pyPLNmodels"),
     "scrna-10": (functools.partial(linear.counts, "scrna", 10), "pyPLNmodels"),
     "microcosm": (functools.partial(linear.counts, "microcosm", 5), "pyPLNmodels"),
+    **{
+        f"{table}-given{suffix}": (
+            functools.partial(linear.given_counts, table, k, bool(suffix)),
+            "pyPLNmodels",
+        )
+        for table, k in (("oaks", 5), ("scrna", 5), ("crossover", 2), ("microcosm", 5))
+        for suffix in ("", "-terms")
+    },
     "answers": (lambda: linear.answers("simulated", linear.simulated_answers()), "girth"),
     "aggression": (
         lambda: linear.answers("verbal aggression", linear.verbal_aggression()),

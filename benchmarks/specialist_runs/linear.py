@@ -70,6 +70,73 @@ def counts(table, n_components):
     return Job(name, LOG_LIKELIHOOD, True, everyone)
 
 
+#: Columns of pyPLNmodels' tables that are given: categories, and numbers.
+_GIVEN = {
+    "oaks": (("tree", "orientation"), ("dist2ground",)),
+    "crossover": (("chrom",), ()),
+    "scrna": (("labels",), ()),
+    "microcosm": (("site", "lineage", "time"), ()),
+}
+
+
+def given_table(table):
+    """Return a table's counts, its covariates, numbers in sds, and its offsets or log totals."""
+    import pandas
+    import pyPLNmodels
+
+    held = getattr(pyPLNmodels, f"load_{table}")()
+    X, (categories, numbers) = np.asarray(held["endog"], float), _GIVEN[table]
+    parts = [pandas.get_dummies(held[name], drop_first=True).to_numpy(float) for name in categories]
+    for name in numbers:
+        values = np.asarray(held[name], float)[:, None]
+        parts.append((values - values.mean()) / values.std())
+    there = X.sum(1) > 0
+    X, covariates = X[there], np.hstack(parts)[there]
+    totals = np.log(X.sum(1, keepdims=True)) + np.zeros_like(X)
+    offsets = np.asarray(held["offsets"], float)[there] if "offsets" in held else totals
+    return X, covariates, offsets
+
+
+def given_counts(table, n_components, terms=False):
+    """Counts given covariates and offsets; the number is of rows held out, or of those fitted."""
+    import pyPLNmodels
+
+    X, covariates, offset = given_table(table)
+    (d, p), everything = (X.shape[1], covariates.shape[1]), np.hstack([X, covariates, offset])
+    train, test = split(everything)
+    kept = np.flatnonzero(train[:, :d].sum(0) > 0)
+    places = [*kept, *range(d, d + p), *(d + p + kept)]
+    train, test, d = train[:, places], test[:, places], len(kept)
+    given, columns = slice(d, d + p), range(d + p, 2 * d + p)
+    measured, evaluate = (train, evaluation.row_terms) if terms else (test, evaluation.counts)
+
+    def specialist():
+        offsets = train[:, d + p :]
+        model = pyPLNmodels.PlnPCA(
+            train[:, :d], exog=train[:, given], offsets=offsets, rank=n_components
+        )
+        return model.fit()
+
+    def of_specialist(model):
+        coef, constant = np.asarray(model.coef), np.ptp(np.asarray(model.exog), axis=0) == 0
+        centre = measured[:, given] @ coef[~constant] + coef[constant] + measured[:, d + p :]
+        return evaluate(measured[:, :d], np.asarray(model.components), centre)
+
+    def of_ours(vi):
+        mean = vi.global_posterior_.mean
+        centre = measured[:, given] @ mean["coefficients"].T + mean["mean"]
+        return evaluate(measured[:, :d], mean["loadings"], centre + measured[:, d + p :])
+
+    model = FactorAnalysis(
+        n_components, likelihood="poisson", covariates=[*range(d, d + p)], offset=[*columns]
+    )
+    everyone = ours(model, train, test, of_ours)[:1]
+    everyone.append(Contestant("PlnPCA", specialist, of_specialist))
+    kind = "terms of the rows fitted, nats a row" if terms else LOG_LIKELIHOOD
+    name = f"counts given covariates: {table}, {len(train)} x {d}, {p} covariates"
+    return Job(f"{name}, {n_components} components", kind, True, everyone)
+
+
 # --- 0/1 answers --------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from scipy.stats import multivariate_normal, norm
 from benchmarks import specialists
 from benchmarks.specialist_runs import evaluation
 from benchmarks.specialist_runs.contest import Contestant, Job, Run, hold, ratios
+from skavi.families import DiagonalFactors, DiagonalNormal, PointFactors
+from skavi.models import FactorAnalysis
 
 RNG = np.random.default_rng(0)
 LOADINGS, CENTRE = RNG.normal(size=(3, 1)), RNG.normal(size=3)
@@ -51,6 +53,23 @@ def test_answers_and_counts_agree_with_quadrature():
     factorials = np.vectorize(math.lgamma)(counts + 1).sum(1).mean()
     exact = by_quadrature(lambda x, eta: x * eta - np.exp(eta), counts) - factorials
     assert found == pytest.approx(exact, abs=0.03)
+
+
+def test_terms_of_counted_rows_are_the_best_bounds():
+    """As `FactorAnalysis` finds them by Newton's method of its own; below the marginal density."""
+    rng = np.random.default_rng(0)
+    X, W, centre = rng.poisson(3.0, (30, 3)).astype(float), rng.normal(size=(3, 2)), np.zeros(3)
+    found = evaluation.row_terms(X, W, centre)
+    model = FactorAnalysis(2, likelihood="poisson", exposure="unit", mean_loc=0.0)
+    rows = torch.as_tensor(X)
+    model = model.adapted(rows, torch.ones(30).double())
+    theta = torch.cat([torch.as_tensor(W).reshape(-1), torch.as_tensor(centre)])
+    q_theta, family = PointFactors(theta, torch.zeros_like(theta)), DiagonalNormal()
+    start = DiagonalFactors(torch.zeros(30, 2).double(), torch.ones(30, 2).double())
+    best = model.nearest_locals(q_theta, rows, family, start)
+    terms = model.expected_log_local(best, q_theta, rows) + best.entropy()
+    assert found == pytest.approx(float(terms.mean()), abs=1e-6)
+    assert found < evaluation.counts(X, W, centre)
 
 
 def test_everyone_fits_in_turn_and_failures_stop_nobody():
