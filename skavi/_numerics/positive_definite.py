@@ -7,6 +7,11 @@ import torch
 _FLOOR = 1e-3
 #: Rounds that find these units from those of the diagonal. Not measured: order of magnitude.
 _ROUNDS = 8
+#: Of numbers that cancel: a solution of which less is left has grown along a direction that the
+#: matrix does not see.
+_LEFT = 1e-10
+#: Of the largest eigenvalue, with a diagonal of ones: smaller ones are rounding.
+_RANK = 1e-12
 
 
 def _equilibrated(A):
@@ -51,3 +56,25 @@ def positive(A):
     A = A.clone()
     A[bad] = mended
     return A + ridge
+
+
+def least_solution(A, right):
+    """Return the solution of a symmetric positive semidefinite system, the least if there are many.
+
+    That of `torch.linalg.solve` where A has an inverse; where covariates say the same, it has none.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n, n)
+    right : Tensor of shape (n,) or (n, m)
+    """
+    solution, failed = torch.linalg.solve_ex(A, right)
+    left = right.abs().max() > _LEFT * (A.abs() @ solution.abs()).max()
+    if not bool(failed) and bool(left | (right == 0).all()):
+        return solution
+    diagonal = A.diagonal()
+    units = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
+    values, vectors = torch.linalg.eigh(units.unsqueeze(-1) * A * units)
+    kept = values > _RANK * values.max()
+    vectors = vectors[:, kept] * units.unsqueeze(-1)
+    return (vectors / values[kept]) @ (vectors.mT @ right)

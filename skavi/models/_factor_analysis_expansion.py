@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import total
+from skavi._numerics.positive_definite import least_solution
 
 #: Of a 2 x 2 block's trace: its least curvature. Components of equal size are free to rotate.
 _LEAST_CURVATURE = 1e-6
@@ -86,7 +87,7 @@ class LatentFrame:
             pulled = self.loadings.mT * precision[:, j]
             curvature[:, j, :, j] += pulled @ self.loadings
         gradient = total((rows * self.z).mT @ known) - self.loadings.mT @ (precision * slopes)
-        b = torch.linalg.solve(curvature.reshape(k * p, k * p), gradient.reshape(-1))
+        b = least_solution(curvature.reshape(k * p, k * p), gradient.reshape(-1))
         b = b.reshape(k, p)
         return replace(self, z=self.z - known @ b.mT), slopes + self.loadings @ b
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from skavi._data.process_ranks import total
+from skavi._numerics.positive_definite import least_solution
 from skavi.models._poisson_frame import Frame, Prior, exponentials, positive
 from skavi.models._poisson_rates import Counts, Side, curvature
 from skavi.models._poisson_rows import system, values
@@ -234,7 +235,7 @@ def _change_within(point, of_columns, of_rows):
     left = torch.kron(widths, of_z) + torch.kron(of_w, second)
     right = (at_columns * loadings).mT @ of_columns[:, :p] @ of_z
     right = right - of_w @ total((at_rows * of_rows[:, :k]).mT @ z)
-    return torch.linalg.solve(left, right.reshape(-1)).reshape(k, p)
+    return least_solution(left, right.reshape(-1)).reshape(k, p)
 
 
 def _times(blocks, vectors):

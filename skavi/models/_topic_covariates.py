@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skavi._data.missing_cells import Cells
 from skavi._data.sparse_rows import SparseRows
+from skavi._numerics.positive_definite import least_solution
 from skavi.families import DiagonalFactors, NormalFactors
 from skavi.models._base import HierarchicalModel
 from skavi.models._centred_coefficients import CentredCoefficients, basis
@@ -157,4 +158,4 @@ class DocumentsWithCovariates(HierarchicalModel):
         precision = weighted @ c + torch.diag(prior)
         right = (weighted @ factors.mean @ basis(k, c)).mT
         variance = 1 / precision.diagonal().expand(k - 1, p)
-        return torch.linalg.solve(precision, right.mT).mT, variance
+        return least_solution(precision, right.mT).mT, variance

@@ -7,7 +7,7 @@ from torch.distributions import Normal, constraints
 
 from skavi import FactorizedVI
 from skavi._fit import starts_of_theta
-from skavi._numerics.positive_definite import positive
+from skavi._numerics.positive_definite import least_solution, positive
 from skavi.distributions import Flat
 from skavi.models import GroupedModel
 
@@ -71,3 +71,25 @@ def test_every_climb_arrives_from_far_away(monkeypatch):
     vi = FactorizedVI(Growth(), random_state=0).fit(np.column_stack([y, group, x]))
     heights = [climb.height for climb in climbed]
     assert vi.converged_ and max(heights) - min(heights) < 0.1
+
+
+@pytest.mark.parametrize("units", [1.0, 1e-9])
+def test_a_system_that_sees_few_directions_has_its_least_solution(units):
+    """Against numpy's pseudo-inverse; the third column says what the second one does."""
+    table = np.random.default_rng(0).normal(size=(9, 2)) * [1.0, units]
+    A = np.column_stack([table, table[:, 1]])
+    A, right = A.T @ A, A.T @ np.ones((9, 2))
+    found = least_solution(torch.as_tensor(A), torch.as_tensor(right)).numpy()
+    scale = np.diag(A) ** -0.5
+    expected = scale[:, None] * (
+        np.linalg.pinv(A * scale * scale[:, None], 1e-12) @ (scale[:, None] * right)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    np.testing.assert_allclose(found[1], found[2])
+
+
+def test_a_system_with_an_inverse_is_solved_by_it():
+    A = torch.tensor([[2.0, 0.5], [0.5, 1e-6]]).double()
+    A[1, 1] += 0.2
+    for right in (torch.tensor([1.0, 3.0]).double(), torch.zeros(2).double()):
+        assert torch.equal(least_solution(A, right), torch.linalg.solve(A, right))

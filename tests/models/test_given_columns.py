@@ -92,6 +92,30 @@ def test_with_offset_size_is_not_counted_twice():
     np.testing.assert_allclose(shift, -np.log(10), atol=0.05)
 
 
+@pytest.mark.parametrize("likelihood", ["normal", "poisson"])
+def test_covariates_that_say_the_same_share_what_they_explain(likelihood):
+    """Their priors are alike, so that their coefficients are: beside none of the other's."""
+    X = table(likelihood)
+    twice = np.column_stack([X, X[:, 0]])
+    kind = FactorAnalysis(1, likelihood=likelihood, covariates=[0, 7, 5], offset=6)
+    vi = FactorizedVI(kind, random_state=0).fit(twice)
+    assert vi.converged_
+    alone = FactorizedVI(model(likelihood), random_state=0).fit(X)
+    found, expected = (each.global_posterior_.mean["coefficients"] for each in (vi, alone))
+    np.testing.assert_allclose(found[:, 0], found[:, 1], atol=1e-6)
+    np.testing.assert_allclose(found[:, 0] + found[:, 1], expected[:, 0], atol=0.05)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "poisson"])
+def test_a_latent_that_dies_out_beside_equal_covariates_leaves_a_fit(likelihood):
+    """Of what latents and covariates could exchange nothing is left then, in two directions."""
+    x = [[3, 3, 3, 6, 2, 6, 1, 6, 7, 2, 0, 7, 2], [2, 0, 2, 6, 4, 0, 3, 1, 2, 3, 3, 1, 3]]
+    x = np.array([*x, [3, 2, 4, 1, 3, 5, 5, 4, 1, 0, 3, 2, 5]], dtype=float).T
+    even = np.arange(13) % 2 == 0
+    kind = FactorAnalysis(1, likelihood=likelihood, covariates=[3, 4])
+    assert FactorizedVI(kind, random_state=0).fit(np.column_stack([x, even, even])).converged_
+
+
 def test_coefficients_take_any_prior_of_one_vocabulary():
     X = table()
     by_number = FactorizedVI(model(coefficient_scale=1e6), random_state=0).fit(X)
