@@ -260,7 +260,7 @@ def fuzz(n_examples, chance):
 
 
 def test_columns_with_a_role_fit_as_their_numbers_do():
-    fuzz(20, 0)
+    fuzz(12, 0)
 
 
 @pytest.mark.nightly

@@ -6,7 +6,7 @@ import numpy as np
 
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
-from skavi.displays._axes import Display, colour, legend
+from skavi.displays._axes import Display, colour, explained_names, legend
 
 #: Probabilities of the ends of the bars, which hold 90 %.
 _ENDS = (0.05, 0.95)
@@ -166,15 +166,12 @@ class GlobalsDisplay(Display):
 
 def _labels_of(estimator):
     """Return the labels of the globals of a fit: of columns, latents and covariates by name."""
-    model = estimator.model_
-    columns, names = model.columns_, getattr(estimator, "feature_names_in_", None)
-    n_features = columns.n_explained(estimator.n_features_in_)
-    if names is None:
-        names = [f"x{i}" for i in range(estimator.n_features_in_)]
+    model, names = estimator.model_, explained_names(estimator)
+    n_latents = model.count_latents(len(names))
     known = {
-        "feature": [names[i] for i in columns.explained] if columns.places else list(names),
-        "latent": list(estimator.get_feature_names_out()[: model.count_latents(n_features)]),
-        "covariate": columns.labels("covariates"),
+        "feature": names,
+        "latent": list(estimator.get_feature_names_out()[:n_latents]),
+        "covariate": model.columns_.labels("covariates"),
     }
     found = {}
     for name, mean in estimator.global_posterior_.mean.items():
