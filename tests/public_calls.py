@@ -167,6 +167,7 @@ def make_fits() -> SimpleNamespace:
         skavi_posterior_OwnScalePosterior=topics.posterior(counts),
         skavi_posterior_BijectedPosterior=rates.posterior(counts[:, :1]),
         grouped=grouped,
+        topics=topics,
         table=table,
         Z=rng.normal(size=(20_000, 2)),
         path=str(Path(tempfile.mkdtemp(prefix="skavi-calls-")) / "fit.skavi"),
@@ -261,7 +262,7 @@ def _of_displays() -> dict[str, Callable]:
 
     gap, curve = displays.AmortizationGapDisplay, displays.ElboCurveDisplay
     latent, function = displays.LatentPosteriorDisplay, displays.InferenceFunctionDisplay
-    parts = displays.InferenceGapDisplay
+    parts, loadings = displays.InferenceGapDisplay, displays.LoadingsDisplay
     one, other = "skavi_AmortizedVI", "skavi_FactorizedVI"
     made = {
         gap: lambda f: gap(np.ones(5)),
@@ -304,7 +305,23 @@ def _of_displays() -> dict[str, Callable]:
         "LatentPosteriorDisplay.from_estimator": lambda f: latent.from_estimator(
             getattr(f, other), f.few
         ),
+        "ImputationDisplay.from_estimator": lambda f: displays.ImputationDisplay.from_estimator(
+            getattr(f, other), np.where(np.eye(40, 8, dtype=bool), np.nan, f.few)
+        ),
+        "LoadingsDisplay.from_estimator": lambda f: loadings.from_estimator(getattr(f, other)),
+        "LoadingsDisplay.plot_biplot": lambda f: loadings(
+            np.ones((2, 2)), ["a", "b"], ["f", "g"]
+        ).plot_biplot(f.skavi_posterior_LatentPosterior),
+        "PredictiveCheckDisplay.from_estimator": (
+            lambda f: displays.PredictiveCheckDisplay.from_estimator(
+                getattr(f, other), f.few, n_draws=2
+            )
+        ),
+        "TopicWordsDisplay.from_estimator": lambda f: displays.TopicWordsDisplay.from_estimator(
+            f.topics, X=f.counts
+        ),
         "LatentPosteriorDisplay.plot": lambda f: made[latent](f).plot(),
+        "LatentPosteriorDisplay.plot_pairs": lambda f: made[latent](f).plot_pairs(),
         "LatentPosteriorDisplay.plot_intervals": lambda f: made[latent](f).plot_intervals(),
     }
     return {f"skavi.displays.{name}": call for name, call in calls.items()}

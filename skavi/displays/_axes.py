@@ -35,14 +35,9 @@ class Display:
     figure_, fig_ : matplotlib Figure
     """
 
-    @property
-    def fig_(self):
-        """The figure, by its other usual name."""
-        return self.figure_
-
     def _begin(self, ax, **size):
         self.ax_ = axes_to_draw_on(ax, **size)
-        self.figure_ = self.ax_.figure
+        self.figure_ = self.fig_ = self.ax_.figure
         #: What is dark on a light background, and light on a dark one.
         self._ink = self.ax_.xaxis.label.get_color()
 
