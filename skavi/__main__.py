@@ -11,6 +11,7 @@ from skavi._command_line.arguments import (
     DIGITS_COMPONENTS,
     FIGURE,
     misplaced,
+    most_components,
     of_one_fit,
     parser,
     program_name,
@@ -78,6 +79,8 @@ def _run_one_fit(arguments):
     if wrong := misplaced(arguments):
         raise _ArgumentError(wrong)
     table, _ = _read(arguments)
+    most = most_components(arguments, *table.X.shape)
+    _require_components(arguments.components, most, table.X)
     outputs = {
         "--output": arguments.output,
         "--impute": arguments.impute,
@@ -188,7 +191,10 @@ def _read(arguments):
 
 def _check_components(asked, X):
     # Each component needs one training row.
-    most = min(X.shape[1], int(0.7 * len(X)))
+    _require_components(asked, min(X.shape[1], int(0.7 * len(X))), X)
+
+
+def _require_components(asked, most, X):
     if asked is not None and not 1 <= asked <= most:
         raise _ArgumentError(
             f"--components {asked}: must be from 1 to {most} for {len(X)} rows of {X.shape[1]} "

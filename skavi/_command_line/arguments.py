@@ -5,6 +5,7 @@ import csv
 import os
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 from skavi._command_line.table import shorten
 
@@ -82,6 +83,7 @@ def parser() -> Parser:
     made.add_argument(
         "--seed", type=_seed, default=0, help="of the split and the fits (default: 0)"
     )
+    made.add_argument("--version", action="version", version=f"skavi {_version()}")
     made.add_argument(
         "--force", action="store_true", help="overwrite outputs that exist, never the input"
     )
@@ -162,6 +164,20 @@ def misplaced(arguments) -> str | None:
         if arguments.components is not None:
             return "--components is not for --model mixed-effects: it has one effect a group."
     return None
+
+
+def most_components(arguments, n_rows: int, n_columns: int) -> int:
+    """Return how many components one fit may have: factors are no more than columns."""
+    columns = n_columns - len(arguments.covariates)
+    factors = arguments.model in (None, "factor-analysis")
+    return max(1, min(n_rows, columns)) if factors else n_rows
+
+
+def _version() -> str:
+    try:
+        return version("skavi")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "of an unknown version"
 
 
 def program_name() -> str:

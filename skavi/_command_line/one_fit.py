@@ -175,26 +175,30 @@ def figure_as_bytes(kind: str, estimator, X, title: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    _draw(estimator, X, figure.subplots())
+    _draw(estimator, X, figure)
     figure.suptitle(title, parse_math=False, fontsize="medium")
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=110)
     return file.getvalue()
 
 
-def _draw(estimator, X, axes):
-    from skavi.displays import GroupEffectsDisplay, LatentPosteriorDisplay, MixtureDisplay
+def _draw(estimator, X, figure):
+    from skavi import displays
 
     model = estimator.model_
+    if isinstance(model, TopicModel):
+        displays.TopicWordsDisplay.from_estimator(estimator, X=X, figure=figure)
+        return
+    axes = figure.subplots()
     if isinstance(model, MixedEffects):
-        GroupEffectsDisplay.from_estimator(estimator, X, ax=axes)
+        displays.GroupEffectsDisplay.from_estimator(estimator, X, ax=axes)
     elif isinstance(model, MixtureModel) and X.shape[1] > 1:
         features = list(X.columns[:2]) if hasattr(X, "columns") else (0, 1)
-        MixtureDisplay.from_estimator(estimator, X, features=features, ax=axes)
+        displays.MixtureDisplay.from_estimator(estimator, X, features=features, ax=axes)
     elif isinstance(model, MixtureModel | HiddenMarkovModel):
         _draw_states(estimator.posterior(X), axes)
     else:
-        LatentPosteriorDisplay.from_estimator(estimator, X, ax=axes)
+        displays.LatentPosteriorDisplay.from_estimator(estimator, X, ax=axes)
 
 
 def _draw_states(posterior, axes):

@@ -15,6 +15,8 @@ from skavi._command_line.output_files import OutputError
 from skavi._command_line.table import Table, TableError, printable
 
 _PARQUET = ".parquet"
+#: Endings whose programs would find no file of theirs in a CSV.
+_OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".json", ".feather", ".dta", ".sav", ".rds", ".pkl")
 _INSTALL = 'pip install "skavi[parquet]"'
 
 
@@ -31,13 +33,18 @@ def _frames():
 
 
 def check_formats(outputs: Mapping[str, str]) -> None:
-    """Refuse Parquet files that no library here can write.
+    """Refuse files of other formats than CSV and Parquet, and Parquet that nothing here can write.
 
     Raises
     ------
     OutputError
     """
     for option, path in outputs.items():
+        if os.path.splitext(path)[1].lower() in _OTHER_FORMATS:
+            raise OutputError(
+                f"{option} {printable(path)}: tables are written as CSV, or as .parquet. Choose "
+                "such a name."
+            )
         if is_parquet(path) and _frames() is None:
             raise OutputError(
                 f"{option} {printable(path)} needs pandas with pyarrow, or polars: {_INSTALL}."

@@ -27,6 +27,7 @@ from skavi.posterior._quantiles import shown
 
 #: Arguments that are chosen where they are None.
 _CHOSEN = ("inference_function", "family", "global_family", "noise", "solver")
+_CORRECTED = "The quantiles and corrected_sd are by linear response; sd is that of q."
 #: Characters of a component's repr, and of a number's label, that fit into a line of 100.
 _MOST_CHARACTERS, _LABEL = 78, 40
 
@@ -148,6 +149,7 @@ class Summarised(FittedEstimator):
                mean     sd  corrected_sd       5%  50%    95%
         theta     2  1.403         1.553  -0.5551    2  4.555
         -----------------------------------------------------------------------------
+        The quantiles and corrected_sd are by linear response; sd is that of q.
         """
         if n_numbers is not None and not is_whole(n_numbers, 1):
             raise ValueError(f"n_numbers={n_numbers!r} must be None or an integer >= 1.")
@@ -158,7 +160,8 @@ class Summarised(FittedEstimator):
         numbers = [(label(row), *row[2:]) for row in rows]
         title = f"{type(self).__name__}: {_short_repr(self.model or self.model_)}"
         reason = globals_.corrected_reason if size else None
-        notes = [f"No corrected sds: {reason}"] if reason else []
+        notes = [f"No corrected sds, and quantiles of q itself: {reason}"] if reason else []
+        notes += [_CORRECTED] if size and not reason else []
         return FitSummary(title, [*self._facts()], numbers, size, notes + self._notes())
 
     def _facts(self) -> Iterator[tuple[str, str]]:

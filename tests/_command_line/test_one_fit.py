@@ -201,6 +201,12 @@ REFUSED = {
     "the input": (["--impute", "holes.csv", "--force"], "--impute holes.csv is the input file"),
     "one file twice": (["--impute", "z", "--save", "z"], "--impute z and --save z are one file"),
     "no folder": (["--save", "no/z"], "--save no/z cannot be written: No such file"),
+    "a spreadsheet": (["--impute", "z.xlsx"], "z.xlsx: tables are written as CSV, or as .parquet"),
+    "more factors than columns": (
+        ["--save", "z", "--components", "5"],
+        "must be from 1 to 4 for 60",
+    ),
+    "no component": (["--model", "mixture", "--components", "0"], "must be from 1 to 60 for 60"),
     "a figure of no kind": (["--save", "z", "--plot", "z.xyz"], "its ending must name a format"),
 }
 
@@ -252,6 +258,12 @@ def test_the_name_in_messages_is_the_one_that_was_called(monkeypatch):
     assert arguments.parser().prog == "skavi"
     monkeypatch.setattr(sys, "argv", ["/somewhere/skavi/__main__.py"])
     assert arguments.parser().prog == "python -m skavi"
+
+
+def test_the_version_is_that_of_the_library(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"skavi {skavi.__version__}\n"
 
 
 @pytest.mark.parametrize(

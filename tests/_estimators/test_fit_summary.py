@@ -41,6 +41,7 @@ def test_the_page_has_the_fits_own_numbers(fitted):
     for text in (str(page), page._repr_html_()):
         assert "loadings[height, factor0]" in text and f"{expected[0]:.4g}" in text
     assert fitted.global_posterior_.note in page.notes
+    assert "The quantiles and corrected_sd are by linear response; sd is that of q." in page.notes
 
 
 def _quantiles(fitted, q):
@@ -71,6 +72,7 @@ def test_a_fit_that_has_not_converged_says_so():
     state = dict(short.summary().facts)["converged"]
     assert re.match(r"no, (\S+ nats|an unknown distance) below the optimum", state)
     assert state in short._repr_html_()
+    assert "No corrected sds, and quantiles of q itself: The fit did not" in str(short.summary())
     short.suboptimality_ = np.inf
     assert "inf" not in dict(short.summary().facts)["converged"]
 
