@@ -26,6 +26,16 @@ class Component(BaseEstimator):
     #: What a fit may leave on the object beside its arguments; a saved file may hold no more.
     learned: tuple[str, ...] = ()
 
+    def get_params(self, deep=True):
+        """Return the arguments, those of components in them too if `deep`."""
+        for name in self._get_param_names():
+            if not hasattr(self, name):
+                raise AttributeError(
+                    f"{type(self).__name__}.__init__ takes {name!r}, but does not keep it under "
+                    f"this name: write self.{name} = {name} in it."
+                )
+        return super().get_params(deep)
+
     def check(self):
         """Raise a ValueError or TypeError that names the first argument that is not usable."""
 

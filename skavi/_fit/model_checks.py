@@ -1,6 +1,7 @@
 """Checks of a model on the user's data, before the fit begins."""
 
-from contextlib import suppress
+import math
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -20,6 +21,7 @@ from skavi.models import HierarchicalModel, MarkovModel
 from skavi.models._base import overrides
 from skavi.models._bijected_latents import bijection_of
 from skavi.models._held_modules import fixed_modules
+from skavi.models._written import check_signatures
 from skavi.objective import Objective, bind
 
 
@@ -39,6 +41,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     if not bool((rows.weights > 0).any()):
         raise ValueError("X: no response is observed in any row, so there is nothing to fit.")
     _check_links(model, family, global_family)
+    check_signatures(model)
     n_latents = _count_latents(model, model.n_explained(rows.X))
     model = fixed_modules(model, rows.weights)
     if not bool((rows.weights == 1).all()):
@@ -50,7 +53,8 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
             f"{type(model).__name__} has no latents (n_latents is 0) and no globals (global_prior "
             "returned an empty dict): there is nothing to infer."
         )
-    raw_globals = start_globals(objective, rows, generator, rough=True)
+    with _named_faults(objective, rows):
+        raw_globals = start_globals(objective, rows, generator, rough=True)
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
     some = objective.some_latents(few.weights, len(few))
@@ -109,6 +113,22 @@ def _check_traceable(objective, raw_globals, rows):
         pass
 
 
+@contextmanager
+def _named_faults(objective, rows):
+    """If the body fails, say what the model's methods return wrongly, where that is the reason."""
+    try:
+        yield
+    except LeavesTorchError:
+        raise
+    except Exception:
+        few, model = rows[:3], objective.model
+        some = objective.some_latents(few.weights, len(few))
+        u, _ = objective.space.start(torch.Generator().manual_seed(0))
+        theta = objective.space.constrain(u.to(few.weights))
+        _check_declared(model, _check_parameters(model, model.declared, theta, some, few.X))
+        raise
+
+
 def _check_parameters(model, method, theta, z, X):
     """Call a method of the model; if torch rejects a distribution's parameters, name the row.
 
@@ -116,6 +136,15 @@ def _check_parameters(model, method, theta, z, X):
     """
     try:
         return method(theta, z, X)
+    except LeavesTorchError:
+        raise
+    except RuntimeError as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} cannot be evaluated at the start: {said}. Check the shapes: "
+            "z is (n_rows, n_latents), local_prior covers (n_latents,), and likelihood (n_rows, "
+            "n_features)."
+        ) from error
     except ValueError as error:
         if not refuses_parameters(error):
             raise
@@ -144,6 +173,11 @@ def _check_declared(model, declared):
             raise TypeError(f"{name} returned {got}: it must return one of torch.distributions.")
         shape, needed = tuple(distribution.batch_shape + distribution.event_shape), values.shape
         of_rows = method == "likelihood"
+        if method == "local_prior" and shape != needed and math.prod(shape[:-1]) != 1:
+            raise ValueError(
+                f"{name} has shape {shape} for {needed[0]} rows, but it is one prior for every "
+                f"row: its shape must be ({needed[-1]},), without a dimension of rows."
+            )
         if shape[-1:] != needed[-1:] or (of_rows and shape != needed):
             raise ValueError(
                 f"{name} has shape {shape} for {needed[0]} rows, but it must cover "

@@ -162,6 +162,17 @@ def _raw_shape(bijection: Transform, shape: torch.Size) -> torch.Size:
     return bijection.inverse_shape(shape)
 
 
+def _bijection(name: str, prior: Distribution) -> Transform:
+    try:
+        return biject_to(prior.support)
+    except NotImplementedError:
+        raise ValueError(
+            f"global_prior: {name!r} is {type(prior).__name__} with support {prior.support}, but "
+            "q(theta) is for real numbers: give it a continuous prior, or sum it out in "
+            "log_likelihood."
+        ) from None
+
+
 class GlobalSpace:
     """The unconstrained space R^size of a model's globals.
 
@@ -185,7 +196,7 @@ class GlobalSpace:
                 )
         self.prior = prior
         self._known_runs: dict[tuple, list[_Run]] = {}
-        self.bijections = {name: biject_to(d.support) for name, d in prior.items()}
+        self.bijections = {name: _bijection(name, d) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
             name: _raw_shape(self.bijections[name], shape) for name, shape in self.shapes.items()

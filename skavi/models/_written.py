@@ -1,5 +1,6 @@
 """Which methods of a model its author has written, and which the fit cannot do without."""
 
+import inspect
 from functools import wraps
 
 
@@ -23,3 +24,28 @@ def require_written(model, name: str, need: str) -> None:
     """Raise a TypeError unless a model has the method `name`; say what is needed."""
     if not is_written(model, name):
         raise TypeError(f"{type(model).__name__} does not define {name}: {need}.")
+
+
+#: The first arguments of methods; what follows depends on what the model is given.
+_FIRST = {
+    "global_prior": ["n_features"],
+    "n_latents": ["n_features"],
+    "likelihood": ["z", "theta"],
+    "log_likelihood": ["theta", "z"],
+}
+
+
+def check_signatures(model) -> None:
+    """Raise a TypeError for a method that takes no n_features, or z and theta in turn."""
+    for name, first in _FIRST.items():
+        method = vars(type(model)).get(name)
+        if not inspect.isfunction(method):
+            continue
+        names = list(inspect.signature(method).parameters)[1:]
+        missing = len(first) == 1 and not names
+        if missing or (len(first) == 2 and names[:2] == first[::-1]):
+            needed = ", ".join([*first, *names[2:]])
+            raise TypeError(
+                f"{type(model).__name__}.{name} takes ({', '.join(names)}), but is called with "
+                f"({needed}): write def {name}(self, {needed})."
+            )
