@@ -20,7 +20,6 @@ from torch.distributions import (
     Normal,
     StickBreakingTransform,
     Transform,
-    biject_to,
     constraints,
 )
 from torch.distributions.transforms import identity_transform
@@ -39,6 +38,7 @@ from skavi.distributions import (
     unvalidated,
 )
 from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._bijections_of_globals import bijection_of_global
 from skavi.models._centred_coefficients import CentringTransform, centred_moments, free_prior
 from skavi.models._correlation import LKJ
 from skavi.models._covariance_prior import (
@@ -162,17 +162,6 @@ def _raw_shape(bijection: Transform, shape: torch.Size) -> torch.Size:
     return bijection.inverse_shape(shape)
 
 
-def _bijection(name: str, prior: Distribution) -> Transform:
-    try:
-        return biject_to(prior.support)
-    except NotImplementedError:
-        raise ValueError(
-            f"global_prior: {name!r} is {type(prior).__name__} with support {prior.support}, but "
-            "q(theta) is for real numbers: give it a continuous prior, or sum it out in "
-            "log_likelihood."
-        ) from None
-
-
 class GlobalSpace:
     """The unconstrained space R^size of a model's globals.
 
@@ -196,7 +185,7 @@ class GlobalSpace:
                 )
         self.prior = prior
         self._known_runs: dict[tuple, list[_Run]] = {}
-        self.bijections = {name: _bijection(name, d) for name, d in prior.items()}
+        self.bijections = {name: bijection_of_global(name, d) for name, d in prior.items()}
         self.shapes = {name: d.batch_shape + d.event_shape for name, d in prior.items()}
         self.raw_shapes = {
             name: _raw_shape(self.bijections[name], shape) for name, shape in self.shapes.items()

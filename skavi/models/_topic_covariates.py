@@ -52,6 +52,7 @@ class DocumentsWithCovariates(HierarchicalModel):
         fine = is_centred_normal(self.coefficient_scale)
         need = "positive numbers, a normal about 0, a flat prior, or None, as all topics are alike"
         self._require("coefficient_scale", fine and np.ndim(self._scales) <= 1, need)
+        self.check_roles()
         if self.named_columns():
             need = "at least 2 with covariates, which move the shares of topics"
             self._require("n_components", self.n_components > 1, need)
