@@ -81,7 +81,7 @@ def save(estimator: VariationalInference, path: str | PathLike[str]) -> None:
     if type(estimator) not in ESTIMATORS.values():
         raise TypeError(
             f"estimator is a {type(estimator).__name__}: save writes {' and '.join(ESTIMATORS)}. "
-            "Save the steps of a pipeline one by one."
+            "Save the steps of a pipeline one by one, and of an Imputer its estimator_."
         )
     check_is_fitted(estimator, "elbo_")
     tree, arrays, needs = describe(estimator)

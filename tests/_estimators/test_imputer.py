@@ -10,6 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import skavi
 from skavi import AmortizedVI, FactorizedVI, Imputer
 from skavi.inference_functions import Polynomial
 from skavi.models import FactorAnalysis, MixedEffects, MixtureModel, TopicModel
@@ -126,3 +127,12 @@ def test_what_it_cannot_take_is_said():
         Imputer(TopicModel(2)).fit(np.abs(HOLES))
     with pytest.raises(ValueError, match=r"X has 1 columns without"):
         Imputer(FactorAnalysis(1)).fit([[np.nan, 1.0], [np.nan, 2.0], [np.nan, 4.0]])
+
+
+def test_its_fit_is_saved_alone(tmp_path):
+    imputer = Imputer(FactorAnalysis(1), random_state=0).fit(HOLES)
+    with pytest.raises(TypeError, match="of an Imputer its estimator_"):
+        skavi.save(imputer, tmp_path / "fit.skavi")
+    skavi.save(imputer.estimator_, tmp_path / "fit.skavi")
+    loaded = skavi.load(tmp_path / "fit.skavi")
+    np.testing.assert_array_equal(loaded.impute(HOLES), imputer.transform(HOLES))
