@@ -55,7 +55,7 @@ class FactorAnalysis(LinearStart):
         cumulative logits, P(x <= k) = logistic(c - eta) with the cut point c above level k;
         "categorical", for levels 0, ..., K - 1 without an order, or texts: is it the first one, if
         not the second, and so on, a logit each; "binomial", for successes out of `trials`. A dict
-        names the columns, by name or place, of each likelihood: a table of mixed columns, see Notes.
+        names the columns, by name or place, of each likelihood: a table of mixed columns (Notes).
     exposure : {"total", "unit"}, default=None
         For counts, the factor of a row's rates: "total", the row's total over the total that
         mean_loc expects for its observed cells, so that latents describe the composition of a row;
@@ -105,9 +105,9 @@ class FactorAnalysis(LinearStart):
     A table of mixed columns has one predictor a column, and for a category one a level but the
     last; rows of "loadings" and of "coefficients" follow in the columns' order. "mean" leaves
     ordinal columns out: these have "cutpoints", a column after the other, K - 1 each, increasing.
-    The middle one (the third of four) has the prior of a mean with its sign reversed, and logs of gaps
-    between neighbours are N(0, 1). "noise_variance" is that of normal, then of student_t columns.
-    Levels are as many as the largest cell of the training table says, or as the categories of a
+    The middle one (the third of four) has the prior of a mean with its sign reversed, and logs of
+    gaps between neighbours are N(0, 1). "noise_variance" is that of normal, then of student_t
+    columns. Levels are as many as the largest cell of the training table says, or as the categories of a
     frame's column. An ordered cell is a yes and a no at its two neighbouring cut points, a category
     a chain of them, so that expectations are one-dimensional integrals for these, too; sums of two
     or more uncertain gaps are taken as a shifted log-normal number with the same three moments,

@@ -1,6 +1,6 @@
 """
-A survey of mixed columns, with holes
-=====================================
+How do I score a survey of mixed columns, with holes?
+=====================================================
 
 Ratings, a yes or no, a count and an age tell of one trait, and a fifth of the cells is missing.
 Factor analysis with a likelihood for each column scores every row, and says how sure it is.
