@@ -107,13 +107,13 @@ class FactorAnalysis(LinearStart):
     ordinal columns out: these have "cutpoints", a column after the other, K - 1 each, increasing.
     The middle one (the third of four) has the prior of a mean with its sign reversed, and logs of
     gaps between neighbours are N(0, 1). "noise_variance" is that of normal, then of student_t
-    columns. Levels are as many as the largest cell of the training table says, or as the categories of a
-    frame's column. An ordered cell is a yes and a no at its two neighbouring cut points, a category
-    a chain of them, so that expectations are one-dimensional integrals for these, too; sums of two
-    or more uncertain gaps are taken as a shifted log-normal number with the same three moments,
-    which is 2e-5 nats a cell off where sds of logs of gaps are 0.3. The order of categories matters
-    to their prior alone. Counts have unit exposure, and there is no offset. `impute` fills each
-    column in its own kind.
+    columns. Levels are as many as the largest cell of the training table says, or as the categories
+    of a frame's column. An ordered cell is a yes and a no at its two neighbouring cut points, a
+    category a chain of them, so that expectations are one-dimensional integrals for these, too;
+    sums of two or more uncertain gaps are taken as a shifted log-normal number with the same three
+    moments, which is 2e-5 nats a cell off where sds of logs of gaps are 0.3. The order of
+    categories matters to their prior alone. Counts have unit exposure, and there is no offset.
+    `impute` fills each column in its own kind.
 
     Examples
     --------
