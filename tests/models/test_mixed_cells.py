@@ -17,6 +17,7 @@ from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows
 from skavi._fit.problem import Problem
 from skavi._numerics.quadrature import hermite_rule
+from skavi._platform.forks_and_threads import seeded
 from skavi.families import DiagonalNormal
 from skavi.inference_functions import Table
 from skavi.models import BayesianDecoder, FactorAnalysis
@@ -185,6 +186,23 @@ def test_the_log_likelihood_is_that_of_scipy_cell_by_cell():
         cells.append(stats.binom(int(row[9]), expit(e[10])).logpmf(row[8]))
         expected[n] = np.nansum(np.where(np.isnan(row[:9]), 0, cells))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Kind("categorical", 4), Kind("ordinal", 4)])
+def test_chances_of_levels_are_their_densities_and_the_shares_of_draws(kind):
+    """20,000 draws: each share within 5 standard errors."""
+    cells, cuts = MixedCells((kind,)), torch.tensor([-1.0, 0.2, 1.1]).double()
+    eta = torch.tensor([[0.3, -0.4, 0.8]]).double()[:, : cells.n_predictors]
+    theta = {"cutpoints": cuts, "mean": eta.new_zeros(0)}
+    levels = torch.arange(4).double()[:, None]
+    density = cells.log_rows(_plain(levels.tolist()), eta.expand(4, -1), theta).exp()
+    torch.testing.assert_close(density.sum(), density.new_tensor(1.0))
+    chances = cells.sets[0].probabilities(eta, theta)[0][0]
+    torch.testing.assert_close(chances, density)
+    with seeded(0):
+        drawn = cells.sample(eta.expand(20_000, -1), theta)
+    shares = torch.stack([(drawn == level).double().mean() for level in range(4)])
+    assert bool(((shares - density).abs() < 5 * (density / 20_000).sqrt()).all())
 
 
 @pytest.mark.parametrize("sd, tolerance", [(0.05, 1e-6), (0.2, 2e-5)])
@@ -377,7 +395,11 @@ def test_a_decoder_starts_as_the_linear_model():
     linear = known().adapted(X, weights)
     decoder = known(model=BayesianDecoder, hidden_layer_sizes=(8,)).adapted(X, weights)
     z = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)).double()
-    densities = [m.log_likelihood(m.initial_globals(X, weights), z, X) for m in (linear, decoder)]
+    densities = []
+    for model in (linear, decoder):
+        theta = model.initial_globals(X, weights)
+        theta["cutpoints"] = theta["cutpoints"] + 0.5  # not where the output's location has them
+        densities.append(model.log_likelihood(theta, z, X))
     torch.testing.assert_close(*densities)
 
 
@@ -435,7 +457,7 @@ def test_corrected_intervals_hold_planted_globals():
 
 @pytest.mark.nightly
 def test_a_survey_is_predicted_better_than_by_usual_imputers():
-    """statsmodels' ``fair``, a fifth of its cells hidden: errors as `benchmarks.survey` has them."""
+    """statsmodels' ``fair``, a fifth of its cells hidden: errors of `benchmarks.survey`."""
     pytest.importorskip("statsmodels")
     from benchmarks.survey import compare
 
