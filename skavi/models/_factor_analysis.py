@@ -111,7 +111,7 @@ class FactorAnalysis(LinearStart):
     of a frame's column. An ordered cell is a yes and a no at its two neighbouring cut points, a
     category a chain of them, so that expectations are one-dimensional integrals for these, too;
     sums of two or more uncertain gaps are taken as a shifted log-normal number with the same three
-    moments, which is 2e-5 nats a cell off where sds of logs of gaps are 0.3. The order of
+    moments, which is 3e-5 nats a cell off where sds of logs of gaps are 0.3. The order of
     categories matters to their prior alone. Counts have unit exposure, and there is no offset.
     `impute` fills each column in its own kind.
 
