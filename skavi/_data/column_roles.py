@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.preprocessing import OneHotEncoder
 
+from skavi._data.column_kinds import Kind, explained_columns
 from skavi._data.column_values import (
     NUMBERS,
     declared_levels,
@@ -22,7 +23,6 @@ from skavi._data.column_values import (
     read_labels,
     read_numbers,
     read_texts,
-    require_explained,
 )
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.private_names import feature_names, safe_indexing
@@ -101,11 +101,19 @@ class ColumnRoles:
         Of the user's table; 0 where nothing is given.
     response : tuple of int
         Places of the explained columns, where the model names them: all others are left out.
+    kinds : tuple of Kind
+        Of the explained columns, in their order, where each has a likelihood of its own.
     """
 
     given: Mapping[str, tuple[GivenColumn, ...]]
     n_columns: int = 0
     response: tuple[int, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+
+    @property
+    def told(self) -> bool:
+        """Whether anything is said of any column."""
+        return bool(self.places or self.kinds)
 
     @cached_property
     def places(self) -> list[int]:
@@ -161,12 +169,9 @@ class ColumnRoles:
 
     def rows(self, X: Any, asked_by: str) -> tuple[Any, np.ndarray]:
         """Return the explained columns of a user's table, and the given ones as numbers."""
-        parts = [self.encoded(X, role, asked_by) for role in self.given]
-        names = getattr(X, "columns", range(X.shape[1]))
-        mixed = getattr(X, "dtype", np.dtype(object)).kind not in NUMBERS
-        for place in self.explained if mixed else ():
-            require_explained(safe_indexing(X, place, axis=1), names[place], asked_by)
-        return safe_indexing(X, self.explained, axis=1), np.hstack(parts)
+        parts = [np.empty((X.shape[0], 0))]
+        parts += [self.encoded(X, role, asked_by) for role in self.given]
+        return explained_columns(X, self.explained, self.kinds, asked_by), np.hstack(parts)
 
     def apart(self, C: Any, role: str, asked_by: str) -> np.ndarray:
         """Return the columns of a role as numbers, from a table that holds no others.
@@ -183,7 +188,7 @@ class ColumnRoles:
                 f"{listed([column.name for column in columns])}."
             )
         places = [
-            i if names is None else _place(column.name, role, names, C.shape[1], asked_by)
+            i if names is None else place_of(column.name, role, names, C.shape[1], asked_by)
             for i, column in enumerate(columns)
         ]
         pairs = zip(columns, places, strict=True)
@@ -208,7 +213,8 @@ class ColumnRoles:
             role: [_plain(column) for column in columns] for role, columns in self.given.items()
         }
         plain = {"n_columns": self.n_columns, "given": given}
-        return plain | {"response": list(self.response)} if self.response else plain
+        plain |= {"response": list(self.response)} if self.response else {}
+        return plain | {"kinds": [kind.to_plain() for kind in self.kinds]} if self.kinds else plain
 
     @classmethod
     def from_plain(cls, plain: Any) -> "ColumnRoles":
@@ -218,8 +224,10 @@ class ColumnRoles:
                 role: tuple(GivenColumn(p, n, tuple(ls), *rest) for p, n, ls, *rest in columns)
                 for role, columns in plain["given"].items()
             }
-            roles = cls(given, plain["n_columns"], tuple(plain.get("response", ())))
-            known = plain.keys() - {"response"} == {"given", "n_columns"}
+            kinds = tuple(map(Kind.from_plain, plain.get("kinds", ())))
+            roles = cls(given, plain["n_columns"], tuple(plain.get("response", ())), kinds)
+            known = plain.keys() - {"response", "kinds"} == {"given", "n_columns"}
+            known = known and len(kinds) in (0, len(roles.explained))
             columns = [column for each in given.values() for column in each]
             fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
             fine = fine and all(c.place < roles.n_columns for c in columns)
@@ -300,7 +308,7 @@ def find_columns(
     for role, columns in named.items():
         own = []
         for column in columns:
-            place = _place(column, role, names, X.shape[1], asked_by)
+            place = place_of(column, role, names, X.shape[1], asked_by)
             here = {taken.get(place), role}
             if place in taken and not (len(here) == 2 and here <= {*together}):
                 raise ValueError(
@@ -330,7 +338,7 @@ def as_table(X: Any) -> Any:
     return np.array(X, dtype=object) if plain.dtype.kind in "US" else plain
 
 
-def _place(column, role, names, n_columns, asked_by):
+def place_of(column, role, names, n_columns, asked_by):
     """Return where a named column is."""
     said = f"{asked_by}({role}=...)"
     if isinstance(column, str):

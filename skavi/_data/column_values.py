@@ -65,7 +65,7 @@ def require_explained(values, name, asked_by) -> None:
         try:
             float(cell)
         except (TypeError, ValueError):
-            if _is_missing(cell):
+            if is_missing(cell):
                 continue
             raise ValueError(
                 f"{asked_by}: column {name!r} holds {str(cell)!r} in row {row}, but what a model "
@@ -84,7 +84,7 @@ def read_texts(values, name, asked_by) -> np.ndarray:
         )
     if array.dtype.kind != "O":
         return array.astype(str).astype(object)
-    missing = [n for n, each in enumerate(array) if _is_missing(each)]
+    missing = [n for n, each in enumerate(array) if is_missing(each)]
     if missing:
         raise ValueError(
             f"{asked_by}: column {name!r} has {len(missing)} missing cells (first at row "
@@ -93,8 +93,9 @@ def read_texts(values, name, asked_by) -> np.ndarray:
     return np.array([str(each) for each in array], dtype=object)
 
 
-def _is_missing(cell) -> bool:
-    return cell is None or cell != cell or str(cell) == "<NA>"
+def is_missing(cell) -> bool:
+    """Say whether a cell is None, NaN or pandas' NA."""
+    return cell is None or str(cell) == "<NA>" or cell != cell
 
 
 def listed(names) -> str:
@@ -106,14 +107,14 @@ def read_labels(values: Any, name: str, asked_by: str) -> np.ndarray:
     """Return a column of labels of any kind as text; a whole number is the same as a float."""
     array = _dense(values)
     if array.dtype.kind == "O" and dtype_kind(values) == "f":
-        array = np.array([np.nan if _is_missing(each) else each for each in array], dtype=float)
+        array = np.array([np.nan if is_missing(each) else each for each in array], dtype=float)
     if array.dtype.kind == "f":
         _require_labels(~np.isfinite(array), name, asked_by)
         whole = array == np.round(array)
         return array.astype(np.int64).astype(str) if whole.all() else array.astype(str)
     if array.dtype.kind != "O":
         return array.astype(str)
-    _require_labels(np.array([_is_missing(each) for each in array]), name, asked_by)
+    _require_labels(np.array([is_missing(each) for each in array]), name, asked_by)
     return np.array([str(each) for each in array])
 
 

@@ -1,6 +1,6 @@
 """The observed cells of a table with missing ones: their sums over rows and columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Cells:
             return cls(X, None)
         observed = ~X.isnan()
         return cls(torch.where(observed, X, torch.zeros_like(X)), observed)
+
+    def __getitem__(self, index) -> "Cells":
+        observed = None if self.observed is None else self.observed[index]
+        return replace(self, values=self.values[index], observed=observed)
 
     def masked(self, table: Tensor) -> Tensor:
         """Return a table of one number per cell, with zeros where the cell is missing."""
@@ -82,6 +86,14 @@ class Cells:
             return total(weights.sum())
         share = self.observed.mean(-1, dtype=weights.dtype)
         return total(weights @ share.square())
+
+
+class RepeatedCells(Cells):
+    """Cells each of which counts a number of times, which `observed` holds: 0 for missing ones."""
+
+    def masked(self, table: Tensor) -> Tensor:
+        """Return a table of one number per cell, times the cell's number."""
+        return table if self.observed is None else table * self.observed
 
 
 def _is_complete(X: Tensor) -> bool:

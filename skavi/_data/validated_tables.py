@@ -18,6 +18,7 @@ from skavi._data.column_roles import (
     as_table,
     find_columns,
 )
+from skavi._data.finding_kinds import with_kinds
 from skavi._data.grouped_rows import GroupedRows
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
@@ -84,7 +85,7 @@ def validated_table(
         "ensure_all_finite": "allow-nan" if missing else True,
     }
     with np.errstate(invalid="ignore"):  # scikit-learn sums infinite values to find them
-        if not roles.places:
+        if not roles.told:
             X = validate_data(estimator, X, **kinds, reset=reset)
         else:
             X = as_table(X)
@@ -93,17 +94,19 @@ def validated_table(
             X = check_array(X, **kinds, estimator=estimator, input_name="X")
     if reset:
         _require_ordinary_sizes(X)
-    return _beside(X, given) if roles.places else X
+    return _beside(X, given) if roles.told else X
 
 
 def roles_in(
-    X, named: Named, asked_by: str, alone: bool, together: tuple[str, ...] = ()
+    X, named: Named, asked_by: str, alone: bool, together: tuple[str, ...] = (), kinds=None
 ) -> ColumnRoles:
-    """Return the roles of the columns of a training table: see `find_columns`."""
-    X = as_table(X) if named else X
-    if not named or len(getattr(X, "shape", ())) != 2:  # no table: scikit-learn says so
+    """Return roles and kinds of a training table's columns: `find_columns` and `with_kinds`."""
+    told = named or kinds is not None
+    X = as_table(X) if told else X
+    if not told or len(getattr(X, "shape", ())) != 2:  # no table: scikit-learn says so
         return ALL_EXPLAINED
-    return find_columns(X, named, asked_by, alone, together)
+    roles = find_columns(X, named, asked_by, alone, together) if named else ALL_EXPLAINED
+    return with_kinds(X, roles, kinds, asked_by, alone)
 
 
 def labels_of(X, roles: ColumnRoles, units) -> np.ndarray | None:

@@ -248,7 +248,7 @@ class VariationalInference(
         drawn = rows.ranks.first_rank(drawn_seed(private_state(self.random_state)))
         generator = torch.Generator().manual_seed(journal.seed(drawn))
         model = clone(self.model) if self.model is not None else _ask(rows, default_model)
-        if roles.places:
+        if roles.told:
             model.columns_ = roles
         function = self._function()
         family = default_family(model, function) if self.family is None else clone(self.family)

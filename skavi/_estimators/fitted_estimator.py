@@ -56,12 +56,13 @@ class FittedEstimator:
 
     def _training_table(self, X, shared):
         """Return X as validated rows, and which of its columns the model is given."""
-        named, name = {}, type(self.model).__name__
+        named, name, kinds = {}, type(self.model).__name__, None
         together: tuple[str, ...] = ()
         if self.model is not None:
             self.model.check_roles()
             named, together = self.model.named_columns(), self.model.roles_together
-        roles = roles_in(X, named, name, not shared, together)
+            kinds = self.model.named_kinds()
+        roles = roles_in(X, named, name, not shared, together, kinds)
         sparse, missing = self._accepts_sparse(), self._allows_missing()
         return validated_table(self, X, sparse, missing, True, roles, name), roles
 

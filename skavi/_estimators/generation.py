@@ -44,7 +44,7 @@ class Generation(FittedEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            The columns that the model explains.
+            The columns that the model explains; of a category the most probable level's number.
 
         Raises
         ------
@@ -72,6 +72,7 @@ class Generation(FittedEstimator):
                 "again with a finer noise or narrower priors."
             )
         dtype = Z.dtype if Z.dtype == np.float32 else np.float64
+        total, _ = self.model_.cells_from(total, torch.zeros_like(total), False)
         return total.numpy().astype(dtype, copy=False)
 
     @overload
@@ -82,6 +83,10 @@ class Generation(FittedEstimator):
 
     def impute(self, X, return_sd=False):
         """Fill the missing cells of X with their posterior predictive means.
+
+        In tables of mixed columns (`FactorAnalysis` with a dict of likelihoods) every column is
+        filled in its own kind: "normal" and "student_t" with means, counts, yes and no and ordered
+        levels with the whole number nearest to the mean, categories with the most probable level.
 
         Parameters
         ----------
@@ -101,7 +106,9 @@ class Generation(FittedEstimator):
         Notes
         -----
         By the law of total variance: the variance of the likelihood, plus that of its mean under
-        q(z_n) and q(theta). Missing counts are filled with means, which are not integers.
+        q(z_n) and q(theta). Missing counts are filled with means, which are not integers, unless
+        columns are mixed. The variance of a category is that of whether the level filled in is the
+        right one, p (1 - p).
 
         Examples
         --------
@@ -131,13 +138,18 @@ class Generation(FittedEstimator):
     def _whole(self, explained, table=None):
         """Return explained columns among those that are given, of a user's table, or zeros."""
         roles = self.model_.columns_
-        if not roles.places:
+        if not roles.places and not any(kind.levels for kind in roles.kinds):
             return explained
         if table is None:
             whole = np.zeros((len(explained), roles.n_columns), dtype=explained.dtype)
         else:
             whole = np.array(as_table(table))
-        whole[:, roles.explained] = explained
+        if table is None or not any(kind.levels for kind in roles.kinds):
+            whole[:, roles.explained] = explained
+            return whole
+        whole = whole.astype(object)
+        for place, kind, numbers in zip(roles.explained, roles.kinds, explained.T, strict=True):
+            whole[:, place] = kind.decoded(numbers, whole[:, place])
         return whole
 
     def _given_apart(self, covariates, n_rows):
@@ -250,9 +262,11 @@ class Generation(FittedEstimator):
     def _with_given(self, explained, tables):
         """Return new rows as a fit takes them; an offset is 0."""
         roles = self.model_.columns_
-        if not roles.places:
+        if not roles.places and not any(kind.levels for kind in roles.kinds):
             return explained
-        whole = self._whole(explained)
+        levelled = np.full((len(explained), roles.n_columns), np.nan)
+        texts = any(kind.levels for kind in roles.kinds)
+        whole = self._whole(explained, levelled if texts else None)
         asked = [role for role in self.model_.row_roles if role in roles.given]
         columns = {role: roles.given.get(role, ()) for role in tables}
         columns["covariates"] = tuple(

@@ -12,7 +12,9 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
-from skavi._data.column_roles import ColumnRoles, GivenColumn, as_table, find_columns
+from skavi._data.column_kinds import LEVELLED, Kind
+from skavi._data.column_roles import ColumnRoles, GivenColumn, as_table, named_columns
+from skavi._data.validated_tables import roles_in
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import seeded
 from skavi.distributions import defaults_of
@@ -31,6 +33,8 @@ _N_TARGETS = 8
 #: Share of the largest score that is added to each row's scale: sums over rows round by it
 #: (cae161b).
 _SHARED_ROUNDING = 1e-4
+#: Of columns of levels, where no table tells how many.
+_LEVELS = 3
 #: Prior sds from the centre: typical first, nearer only where scores are not finite.
 _SPREADS = (1.0, 0.3, 0.03)
 
@@ -186,9 +190,9 @@ def _rows_of(model, X):
     model, X = copy.copy(model), as_table(X)
     finite = "allow-nan" if model.allows_missing else True
     kinds = {"dtype": np.float64, "ensure_all_finite": finite, "ensure_min_samples": _FEWEST_ROWS}
-    if named:
-        if not model.columns_.places:
-            model.columns_ = find_columns(X, named, name)
+    if named or model.named_kinds() is not None:
+        if not model.columns_.told:
+            model.columns_ = roles_in(X, named, name, True, (), model.named_kinds())
         X, given = model.columns_.rows(X, name)
         X = np.hstack([check_array(X, **kinds), given])
     rows = torch.tensor(check_array(X, **kinds)[:_N_ROWS])
@@ -202,10 +206,24 @@ def _with_places(model, n_features):
     for role, columns in named.items():
         given[role] = tuple(GivenColumn(place + i, str(c)) for i, c in enumerate(columns))
         place += len(columns)
-    if named:
+    kinds = _kinds(model.named_kinds(), n_features)
+    if named or kinds:
         model = copy.copy(model)
-        model.columns_ = ColumnRoles(given, place)
+        model.columns_ = ColumnRoles(given, place, (), kinds)
     return model
+
+
+def _kinds(named, n_features):
+    """Return kinds of explained columns in the order in which a model names them."""
+    if named is None:
+        return ()
+    if isinstance(named, str):
+        likelihoods = [named] * n_features
+    else:
+        likelihoods = [name for name, columns in named.items() for _ in named_columns(columns)]
+    if len(likelihoods) != n_features:
+        raise ValueError(f"likelihood={{...}} names {len(likelihoods)} columns: pass X.")
+    return tuple(Kind(name, _LEVELS if name in LEVELLED else 0) for name in likelihoods)
 
 
 def _random_rows(model, n_features, generator):

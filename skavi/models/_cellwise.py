@@ -1,16 +1,24 @@
 """Models whose cells are independent given z_n and theta: any likelihood, any missing cells."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from skavi._data.column_kinds import KINDS
+from skavi._data.column_roles import are_columns, named_columns
 from skavi._data.missing_cells import Cells
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
+from skavi.models._column_sets import TriedCells
 from skavi.models._global_space import Theta
 from skavi.models._likelihood import Globals, Likelihood
 from skavi.models._likelihoods import LIKELIHOODS
+from skavi.models._mixed_cells import MixedCells, mixed_cells
+
+#: Likelihoods of all columns that need levels or trials: as kinds of columns have them.
+MORE_KINDS = ("ordinal", "categorical", "binomial")
 
 
 class CellwiseModel(HierarchicalModel):
@@ -24,8 +32,10 @@ class CellwiseModel(HierarchicalModel):
     # Arguments: see `HierarchicalModel.observation`.
     likelihood = "normal"  # type: ignore[assignment]
     exposure = None
-    covariates = offset = None
+    covariates = offset = trials = None
     n_components: int
+    #: One column, or one for each column of successes, may have any number of trials.
+    row_roles = ("covariates", "trials")
 
     @abstractmethod
     def predictor(self, theta: Theta, z: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -43,29 +53,88 @@ class CellwiseModel(HierarchicalModel):
     @property
     def cell(self) -> Likelihood:
         """The likelihood that the argument names."""
-        return LIKELIHOODS[self.likelihood]
+        if self.named_kinds() is None:
+            return LIKELIHOODS[self.likelihood]
+        if self.untold:
+            raise ValueError(
+                f"{type(self).__name__}(likelihood={self.likelihood!r}) learns the kinds of "
+                "columns from a table: use the fitted estimator's model_."
+            )
+        return mixed_cells(self.columns_.kinds)
+
+    @property
+    def mixed(self) -> MixedCells | None:
+        """The likelihood of columns of different kinds, where they have kinds."""
+        return self.cell if self.named_kinds() is not None else None  # type: ignore[return-value]
+
+    def named_kinds(self):
+        if isinstance(self.likelihood, Mapping) or self.likelihood in MORE_KINDS:
+            return self.likelihood
+        return None
 
     @property
     def positive_only(self):  # type: ignore[override]
-        return self.likelihood in LIKELIHOODS and self.cell.counts
+        one = isinstance(self.likelihood, str) and self.likelihood in LIKELIHOODS
+        return one and self.cell.counts
+
+    def check_roles(self):
+        super().check_roles()
+        if isinstance(self.likelihood, Mapping):
+            fine = all(map(are_columns, self.likelihood.values()))
+            fine = fine and set(self.likelihood) <= set(KINDS) and bool(self.likelihood)
+            need = f"a dict from some of {list(KINDS)} to names or places of columns, each once"
+        else:
+            fine = self.likelihood in [*LIKELIHOODS, *MORE_KINDS]
+            need = f"one of {[*LIKELIHOODS, *MORE_KINDS]}, or a dict from them to columns"
+        self._require("likelihood", fine, need)
+        tried = self.likelihood == "binomial"
+        if isinstance(self.likelihood, Mapping):
+            tried = bool(named_columns(self.likelihood.get("binomial")))
+        need = "the columns of trials" if tried else 'None: it is for "binomial" columns'
+        self._require("trials", bool(named_columns(self.trials)) == tried, need)
+        if self.named_kinds() is not None:
+            alone = "None where columns are of different kinds: name a column among the covariates"
+            self._require("offset", self.offset is None, alone)
 
     def check(self):
         self._require_integer("n_components", 1)
-        known = self.likelihood in list(LIKELIHOODS)
-        self._require("likelihood", known, f"one of {list(LIKELIHOODS)}")
+        self.check_roles()
         self._require("exposure", self.exposure in (None, "total", "unit"), '"total", "unit", None')
-        if self.exposure == "total":
+        if self.exposure == "total" and not self.untold:
             need = f'None or "unit" for likelihood={self.likelihood!r}: only counts have totals'
             self._require("exposure", self.cell.counts, need)
 
     def check_data(self, X):
-        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
-        self.cell.require_valid(self.cells_of(X).values, asked_by)
+        self.cell.require_valid(self.cells_of(X).values, self._asked_by)
+        self._check_trials(X)
         offsets, n_features = self.given_columns(X, "offset").shape[1], self.n_explained(X)
         if offsets not in (0, 1, n_features):
             raise ValueError(
                 f"{type(self).__name__}(offset=...) names {offsets} columns, but needs one, or one "
                 f"for each of the {n_features} columns that are explained."
+            )
+
+    @property
+    def _asked_by(self):
+        shown = "{...}" if isinstance(self.likelihood, Mapping) else repr(self.likelihood)
+        return f"{type(self).__name__}(likelihood={shown})"
+
+    def _check_trials(self, X):
+        """Raise unless successes are at most as many as trials, of which there are enough."""
+        mixed = self.mixed
+        if mixed is None or mixed.binomial is None:
+            return
+        trials, x = self.given_columns(X, "trials"), mixed.binomial.own_cells(self.cells_of(X))
+        if trials.shape[1] not in (1, x.values.shape[1]):
+            raise ValueError(
+                f"{type(self).__name__}(trials=...) names {trials.shape[1]} columns, but needs "
+                f"one, or one for each of the {x.values.shape[1]} binomial columns."
+            )
+        bad = (x.masked(x.values - trials) > 0).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"X has {len(bad)} cells with more successes than trials (first at row "
+                f"{int(bad[0, 0])})."
             )
 
     def _require_cells(self, cells, weights):
@@ -76,8 +145,7 @@ class CellwiseModel(HierarchicalModel):
                 f"X has {len(empty)} columns without a single observed cell (first column "
                 f"{int(empty[0, 0])}): leave them out."
             )
-        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
-        self.cell.require_reach(cells, weights, asked_by)
+        self.cell.require_reach(cells, weights, self._asked_by)
 
     def n_latents(self, n_features):
         return self.n_components
@@ -92,7 +160,14 @@ class CellwiseModel(HierarchicalModel):
 
     def cells_of(self, X: Tensor) -> Cells:
         """Return the observed cells of the columns that are explained."""
-        return Cells.of(self.explained(X))
+        cells = Cells.of(self.explained(X))
+        if self.trials is None:
+            return cells
+        return TriedCells(cells.values, cells.observed, self.given_columns(X, "trials"))
+
+    def n_predictors(self, n_features: int) -> int:
+        """Return how many predictors a row of so many columns has."""
+        return n_features if self.mixed is None else self.mixed.n_predictors
 
     def covariates_of(self, X: Tensor) -> Tensor | None:
         """Return the covariates of rows X; None for a model without any."""
@@ -129,6 +204,16 @@ class CellwiseModel(HierarchicalModel):
         exposure = self.log_exposure(X)
         return offset + exposure if offset.shape[1] else exposure
 
+    def summary(self, X):
+        """Return X; of columns of different kinds, their cells on the scale of the predictors."""
+        if self.mixed is None:
+            return super().summary(X)
+        cells = self.mixed.pseudo_cells(self.cells_of(X))
+        values = cells.values
+        if cells.observed is not None:
+            values = torch.where(cells.observed, values, torch.full_like(values, torch.nan))
+        return torch.cat([values, X[:, self.n_explained(X) :]], 1)
+
     def eta(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return eta of rows X at latents z."""
         eta = self.predictor(theta, z, self.covariates_of(X))
@@ -140,29 +225,56 @@ class CellwiseModel(HierarchicalModel):
         return self.cell.log_rows(self.cells_of(X), eta, self.cell_globals(theta))
 
     def observation(self, z, theta, covariates=None):
-        eta = self.predictor(theta, z, covariates)
-        return self.cell.distribution(eta, self.cell_globals(theta))
+        eta, own = self._predicted(theta, z, covariates)
+        return self.cell.distribution(eta, own)
+
+    def _predicted(self, theta, z, given):
+        """Return eta and the likelihood's globals, for rows given covariates, then trials."""
+        own = self.cell_globals(theta)
+        if self.trials is not None:
+            own = dict(own) | {"trials": given[:, self.n_covariates :]}
+            given = given[:, : self.n_covariates] if self.n_covariates else None
+        return self.predictor(theta, z, given), own
 
     def simulate(self, theta, n_samples, n_features=1, covariates=None):
         z = self.local_prior(theta).expand((n_samples, self.n_components)).sample()
         return self.observation(z, theta, covariates).sample(), z
 
     def predicted_mean(self, theta, z, covariates=None):
-        eta = self.predictor(theta, z, covariates)
-        return self.cell.mean(eta, self.cell_globals(theta))
+        return self.cell.mean(*self._predicted(theta, z, covariates))
+
+    def _seen(self, theta, z, X):
+        """Return eta and the likelihood's globals, for rows X."""
+        own = self.cell_globals(theta)
+        if self.trials is not None:
+            own = dict(own) | {"trials": self.given_columns(X, "trials")}
+        return self.eta(theta, z, X), own
 
     def cell_moments(self, theta, z, X):
-        eta, own = self.eta(theta, z, X), self.cell_globals(theta)
-        return self.cell.mean(eta, own), self.cell.variance(eta, own)
+        seen = self._seen(theta, z, X)
+        return self.cell.mean(*seen), self.cell.variance(*seen)
+
+    def cells_from(self, mean, variance, filled):
+        if self.mixed is None:
+            return mean, variance
+        return self.mixed.cells_of(mean, variance, filled)
 
     def replicate(self, theta, z, X):
-        cells = self.cell.distribution(self.eta(theta, z, X), self.cell_globals(theta))
-        return self.with_given(cells.sample(), X)
+        return self.with_given(self.cell.distribution(*self._seen(theta, z, X)).sample(), X)
+
+    def noise_at_start(self, theta: Globals, like: Tensor) -> Tensor:
+        """Return the noise variance of pseudo-cells: 1 on the scale of logits and log rates."""
+        ones = like.new_ones(1)
+        if self.mixed is None:
+            return theta["noise_variance"] if self.cell.has_variance else ones
+        varied = torch.tensor(self.mixed.with_variance, dtype=torch.long, device=like.device)
+        ones = ones.repeat(self.mixed.n_predictors)
+        return ones.index_put((varied,), theta["noise_variance"]) if len(varied) else ones
 
     def _pseudo_cells(self, X):
         """Return the cells on the scale of eta, less offset and log exposure."""
-        cells = self.cells_of(X)
-        return Cells(self.cell.pseudo(cells.values) - self.shift(X), cells.observed)
+        cells = self.cell.pseudo_cells(self.cells_of(X))
+        return Cells(cells.values - self.shift(X), cells.observed)
 
 
 def linear_start(

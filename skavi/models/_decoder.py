@@ -15,6 +15,7 @@ from skavi.distributions import PriorOfVariance
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel, linear_start
 from skavi.models._factor_analysis import FactorAnalysis
+from skavi.models._factor_analysis_start import WIDE_ETA
 
 #: Slope of a unit below zero, as in the paper's decoder (Margossian & Blei 2024).
 _SLOPE = 0.2
@@ -39,10 +40,11 @@ class BayesianDecoder(CellwiseModel):
         Number of latents a row.
     hidden_layer_sizes : tuple of int, default=(64, 64)
         Widths of the decoder's hidden layers (leaky ReLU, slope 0.2).
-    likelihood : str, default="normal"
-        "normal", "student_t", "bernoulli", "poisson" or "negative_binomial": the distribution of a
-        cell around the decoder's output, which is a logit for "bernoulli" and the log of a rate
-        for counts, as in `FactorAnalysis`.
+    likelihood : str, or dict from str to columns, default="normal"
+        "normal", "student_t", "bernoulli", "poisson", "negative_binomial", "ordinal", "categorical"
+        or "binomial": the distribution of a cell around the decoder's output, which is a logit for
+        "bernoulli" and the log of a rate for counts, as in `FactorAnalysis`; a dict names the
+        columns of each, in a table of mixed columns.
     weight_scale : float, default=1.0
         Prior standard deviation of weights and biases.
     weights : {"posterior", "point"}, default="posterior"
@@ -65,6 +67,8 @@ class BayesianDecoder(CellwiseModel):
         Names or places of columns of X that are given: the decoder reads them beside the latents,
         as a conditional autoencoder does, so that latents need not tell what covariates tell. Text
         and categories count a level at a time, against the first one; all are standardised inside.
+    trials : str, int or list of them, default=None
+        For "binomial": name or place of the column of trials, or of one for each such column.
 
     Notes
     -----
@@ -111,6 +115,7 @@ class BayesianDecoder(CellwiseModel):
         output_scale=None,
         exposure=None,
         covariates=None,
+        trials=None,
     ):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -122,6 +127,7 @@ class BayesianDecoder(CellwiseModel):
         self.output_scale = output_scale
         self.exposure = exposure
         self.covariates = covariates
+        self.trials = trials
 
     def check(self):
         super().check()
@@ -130,7 +136,9 @@ class BayesianDecoder(CellwiseModel):
         if self.noise_sd is not None:
             self._require_positive("noise_sd")
         unused = f"left alone: likelihood={self.likelihood!r} has no such parameter"
-        self._require("noise_sd", self.cell.has_variance or self.noise_sd in (None, 1.0), unused)
+        one = self.named_kinds() is None and self.cell.has_variance
+        free = (None, 1.0) if self.named_kinds() is None else (None,)
+        self._require("noise_sd", one or self.noise_sd in free, unused)
         self._require_vector("output_loc")
         self._require_vector("output_scale", positive=True)
         sizes = self._sizes()
@@ -140,7 +148,7 @@ class BayesianDecoder(CellwiseModel):
     def check_data(self, X):
         super().check_data(X)
         for name in ("output_loc", "output_scale"):
-            self._require_size(name, self.n_explained(X))
+            self._require_size(name, self.n_predictors(self.n_explained(X)))
 
     def _sizes(self):
         sizes = self.hidden_layer_sizes
@@ -156,7 +164,7 @@ class BayesianDecoder(CellwiseModel):
             )
         return Point()
 
-    roles = ("covariates",)
+    roles = ("covariates", "trials")
     learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_")
 
     #: Means and sds of the covariates of the training rows, shape (2, n_covariates).
@@ -188,14 +196,17 @@ class BayesianDecoder(CellwiseModel):
         return f"{type(self).__name__} uses {used} of its {self.n_components} latents."
 
     def least_globals(self, n_features):
-        widths = (self._n_inputs, *self._sizes(), n_features)
+        widths = (self._n_inputs, *self._sizes(), self.n_predictors(n_features))
         return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
 
     def global_prior(self, n_features):
-        sizes = (self._n_inputs, *self._sizes(), n_features)
+        sizes = (self._n_inputs, *self._sizes(), self.n_predictors(n_features))
         unknown = self.cell.has_variance and self.noise_sd is None
         variance = self._variance_prior() if unknown else None
         prior = self.cell.global_prior(self._noise_shape(n_features), variance)
+        if self.mixed is not None:
+            loc = self.location(torch.zeros(sizes[-1]))
+            prior |= self.mixed.cut_points_prior(loc, torch.full_like(loc, WIDE_ETA))
         for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             scale = torch.tensor(float(self.weight_scale))
             prior[f"weight_{layer}"] = Normal(torch.zeros(n_in, n_out), scale)
@@ -220,7 +231,11 @@ class BayesianDecoder(CellwiseModel):
 
     def _variance_prior(self):
         scale = 1.0 if self.output_scale is None else self.output_scale
-        variance = torch.as_tensor(scale, dtype=torch.float64).square().mean()
+        variance = torch.as_tensor(scale, dtype=torch.float64).square()
+        if self.mixed is None:
+            variance = variance.mean()
+        else:
+            variance = variance.expand(self.mixed.n_predictors)[self.mixed.with_variance]
         return PriorOfVariance(torch.tensor(1.0), 0.01 * variance)
 
     @over_ranks
@@ -229,12 +244,15 @@ class BayesianDecoder(CellwiseModel):
         self._require_cells(cells, weights)
         mean, variance = cells.mean_and_variance(weights)
         loc, scale = torch.zeros_like(mean), mean.new_tensor(1.0)
-        if not self.cell.has_variance:
+        if self.mixed is not None:
+            loc, scale = self.mixed.moments_of(cells, weights)
+        elif not self.cell.has_variance:
             loc = self.cell.location(mean)
         elif self.noise_sd is None:
             loc, overall = mean, variance.mean().sqrt()
             scale = overall if overall > 1e-12 * mean.abs().mean() else scale
-        found = {"output_loc": loc.cpu().numpy(), "output_scale": float(scale)}
+        size = float(scale) if self.mixed is None else scale.cpu().numpy()
+        found = {"output_loc": loc.cpu().numpy(), "output_scale": size}
         left_open = {name: value for name, value in found.items() if getattr(self, name) is None}
         if self.n_covariates:
             centre, spread = Cells(self.given_columns(X), None).mean_and_variance(weights)
@@ -261,24 +279,26 @@ class BayesianDecoder(CellwiseModel):
 
         f(u) - f(-u) = (1 + slope) u for the leaky ReLU f.
         """
-        linear = FactorAnalysis(self.n_components, likelihood=self.likelihood)
+        linear = FactorAnalysis(self.n_components, likelihood=self.likelihood, trials=self.trials)
         if self.cell.counts:
             linear.exposure = self.exposure
-        if self.n_covariates:
+        if self.columns_.told:
             linear = linear.with_arguments(
                 {"covariates": self.covariates, "columns_": self.columns_}
             )
         start = linear.adapted(X, weights).initial_globals(X, weights)
         scale = torch.as_tensor(1.0 if self.output_scale is None else self.output_scale).to(X)
-        loadings, mean = start.pop("loadings"), start.pop("mean")
+        loadings, mean = start.pop("loadings"), linear.intercepts(start)
+        location = self._beside(start, self.location(mean))
+        del start["mean"]
         if self.n_covariates:
             slopes, moments = start.pop("coefficients"), torch.as_tensor(self.covariate_moments_)
             centre, spread = moments.to(X)
             loadings, mean = torch.cat([loadings, slopes * spread], 1), mean + slopes @ centre
-        loadings, bias = loadings.mT / scale, (mean - self.location(self.explained(X))) / scale
+        loadings, bias = loadings.mT / scale, (mean - location) / scale
         if self.noise_sd is not None:
             start.pop("noise_variance", None)
-        if "dispersion" in start:
+        if "dispersion" in start and self.mixed is None:
             start["dispersion"] = start["dispersion"].expand(self._noise_shape(self.n_explained(X)))
         return start | self._linear_layers(loadings, bias, generator)
 
@@ -314,7 +334,7 @@ class BayesianDecoder(CellwiseModel):
         loadings = 0.5 * (ahead - back).mT
         zeros = ones.new_zeros(1 if known is None else len(X), self.n_components)
         centre = self.predictor(theta, zeros, known)
-        noise = self.cell_globals(theta)["noise_variance"] if self.cell.has_variance else ones[0, 0]
+        noise = self.noise_at_start(self.cell_globals(theta), ones)
         return linear_start(self._pseudo_cells(X), loadings, centre, noise)
 
     def cell_globals(self, theta):
@@ -331,4 +351,10 @@ class BayesianDecoder(CellwiseModel):
             z = torch.addmm(theta[f"bias_{layer}"], z, theta[f"weight_{layer}"])
             z = z if layer == last else F.leaky_relu(z, _SLOPE)
         scaled = z if self.output_scale is None else z * torch.as_tensor(self.output_scale).to(z)
-        return scaled if self.output_loc is None else scaled + self.location(z)
+        return scaled if self.output_loc is None else scaled + self._beside(theta, self.location(z))
+
+    def _beside(self, theta, location):
+        """Return what is added to the output: location, or the middle one of cut points."""
+        if self.mixed is None:
+            return location
+        return self.mixed.intercepts(theta | {"mean": location[self.mixed.with_mean]})

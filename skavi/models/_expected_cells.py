@@ -48,7 +48,7 @@ class Jets:
         else:
             with torch.enable_grad():
                 raw = own.raw().requires_grad_(True)
-                level, factor = _jets(likelihood.levels(NoiseFactors.of_raw(raw)), raw)
+                level, factor = _jets(likelihood.levels(own.of_raw(raw)), raw)
         return cls(level, factor, weights)
 
 
@@ -164,7 +164,7 @@ def derivatives_of_rest(likelihood: Likelihood, own: NoiseFactors, cells: Cells,
     """Differentiate what does not depend on eta, weighed and summed over rows, in own numbers."""
     with torch.enable_grad():
         raw = own.raw().requires_grad_(True)
-        rest = cells.masked(likelihood.rest(cells.values, NoiseFactors.of_raw(raw)))
+        rest = cells.masked(likelihood.rest(cells.values, own.of_raw(raw)))
         (slope,) = gradient_of((weights @ rest).sum(), (raw,), create_graph=True)
         block = [gradient_of(column.sum(), (raw,))[0] for column in slope.unbind(-1)]
     return slope.detach(), torch.stack(block, -2)

@@ -1,31 +1,29 @@
 """Factor analysis and probabilistic PCA with a posterior over every global."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from skavi._data.missing_cells import Cells
-from skavi._data.process_ranks import over_ranks, total
 from skavi.distributions import PriorOfVariance
 from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.models._base import overrides
-from skavi.models._cellwise import linear_start
-from skavi.models._linear_cells import LinearCells, arrow_of_cells, rows_of_cells
-from skavi.models._noise_factors import NoiseFactors
-from skavi.models._poisson_closed_forms import LinearPoisson
+from skavi.models._factor_analysis_start import LinearStart
+from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
+from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
-from skavi.models._scale_priors import WEAK, check_scale, scale_prior
+from skavi.models._scale_priors import check_scale, scale_prior
 
 #: What `row_derivatives` differentiates.
 _TERMS = "half_expected_terms", "expected_log_prior", "log_prior", "predictor", "eta", "cell"
-#: Of a column's variance: noise that every column has at the start, at least.
-_LEAST_SHARE = 1e-3
-#: Of a covariate's variance: added where a start solves for slopes. Not measured.
-_RIDGE = 0.01
+#: Newton steps of a row that functions read, and the longest, in sds of the prior. Not measured.
+_READ_STEPS, _LARGEST = 6, 2.0
+_TINY = 1e-12
 
 
-class FactorAnalysis(LinearPoisson):
+class FactorAnalysis(LinearStart):
     r"""Linear model: a row is a mix of a few patterns, in noise or through a link.
 
     .. math::
@@ -47,12 +45,17 @@ class FactorAnalysis(LinearPoisson):
     n_components : int, default=2
         Number of latents a row.
     noise : {"isotropic", "diagonal"}, default="isotropic"
-        One noise variance (or dispersion) for all columns, or one a column.
-    likelihood : str, default="normal"
+        One noise variance (or dispersion) for all columns, or one a column. Mixed columns differ in
+        their units, and have one each in either case.
+    likelihood : str, or dict from str to columns, default="normal"
         Distribution of a cell given eta: "normal"; "student_t", where v is the squared scale;
         "bernoulli", for cells from 0 to 1; "poisson" or "negative_binomial", for cells >= 0 of mean
         :math:`\mu = \text{exposure} \cdot e^\eta`, the latter of variance
-        :math:`\mu + \text{dispersion} \cdot \mu^2`.
+        :math:`\mu + \text{dispersion} \cdot \mu^2`; "ordinal", for levels 0, 1, ..., K - 1 by
+        cumulative logits, P(x <= k) = logistic(c - eta) with the cut point c above level k;
+        "categorical", for levels 0, ..., K - 1 without an order, or texts: is it the first one, if
+        not the second, and so on, a logit each; "binomial", for successes out of `trials`. A dict
+        names the columns, by name or place, of each likelihood: a table of mixed columns (Notes).
     exposure : {"total", "unit"}, default=None
         For counts, the factor of a row's rates: "total", the row's total over the total that
         mean_loc expects for its observed cells, so that latents describe the composition of a row;
@@ -75,6 +78,8 @@ class FactorAnalysis(LinearPoisson):
         Prior sd of the coefficients, shape (n_features, n_covariates), or their prior
         (`skavi.distributions.Flat`, say). None: 2.5 standard deviations of the column (1 for
         logits and log rates) over that of the covariate, as Gelman et al. (2008) have it.
+    trials : str, int or list of them, default=None
+        For "binomial": name or place of the column of trials, or of one for each such column.
     noise_shape : float, default=1.0
         Shape of the inverse gamma prior.
     noise_scale : float or array of shape (n_features,), default=None
@@ -97,6 +102,19 @@ class FactorAnalysis(LinearPoisson):
     other likelihoods only z_n needs nodes: given it eta is normal, and its kernel is integrated
     cell by cell, with the noise where q(theta) has independent factors.
 
+    A table of mixed columns has one predictor a column, and for a category one a level but the
+    last; rows of "loadings" and of "coefficients" follow in the columns' order. "mean" leaves
+    ordinal columns out: these have "cutpoints", a column after the other, K - 1 each, increasing.
+    The middle one (the third of four) has the prior of a mean with its sign reversed, and logs of
+    gaps between neighbours are N(0, 1). "noise_variance" is that of normal, then of student_t
+    columns. Levels are as many as the largest cell of the training table says, or as the categories
+    of a frame's column. An ordered cell is a yes and a no at its two neighbouring cut points, a
+    category a chain of them, so that expectations are one-dimensional integrals for these, too;
+    sums of two or more uncertain gaps are taken as a shifted log-normal number with the same three
+    moments, which is 3e-5 nats a cell off where sds of logs of gaps are 0.3. The order of
+    categories matters to their prior alone. Counts have unit exposure, and there is no offset.
+    `impute` fills each column in its own kind.
+
     Examples
     --------
     >>> import numpy as np
@@ -114,6 +132,20 @@ class FactorAnalysis(LinearPoisson):
     >>> vi = FactorizedVI(FactorAnalysis(1, likelihood="poisson")).fit(X)
     >>> vi.transform(X).shape
     (50, 1)
+
+    Answers to two questions of three levels, beside an age:
+
+    >>> rng = np.random.default_rng(0)
+    >>> mood = rng.normal(size=(80, 1))
+    >>> answers = (mood + rng.normal(size=(80, 2))).round().clip(-1, 1) + 1
+    >>> X = np.column_stack([rng.integers(20, 60, 80), answers])
+    >>> X[0, 1] = np.nan
+    >>> model = FactorAnalysis(1, likelihood={"normal": [0], "ordinal": [1, 2]})
+    >>> vi = FactorizedVI(model, random_state=0).fit(X)
+    >>> vi.global_posterior_.mean["cutpoints"].shape
+    (4,)
+    >>> vi.impute(X)[0, 1] in (0.0, 1.0, 2.0)
+    True
     """
 
     def __init__(
@@ -131,6 +163,7 @@ class FactorAnalysis(LinearPoisson):
         covariates=None,
         offset=None,
         coefficient_scale=None,
+        trials=None,
     ):
         self.n_components = n_components
         self.noise = noise
@@ -144,13 +177,15 @@ class FactorAnalysis(LinearPoisson):
         self.covariates = covariates
         self.offset = offset
         self.coefficient_scale = coefficient_scale
+        self.trials = trials
 
     def check(self):
         super().check()
         self._require("noise", self.noise in ("isotropic", "diagonal"), '"isotropic" or "diagonal"')
-        unused = f"left alone: likelihood={self.likelihood!r} has no such parameter"
-        self._require("noise", self.cell.has_noise or self.noise == "isotropic", unused)
-        self._require("noise_scale", self.cell.has_variance or self.noise_scale is None, unused)
+        if not self.untold:
+            unused = f"left alone: likelihood={self.likelihood!r} has no such parameter"
+            self._require("noise", self.cell.has_noise or self.noise != "diagonal", unused)
+            self._require("noise_scale", self.cell.has_variance or self.noise_scale is None, unused)
         self._require_positive("noise_shape")
         for name in ("loading_scale", "mean_scale", "noise_scale"):
             self._require_vector(name, positive=True)
@@ -159,10 +194,12 @@ class FactorAnalysis(LinearPoisson):
 
     def check_data(self, X):
         super().check_data(X)
-        n_features = self.n_explained(X)
-        for name in ("loading_scale", "mean_loc", "mean_scale", "noise_scale"):
-            self._require_size(name, n_features)
-        if self.noise == "isotropic" and np.size(self.noise_scale) != 1:
+        n_predictors = self.n_predictors(self.n_explained(X))
+        for name in ("loading_scale", "mean_loc", "mean_scale"):
+            self._require_size(name, n_predictors)
+        varied = n_predictors if self.mixed is None else len(self.mixed.with_variance)
+        self._require_size("noise_scale", varied)
+        if not self.by_column and np.size(self.noise_scale) != 1:
             raise ValueError(
                 f"{type(self).__name__}(noise='isotropic') has one noise variance, but noise_scale "
                 f"has {np.size(self.noise_scale)} numbers: give one, or noise='diagonal'."
@@ -170,26 +207,37 @@ class FactorAnalysis(LinearPoisson):
 
     # --- the model ------------------------------------------------------------------------------
 
-    roles = ("covariates", "offset")
+    roles = ("covariates", "offset", "trials")
     integrated_globals = ("loadings", "coefficients", "mean")
+    learned = (*LinearStart.learned, "theta_read_")
+    #: Means and sds of the training q(theta), which functions read rows by.
+    theta_read_: np.ndarray | None = None
 
     def least_globals(self, n_features):
-        return n_features * (sum(self._widths) + 1)
+        n_predictors = self.n_predictors(n_features)
+        return n_predictors * (sum(self._widths) + 1)
 
     def global_prior(self, n_features):
         self._require_adapted()
-        zeros = torch.zeros(n_features)
+        n_predictors, mixed = self.n_predictors(n_features), self.mixed
+        zeros = torch.zeros(n_predictors)
         scale = (zeros + torch.as_tensor(self.loading_scale)).unsqueeze(-1)
-        shape = (n_features,) if self.noise == "diagonal" else ()
-        prior = self.cell.global_prior(shape, self._variance_prior(zeros))
-        prior["loadings"] = Normal(0.0, scale.expand(n_features, self.n_components))
+        varied = zeros if mixed is None else zeros[mixed.with_variance]
+        shape = (n_features,) if self.by_column else ()
+        prior = self.cell.global_prior(shape, self._variance_prior(varied))
+        loc, mean_scale = self.location(zeros), zeros + torch.as_tensor(self.mean_scale)
+        if mixed is not None:
+            prior |= mixed.cut_points_prior(loc, mean_scale)
+            loc, mean_scale = loc[mixed.with_mean], mean_scale[mixed.with_mean]
+        prior["loadings"] = Normal(0.0, scale.expand(n_predictors, self.n_components))
         if p := self.n_covariates:
-            prior["coefficients"] = scale_prior(self.coefficient_scale, (n_features, p))
-        mean_scale = zeros + torch.as_tensor(self.mean_scale)
-        return prior | {"mean": Normal(self.location(zeros), mean_scale)}
+            prior["coefficients"] = scale_prior(self.coefficient_scale, (n_predictors, p))
+        return prior | {"mean": Normal(loc, mean_scale)}
 
     def global_dims(self):
-        noise = ("feature",) if self.noise == "diagonal" else ()
+        if self.mixed is not None:
+            return {"loadings": ("predictor", "latent")}
+        noise = ("feature",) if self.by_column else ()
         own = dict.fromkeys(("noise_variance", "dispersion"), noise) if noise else {}
         known = {"coefficients": ("feature", "covariate")} if self.n_covariates else {}
         return {"loadings": ("feature", "latent"), "mean": ("feature",), **known, **own}
@@ -198,7 +246,7 @@ class FactorAnalysis(LinearPoisson):
         if not self.cell.has_variance:
             return None
         scale = torch.as_tensor(self.noise_scale, dtype=zeros.dtype)
-        scale = zeros + scale if self.noise == "diagonal" else scale.reshape(())
+        scale = zeros + scale if self.by_column else scale.reshape(())
         return PriorOfVariance(torch.as_tensor(self.noise_shape, dtype=zeros.dtype), scale)
 
     def _require_adapted(self):
@@ -216,19 +264,22 @@ class FactorAnalysis(LinearPoisson):
         return torch.as_tensor(self.mean_loc).to(like).expand(like.shape[-1])
 
     def predictor(self, theta, z, covariates=None):
-        eta = torch.addmm(theta["mean"], z, theta["loadings"].mT)
+        eta = torch.addmm(self.intercepts(theta), z, theta["loadings"].mT)
         return eta if covariates is None else eta + covariates @ theta["coefficients"].mT
 
     def half_expected_terms(self, theta, z, factors, rest, X):
         """Integrate W, B and m out, given z: eta is normal, its mean at theta; and the noise."""
         design = torch.nn.functional.pad(self._design(z, X), (0, 1), value=1.0)
         variance = rest.variance_along(design, self._linear_index(rest, X))
-        eta, cells = self.eta(theta, z, X), self.cells_of(X)
+        eta = self.eta(theta, z, X)
         if self._integrates(rest):
-            noise = self._noise(theta, rest, X)
-            fit = self.cell.expected_rows_over_noise(cells, eta, variance, noise)
+            mean, sd = rest.mean, rest.sd
+            fit = sum(
+                part.over_noise(eta, variance, part.noise_factors(mean, sd))
+                for part in self._parts(rest, X)
+            )
         else:
-            fit = self.cell.expected_log_rows(cells, eta, variance, theta)
+            fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
         return self.expected_log_prior(theta, z, factors, X) + fit
 
     def integrated(self, global_family):
@@ -239,12 +290,12 @@ class FactorAnalysis(LinearPoisson):
         """Say whether the noise is integrated with eta: where it is independent of it."""
         return self.cell.bends and type(rest) is DiagonalFactors
 
-    def _noise(self, theta, rest, X):
-        """Return the factors of the noise: means as in theta, sds 0 where theta was drawn."""
-        index, own = self._noise_index(rest, X), self.cell.own_globals
-        means = [theta[name].log().expand(len(index)) for name in own]
-        mean = torch.stack(means, -1) if means else X.new_zeros(index.shape)
-        return NoiseFactors(mean, rest.sd[index])
+    def _parts(self, globals_, X):
+        """Return the cells of X by their likelihoods."""
+        cells = self.cells_of(X)
+        if self.mixed is not None:
+            return self.mixed.parts(cells)
+        return [Part(self.cell, cells, slice(None), self._noise_index(globals_, X))]
 
     def _noise_index(self, globals_, X):
         """Return the places in theta of a column's noise, (n_features, h), before all else."""
@@ -252,7 +303,7 @@ class FactorAnalysis(LinearPoisson):
         first, columns = int(linear.min()), torch.arange(len(linear), device=X.device)
         places: list[Tensor] = []
         for name in reversed(own):
-            each = self.noise == "diagonal" and name != "degrees_of_freedom"
+            each = self.by_column and name != "degrees_of_freedom"
             first -= len(columns) if each else 1
             places.insert(0, first + columns if each else torch.full_like(columns, first))
         return torch.stack(places, -1) if places else linear[:, :0]
@@ -266,135 +317,70 @@ class FactorAnalysis(LinearPoisson):
         if not self._integrates(globals_):
             return None
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
-        index, at = self._linear_index(globals_, X), self._noise_index(globals_, X)
-        columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
-        noise = NoiseFactors(globals_.mean[at], globals_.sd[at])
-        offset = X.new_zeros(len(X), 1) + self.shift(X)
-        cells = LinearCells(self.cell, self.cells_of(X), self._known(X), offset, weights)
-        reading = rows, columns, noise, nodes.locals_[:, 0], nodes.weights
+        reading = nodes.locals_[:, 0], nodes.weights
         if frozen:
-            slope, block = cells.derivatives_of_rows(*reading)
+            slope, block = self.row_slopes(rows, globals_, X, *reading)
             return *rows_of_cells(rows, slope, block, weights), None, None, None
-        where = torch.cat([index, index + size, at, at + size], -1)
-        return arrow_of_cells(rows, cells.derivatives(*reading), where, 2 * size, weights)
+        parts = [
+            scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
+            for cells, where, *sides in self._linear_cells(globals_, X, weights)
+        ]
+        slope, block, *of_theta = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
+        return *rows_of_cells(rows, slope, block, weights), *of_theta
 
-    # --- where to start -------------------------------------------------------------------------
+    def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
+        """Return slopes and Hessians of each row's expected log density in its means and log sds.
 
-    @over_ranks
-    def adapted(self, X, weights):
-        cells = self.cells_of(X)
-        self._require_cells(cells, weights)
-        offset = self.given_columns(X, "offset")
-        if offset.shape[1] and self.cell.has_variance:
-            cells = Cells(cells.masked(cells.values - offset), cells.observed)
-        defaults = self._identity_defaults(cells, weights)
-        if not self.cell.has_variance:
-            mean = self._location_less(cells, weights, defaults["mean_loc"], offset)
-            defaults = {"loading_scale": mean.new_tensor(1.0), "mean_loc": mean}
-            defaults["mean_scale"] = mean.new_tensor(3.0)
-        if self.n_covariates:
-            self._widen(defaults, self.given_columns(X), weights)
-        left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
-        return self.with_arguments(left_open)
-
-    def _location_less(self, cells, weights, mean, offset):
-        """Return the columns' eta where the offset is 0."""
-        if not offset.shape[1]:
-            return self.cell.location(mean)
-        if not self.cell.counts:
-            return self.cell.location(mean) - cells.mean_of(weights, offset)
-        return self.cell.location(mean / cells.mean_of(weights, offset.exp()))
-
-    def _widen(self, defaults, given, weights):
-        """Add the scale of coefficients, and give the mean's the room to be that at c = 0."""
-        centre, variance = Cells(given, None).mean_and_variance(weights)
-        size = defaults["loading_scale"].reshape(-1, 1).expand(len(defaults["mean_loc"]), 1)
-        scale = WEAK * size / variance.sqrt()
-        defaults["coefficient_scale"] = scale
-        away = ((scale * centre) ** 2).sum(-1)
-        away = away if defaults["mean_scale"].dim() else away.mean()
-        defaults["mean_scale"] = (defaults["mean_scale"] ** 2 + away).sqrt()
-
-    def _identity_defaults(self, cells, weights):
-        mean, variance = cells.mean_and_variance(weights)
-        overall = variance.mean()
-        rounding = 1e-24 * (variance + mean**2)  # variance of a constant column, by rounding
-        overall = overall if overall > rounding.mean() else torch.ones_like(overall)
-        if self.noise == "diagonal":
-            variance = torch.where(variance > rounding, variance, overall)
-        else:
-            variance = overall
-        return {
-            "loading_scale": variance.sqrt(),
-            "mean_loc": mean,
-            "mean_scale": 10 * variance.sqrt(),
-            "noise_scale": 0.01 * variance,
-        }
-
-    @over_ranks
-    def initial_globals(self, X, weights):
-        """Probabilistic PCA of columns in units of their noise (Tipping & Bishop 1999, eq. 7-8)."""
-        n_features, k = self.n_explained(X), self.n_components
-        scale = torch.as_tensor(self.loading_scale).to(X)
-        cells, slopes, centre = self._regressed(X, weights)
-        mean, _ = cells.mean_and_variance(weights)
-        covariance = cells.covariance(weights, mean, scale)
-        noise = self._initial_noise(covariance)  # in units of scale, as the covariance
-        sd = noise.sqrt()
-        values, vectors = torch.linalg.eigh(covariance / sd / sd.reshape(-1, 1))
-        values, vectors = values.flip(0), vectors.flip(1)
-        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        kept = min(k, n_features)
-        loadings = X.new_zeros(n_features, k)
-        loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - 1).clamp_min(1e-2).sqrt()
-        loadings = loadings * (sd * scale).expand(n_features).unsqueeze(-1)
-        own = (scale**2).expand(n_features) if self.noise == "diagonal" else (scale**2).mean()
-        mean = mean if self.cell.has_variance else self.location(self.explained(X)).clone()
-        known = {"coefficients": slopes} if self.n_covariates else {}
-        linear = {"loadings": loadings, **known, "mean": mean - slopes @ centre}
-        return self.cell.start(noise * own) | linear
-
-    def _regressed(self, X, weights):
-        """Return pseudo-cells less what covariates explain, its slopes, and covariates' means.
-
-        By least squares, a column by its own cells; a hundredth of a covariate's variance is added,
-        for covariates that explain one another.
+        At nodes of its latents, as `LinearCells.derivatives_of_rows` has them.
         """
-        cells, given = self._pseudo_cells(X), self.given_columns(X)
-        centre, variance = Cells(given, None).mean_and_variance(weights)
-        centred = given - centre
-        if not given.shape[1]:
-            return cells, given.new_zeros(self.n_explained(X), 0), centre
-        mean, _ = cells.mean_and_variance(weights)
-        squares = cells.over_rows(weights, centred.unsqueeze(-1) * centred.unsqueeze(-2))
-        count = cells.over_rows(weights, torch.ones_like(weights))
-        squares = squares + torch.diag(_RIDGE * variance) * count.reshape(-1, 1, 1)
-        cross = total((weights.unsqueeze(-1) * cells.masked(cells.values - mean)).mT @ centred)
-        slopes = torch.linalg.solve(squares, cross.unsqueeze(-1)).squeeze(-1)
-        rest = cells.masked(cells.values - centred @ slopes.mT)
-        return Cells(rest, cells.observed), slopes, centre
+        found = [
+            cells.derivatives_of_rows(rows, *sides, noise, weights)
+            for cells, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
+        ]
+        return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
 
-    def _initial_noise(self, covariance):
-        """Return the columns' noise: mean of the eigenvalues left out, or what each has alone.
+    def _linear_cells(self, globals_, X, weights):
+        """Yield cells by their likelihoods, places of their raw numbers, and these numbers."""
+        offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
+        every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
+        for part in self._parts(globals_, X):
+            index, at = every[part.predictors], part.noise
+            columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
+            of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
+            cells = LinearCells(part.likelihood, part.cells, known, of_cells, weights)
+            where = torch.cat([index, index + size, at, at + size], -1)
+            yield cells, where, columns, part.noise_factors(globals_.mean, globals_.sd)
 
-        What a column has alone is at most its variance given all other columns (Joreskog 1967,
-        "Some contributions to maximum likelihood factor analysis", section 6); the prior's smallest
-        share is added to every column, for tables without an inverse.
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        if self.theta_read_ is not None:
+            self._require_learned("theta_read_", (2, None))
+
+    # --- what inference functions read ----------------------------------------------------------
+
+    def reading(self, globals_):
+        if self.mixed is None or type(globals_) is not DiagonalFactors:
+            return super().reading(globals_)
+        model = copy.copy(self)
+        model.theta_read_ = torch.stack([globals_.mean, globals_.sd]).cpu().numpy()
+        return model
+
+    def summary(self, X):
+        """Return, of columns of different kinds, a row's factor given the training q(theta).
+
+        Its means and log sds where the latents are at their means, after a few Newton steps:
+        functions of the cells themselves take minutes to come near it.
         """
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp_min(0)
-        if self.noise == "diagonal" and self.cell.has_variance:
-            least = _LEAST_SHARE * covariance.diagonal().clamp_min(_LEAST_SHARE)
-            return 1 / (vectors**2 @ (1 / (values + least.mean())))
-        left = values[: max(len(values) - self.n_components, 0)]
-        rest = left.mean() if len(left) else 0.01 * values.mean()
-        return rest.clamp_min(1e-3 * values.mean().clamp_min(1e-3))
-
-    def initial_locals(self, theta, X):
-        """Return the factors that normal cells of the same predictor would have."""
-        noise = theta["noise_variance"] if self.cell.has_variance else torch.ones(1).to(X)
-        known = self.covariates_of(X)
-        centre = (
-            theta["mean"] if known is None else known @ theta["coefficients"].mT + theta["mean"]
-        )
-        return linear_start(self._pseudo_cells(X), theta["loadings"], centre, noise)
+        if self.theta_read_ is None:
+            return super().summary(X)
+        globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
+        mean, k = X.new_zeros(len(X), self.n_components), self.n_components
+        at, one = X.new_zeros(1, k), X.new_ones(1)
+        for _ in range(_READ_STEPS):
+            rows = Side(mean, torch.full_like(mean, _TINY))
+            slope, block = self.row_slopes(rows, globals_, X, at, one)
+            precision = torch.eye(k).to(X) - block[:, :k, :k]
+            step = torch.linalg.solve(precision, slope[:, :k] - mean)
+            mean = mean + step * (_LARGEST / step.norm(dim=1, keepdim=True)).clamp_max(1.0)
+        log_sd = -0.5 * precision.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).log()
+        return torch.cat([mean, log_sd, self.given_columns(X)], -1)

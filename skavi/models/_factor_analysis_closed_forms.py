@@ -14,6 +14,7 @@ from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family, Ful
 from skavi.models._cellwise import CellwiseModel
 from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._factor_analysis_expansion import LatentFrame
+from skavi.models._mixed_cells import MixedCells
 from skavi.models._scale_priors import is_centred_normal, normal_precision
 
 
@@ -34,6 +35,11 @@ class LinearNormal(CellwiseModel):
 
     def latent_names(self, n_features):
         return [f"factor{i}" for i in range(self.n_components)]
+
+    @property
+    def by_column(self) -> bool:
+        """Whether every column has a noise of its own."""
+        return self.noise == "diagonal" or self.mixed is not None
 
     def has_closed_form(self, family: Family, global_family: Family) -> bool:
         return self.cell.conjugate
@@ -97,7 +103,7 @@ class LinearNormal(CellwiseModel):
         residual = (residual + (second * moments).sum((-2, -1))).clamp_min(0)
         count = cells.over_rows(weights, torch.ones_like(weights)).expand(n_features)
         least = torch.as_tensor(self.noise_scale).to(X)
-        if self.noise == "isotropic":
+        if not self.by_column:
             residual, count, least = residual.sum(), count.sum(), least.reshape(())
         shape = count / 2 + self.noise_shape
         scale = residual / 2 + least
@@ -169,15 +175,15 @@ class LinearNormal(CellwiseModel):
 
     def _moments(self, globals_, X):
         sizes = self.n_explained(X), self.n_components, self.n_covariates
-        return _Moments(globals_, *sizes, self.noise)
+        return _Moments(globals_, *sizes, self.by_column)
 
 
 class _Moments:
     """Moments of q(log v, W, B, m), tilted by 1/v: see `LinearNormal.expected_log_local`."""
 
-    def __init__(self, globals_, n_features, k, p, noise):
+    def __init__(self, globals_, n_features, k, p, by_column):
         size, device = globals_.mean.shape[-1], globals_.mean.device
-        index = _index(size, n_features, k, p, noise, device)
+        index = _index(size, n_features, k, p, by_column, device)
         block = globals_.block_covariance(index)
         centre = globals_.mean[index]
         tilted = centre[:, :-1] - block[:, :-1, -1]
@@ -207,9 +213,17 @@ def _linear_index(size, n_features, k, p, device):
     return torch.cat([loadings, coefficients, size - n_features + d], -1)
 
 
+def mixed_index(u: Tensor, mixed: MixedCells, k: int, p: int = 0) -> Tensor:
+    """Return the same for each predictor; its mean, or the middle one of its cut points."""
+    n_predictors, first = mixed.n_predictors, u.shape[-1] - len(mixed.with_mean)
+    whole = _linear_index(first + n_predictors, n_predictors, k, p, u.device).clone()
+    whole[:, -1] = torch.tensor(mixed.mean_places(first), device=u.device)
+    return whole
+
+
 @lru_cache(maxsize=16)
-def _index(size, n_features, k, p, noise, device):
+def _index(size, n_features, k, p, by_column, device):
     """Return the places of (W_d, B_d, m_d, log v_d)."""
     d = torch.arange(n_features, device=device).unsqueeze(-1)
-    variance = d if noise == "diagonal" else torch.zeros_like(d)
+    variance = d if by_column else torch.zeros_like(d)
     return torch.cat([_linear_index(size, n_features, k, p, device), variance], -1)

@@ -1,5 +1,6 @@
 """Columns of X that a model is given: which ones, and where they are in a row."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,18 @@ class GivenColumns:
         """Return the columns that each role names, for those roles that name any."""
         named = {role: named_columns(getattr(self, role)) for role in self.roles}
         return {role: columns for role, columns in named.items() if columns}
+
+    def named_kinds(self) -> Mapping[str, Any] | str | None:
+        """Return the columns that each likelihood explains, or one that needs levels or trials.
+
+        None: there is one likelihood, and no column has a kind.
+        """
+        return None
+
+    @property
+    def untold(self) -> bool:
+        """Whether columns have kinds that no table has told yet."""
+        return self.named_kinds() is not None and not self.columns_.kinds
 
     def check_roles(self) -> None:
         """Raise a ValueError that names the first of `roles` that names no columns."""

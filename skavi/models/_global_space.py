@@ -47,6 +47,7 @@ from skavi.models._covariance_prior import (
     covariance_draws,
     covariance_moments,
 )
+from skavi.models._cut_points import CutPointsTransform, PriorOfCutPoints, cut_points_moments
 
 #: Gauss-Hermite nodes: E log HalfCauchy to 1e-9 nats at an sd of 1 (log scale), 2e-5 at 2.
 N_PRIOR_NODES = 40
@@ -106,7 +107,7 @@ def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     base = free_prior(prior)
     if isinstance(base, Dirichlet):
         return partial(_expected_log_dirichlet, base.concentration.to(like))
-    if isinstance(base, PriorOfCovariance):
+    if isinstance(base, PriorOfCovariance | PriorOfCutPoints):
         return base.expected_log_density
     if isinstance(base, LKJ):
         return base.expected_log_prob
@@ -346,6 +347,8 @@ class GlobalSpace:
             return weights_moments(mean, sd)
         if self._has_own_moments(name, factor, RegressionTransform):
             return covariance_moments(mean, sd)
+        if self._has_own_moments(name, factor, CutPointsTransform):
+            return cut_points_moments(self.bijections[name].places, mean, sd)
         if not self.prior[name].event_shape:
             nodes, weights = hermite_nodes(N_MOMENT_NODES, mean)
             draws = mean.reshape(-1) + sd.reshape(-1) * nodes.unsqueeze(-1)

@@ -53,6 +53,8 @@ class Likelihood(ABC):
     #: Its own globals, in the order of `global_prior`, where factors of their logs are integrated
     #: cell by cell, as `skavi.models._expected_cells` has it.
     own_globals: tuple[str, ...] = ()
+    #: Nodes of the rule for them.
+    n_noise_nodes: int = 7
     #: Whether `bend` and the rest are known.
     bends: bool = False
     #: Nodes and weights against N(0, 1).
@@ -101,6 +103,10 @@ class Likelihood(ABC):
     def pseudo(self, x: Tensor) -> Tensor:
         """Return cells on the scale of eta, roughly normal: what a start is computed from."""
         return x
+
+    def pseudo_cells(self, cells: Cells) -> Cells:
+        """Return `pseudo` of a table's cells."""
+        return Cells(self.pseudo(cells.values), cells.observed)
 
     def invalid(self, x: Tensor) -> list[tuple[Tensor, str]]:
         """Return (cells, what they are) for every way in which a cell may be no observation."""

@@ -14,6 +14,7 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
+from skavi._numerics.quadrature import hermite_rule
 from skavi.families import LOG_2PI
 from skavi.models._likelihood import Likelihood
 from skavi.models._noise_factors import Bent, root_of
@@ -51,6 +52,36 @@ class NormalCells(Likelihood):
         return -0.5 * (whitened + constants)
 
 
+class BentNormalCells(NormalCells):
+    """The same beside likelihoods without closed forms: half a square is its bend."""
+
+    conjugate, bends = False, True
+    own_globals = ("noise_variance",)
+    rule, n_noise_nodes = hermite_rule(2), 1  # exact for squares
+
+    def slope(self, x):
+        return 0.0
+
+    def share(self, x):
+        return 0.0
+
+    def levels(self, noise):
+        """Return no level, and E[1 / noise_variance]."""
+        level = noise.at_nodes(torch.zeros_like(noise.mean[:, 0]), torch.zeros_like(noise.sd[:, 0]))
+        precision = (0.5 * noise.sd[:, 0] ** 2 - noise.mean[:, 0]).exp()
+        return level, precision + level
+
+    def bend(self, x, eta, level):
+        return 0.5 * (x - eta) ** 2
+
+    def bent(self, x, eta, level):
+        zeros = torch.zeros_like(eta)
+        return Bent(eta - x, torch.ones_like(eta), zeros, zeros, zeros)
+
+    def rest(self, x, noise):
+        return (-0.5 * (noise.mean[:, 0] + LOG_2PI)).expand(x.shape)
+
+
 class StudentTCells(Likelihood):
     """x ~ t_nu(eta, sqrt(noise_variance)): noise_variance is the squared scale.
 
@@ -73,6 +104,9 @@ class StudentTCells(Likelihood):
 
     def mean(self, eta, theta):
         return eta  # the centre; a mean exists for nu > 1
+
+    def variance(self, eta, theta):
+        return torch.nan_to_num(super().variance(eta, theta), nan=torch.inf)  # for nu <= 1, too
 
     def kernel(self, x, eta, theta):
         nu = theta["degrees_of_freedom"]
@@ -187,6 +221,21 @@ class PoissonCells(Likelihood):
 
     def invalid(self, x):
         return [(x < 0, "negative entries")]
+
+
+class BentPoissonCells(PoissonCells):
+    """The same beside likelihoods without closed forms: the rate is its bend."""
+
+    log_linear, bends = False, True
+
+    def bend(self, x, eta, level):
+        return (eta + level).exp()
+
+    def bent(self, x, eta, level):
+        return Bent(*[(eta + level).exp()] * 5)
+
+    def rest(self, x, noise):
+        return -(x + 1).lgamma()
 
 
 class NegativeBinomialCells(PoissonCells):

@@ -46,10 +46,8 @@ class LinearCells:
     weights: Tensor
 
     def __getitem__(self, index):
-        observed = self.cells.observed
-        cells = Cells(self.cells.values[index], None if observed is None else observed[index])
         known, offset = self.known[index], self.offset[index]
-        return LinearCells(self.likelihood, cells, known, offset, self.weights[index])
+        return LinearCells(self.likelihood, self.cells[index], known, offset, self.weights[index])
 
     def derivatives(
         self, rows: Side, columns: Side, own: NoiseFactors, noise: Tensor, weights: Tensor
@@ -217,12 +215,11 @@ def rows_of_cells(rows: Side, slope: Tensor, block: Tensor, weights: Tensor):
     return each * (slope + prior), each.unsqueeze(-1) * (block - torch.diag_embed(curved))
 
 
-def arrow_of_cells(rows: Side, found, where: Tensor, size: int, weights: Tensor):
-    """Complete the rows' part, and order the rest by raw parameters.
+def scattered(found, where: Tensor, size: int, weights: Tensor):
+    """Order what concerns q(theta) by its raw parameters.
 
     Parameters
     ----------
-    rows : Side
     found : tuple
         What `LinearCells.derivatives` returns.
     where : Tensor of shape (n_columns, 2 (k + p + 1) + r)
@@ -234,7 +231,7 @@ def arrow_of_cells(rows: Side, found, where: Tensor, size: int, weights: Tensor)
     Returns
     -------
     tuple
-        As `ClosedForms.row_derivatives`.
+        Slopes and blocks of the rows as found, then as `ClosedForms.row_derivatives` has it.
     """
     slope, block, border, slopes, blocks = found
     C = slope.new_zeros(*slope.shape, size)
@@ -242,4 +239,4 @@ def arrow_of_cells(rows: Side, found, where: Tensor, size: int, weights: Tensor)
     g_globals = slope.new_zeros(size).index_put_((where,), slopes, accumulate=True)
     pairs = where.unsqueeze(-1), where.unsqueeze(-2)
     H_globals = slope.new_zeros(size, size).index_put_(pairs, blocks, accumulate=True)
-    return *rows_of_cells(rows, slope, block, weights), C, g_globals, H_globals
+    return slope, block, C, g_globals, H_globals

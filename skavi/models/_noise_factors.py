@@ -1,6 +1,6 @@
 """Normal factors of the logs of a likelihood's own globals: a scale, degrees of freedom, ..."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ class NoiseFactors:
     Attributes
     ----------
     mean, sd : Tensor of shape (n_columns, h)
+    n_nodes : int, default=7
+        Of the rule for a column's noise.
     """
 
     mean: Tensor
     sd: Tensor
+    n_nodes: int = _N_NODES
 
     @property
     def size(self) -> int:
@@ -34,15 +37,14 @@ class NoiseFactors:
         """Return means and log sds, shape (n_columns, 2 h)."""
         return torch.cat([self.mean, self.sd.log()], -1)
 
-    @classmethod
-    def of_raw(cls, raw: Tensor) -> "NoiseFactors":
-        """Read means and log sds."""
+    def of_raw(self, raw: Tensor) -> "NoiseFactors":
+        """Return factors with other means and log sds."""
         mean, log_sd = raw.chunk(2, -1)
-        return cls(mean, log_sd.exp())
+        return replace(self, mean=mean, sd=log_sd.exp())
 
     def rule(self) -> tuple[np.ndarray, np.ndarray]:
         """Return nodes and weights against N(0, 1): one where there is no noise."""
-        return hermite_rule(_N_NODES if self.size else 1)
+        return hermite_rule(self.n_nodes if self.size else 1)
 
     def at_nodes(self, mean: Tensor, sd: Tensor) -> Tensor:
         """Return numbers of the columns at all nodes, shape (n_nodes, n_columns)."""

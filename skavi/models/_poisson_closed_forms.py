@@ -7,7 +7,7 @@ from torch import Tensor
 
 from skavi._data.process_ranks import over_ranks
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, NormalFactors
-from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index
+from skavi.models._factor_analysis_closed_forms import LinearNormal, linear_index, mixed_index
 from skavi.models._poisson_frame import Prior
 from skavi.models._poisson_rates import Counts, Side, log_expected_full
 from skavi.models._poisson_rows import fitted
@@ -158,7 +158,10 @@ class LinearPoisson(LinearNormal):
         return globals_.mean.shape[-1] // (sum(self._widths) + 1)
 
     def _linear_index(self, globals_, X):
-        return linear_index(globals_.mean, self.n_explained(X), *self._widths)
+        u, n_features = globals_.mean, self.n_explained(X)
+        if self.mixed is None:
+            return linear_index(u, n_features, *self._widths)
+        return mixed_index(u, self.mixed, *self._widths)
 
     def _rows(self, factors, X):
         """Return the rows' side: latents, then what is known."""

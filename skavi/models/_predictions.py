@@ -22,6 +22,13 @@ class Predictions:
         """Return mean and variance of every cell of rows like X given z and theta."""
         raise NotImplementedError(f"{type(self).__name__} does not define cell_moments.")
 
+    def cells_from(self, mean: Tensor, variance: Tensor, filled: bool) -> tuple[Tensor, Tensor]:
+        """Return a number for each column and its variance, from what predictions have of a row.
+
+        `filled`: cells as they might be observed; else expectations.
+        """
+        return mean, variance
+
     def forecast(
         self, last: NormalFactors, q_theta: NormalFactors, space: GlobalSpace, n_steps: int
     ) -> tuple[Tensor, Tensor]:

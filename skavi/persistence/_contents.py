@@ -8,7 +8,8 @@ sizes are compared with the numbers that the file does hold before anything of t
 
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skavi._component import Component
-from skavi._data.column_roles import RESPONSE, ColumnRoles
+from skavi._data.column_roles import RESPONSE, ColumnRoles, named_columns
 from skavi._estimators.base import VariationalInference
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
@@ -185,7 +186,7 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
     _check_fit_is_of(estimator, own)
     raw, (width, n_features) = fitted["_raw_globals"], _widths(fitted)
     for name in ("model", "model_"):
-        if name in components and own(components[name]):
+        if name in components and own(components[name]) and not components[name].untold:
             check_theta(components[name], n_features, raw)
     objective = _objective(estimator, n_features)
     for name in sorted(components):
@@ -199,6 +200,14 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
     check_function(fitted, objective, width, own(fitted["inference_function_"]))
 
 
+def _are_kinds(kinds, named):
+    """Say whether columns are of the kinds that a model names, as many of each."""
+    counts = Counter(kind.likelihood for kind in kinds)
+    if not isinstance(named, Mapping):
+        return set(counts) <= {named}
+    return counts == Counter({n: len(named_columns(each)) for n, each in named.items()})
+
+
 def _widths(fitted):
     """Return the columns of a row as the model gets it, and those that it explains."""
     model, n_features = fitted["model_"], fitted["n_features_in_"]
@@ -210,6 +219,9 @@ def _widths(fitted):
         counted[RESPONSE] = len(roles.response)
     if counted != {role: len(columns) for role, columns in model.named_columns().items()}:
         raise ValueError(f"columns_ are not those that {type(model).__name__} names")
+    named = model.named_kinds()
+    if (named is not None) != bool(roles.kinds) or not _are_kinds(roles.kinds, named):
+        raise ValueError(f"columns_ have no kinds that {type(model).__name__} names")
     return roles.row_width(n_features), roles.n_explained(n_features)
 
 

@@ -46,16 +46,15 @@ def _nodes(objective, raw_globals, n_draws, k):
 def cell_moments(objective: Objective, raw: Tensor, raw_globals: Tensor, X: Tensor):
     """Return the predictive mean and variance of every cell under q, explained columns alone."""
     factors = objective.local_factors(raw)
-    like = objective.model.explained(X)
-    mean, spread, within = (torch.zeros_like(like) for _ in range(3))
+    mean = spread = within = X.new_zeros(())
     for i, (theta, noise) in enumerate(draws_of(objective, raw_globals, _N_DRAWS), 1):
         with defaults_of(X):
             centre, variance = objective.cell_moments(theta, factors, noise, X)
         change = centre - mean
-        mean += change / i
-        spread += change * (centre - mean)
-        within += (variance - within) / i
-    return mean, within + spread / _N_DRAWS
+        mean = mean + change / i
+        spread = spread + change * (centre - mean)
+        within = within + variance / _N_DRAWS
+    return objective.model.cells_from(mean, within + spread / _N_DRAWS, True)
 
 
 def log_predictive(
