@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -348,7 +349,7 @@ class GlobalSpace:
         if self._has_own_moments(name, factor, RegressionTransform):
             return covariance_moments(mean, sd)
         if self._has_own_moments(name, factor, CutPointsTransform):
-            return cut_points_moments(self.bijections[name].places, mean, sd)
+            return cut_points_moments(cast(CutPointsTransform, bijection).places, mean, sd)
         if not self.prior[name].event_shape:
             nodes, weights = hermite_nodes(N_MOMENT_NODES, mean)
             draws = mean.reshape(-1) + sd.reshape(-1) * nodes.unsqueeze(-1)
