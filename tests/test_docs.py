@@ -33,6 +33,7 @@ NEEDED = {"html": HTML, "nb": ["nbmake"]}
 SOUGHT = {
     "missing values": "howto/missing",
     "clustering": "howto/clusters",
+    "irt": "howto/surveys",
     "mixed model": "howto/groups",
     "batch effect": "howto/covariates",
     "vae": "howto/autoencoder",
