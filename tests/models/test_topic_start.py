@@ -110,18 +110,19 @@ def test_one_topic_is_neither_pruned_nor_drawn_anew():
     assert logits.shape == (1, 40)
 
 
-def test_the_best_of_several_starts_is_kept(monkeypatch):
+def test_the_best_of_several_searches_is_kept_with_topics_of_the_others():
+    """Each of two searches misses another topic: together they have them all."""
     X, topics = small()
-    best, poor = from_topics(X, topics).swept(20), topics.copy()
-    poor[3] = poor[0]
-    stuck = from_topics(X, poor)
-    found = [stuck] * start._STARTS
-    found[1] = best
-    each = iter(found)
-    monkeypatch.setattr(start, "_sought", lambda *given: next(each))
-    monkeypatch.setattr(start, "_exchanged", lambda topics, generator: topics)
-    logits = start.best_topics(best.model, best.X, best.weights, generator(0))
-    assert torch.equal(logits.reshape(-1), best.q_topics.mean)
+    best = from_topics(X, topics).swept(100)
+    stuck = []
+    for missed in (1, 3):
+        poor = topics.copy()
+        poor[missed] = poor[0]
+        stuck.append(from_topics(X, poor).swept(40))
+    assert max(each.elbo for each in stuck) < best.elbo - 5e-3 * abs(best.elbo)
+    assert start._recombined(stuck).elbo > best.elbo - 1e-3 * abs(best.elbo)
+    assert start._recombined([stuck[0], stuck[0]]) is stuck[0]
+    assert start._recombined([stuck[0], best, stuck[1]]).elbo >= best.elbo
 
 
 @pytest.mark.nightly
