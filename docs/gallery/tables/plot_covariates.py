@@ -1,6 +1,6 @@
 """
-Take a batch out of counts, and regress trials on latitude
-==========================================================
+How do I take a batch out of counts?
+====================================
 
 Cells of three types, counted in two batches whose machines favour different genes: without the
 batch, factors are spent on it. Given as a covariate it has coefficients of its own, and the latents
