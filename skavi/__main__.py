@@ -181,10 +181,11 @@ def _read(arguments):
     named = [*arguments.covariates, arguments.groups, arguments.response]
     named = list(dict.fromkeys(name for name in named if name is not None))
     table = read(arguments.data, named, whole=arguments.impute is not None)
-    if len(table.X) < _FEWEST_ROWS:
+    fewest, what = (2, "fit") if of_one_fit(arguments) else (_FEWEST_ROWS, "train and to test")
+    if len(table.X) < fewest:
         raise TableError(
-            f"{printable(arguments.data)} has {len(table.X)} rows: at least {_FEWEST_ROWS} are "
-            "needed to train and to test."
+            f"{printable(arguments.data)} has {len(table.X)} rows: at least {fewest} are needed to "
+            f"{what}."
         )
     return table, None
 

@@ -282,3 +282,13 @@ def test_exit_codes_are_those_of_the_help(monkeypatch, ends, code):
         command.run()
     assert stop.value.code == code
     assert str(code) in arguments.parser().format_help().partition("exit codes:")[2]
+
+
+def test_one_fit_needs_no_rows_to_test_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = ["1,2", "2,4.5", "3,", "4,8.2"]
+    Path("few.csv").write_text("\n".join(["a,b", *rows, ""]))
+    main(["few.csv", "--impute", "full.csv"])
+    assert len(Path("full.csv").read_text().splitlines()) == 5
+    Path("one.csv").write_text("a,b\n1,2\n")
+    assert "no column of numbers that differ" in refused(["one.csv", "--impute", "z.csv"], capsys)

@@ -74,7 +74,7 @@ def test_columns_are_named_by_topic(fitted):
         f"topic{k}_{m}" for k in range(3) for m in ("mean", "sd")
     ]
     latents = FactorizedVI(FactorAnalysis(1)).fit(COUNTS)
-    assert list(latents.get_feature_names_out()) == ["factorizedvi0"]
+    assert list(latents.get_feature_names_out()) == ["factor0"]
 
 
 def test_proportions_are_what_words_are_expected_from(fitted):
