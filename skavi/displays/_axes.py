@@ -1,11 +1,17 @@
 """The base of all displays: axes, colours and labels."""
 
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
 import numpy as np
 
 from skavi._data.column_roles import as_table
+from skavi._estimators.base import VariationalInference
 from skavi._platform.optional_imports import require
 from skavi._platform.private_names import safe_indexing
 
+#: Several fits, in order or by name.
+Fits: TypeAlias = Sequence[VariationalInference] | Mapping[str, VariationalInference]
 #: Okabe and Ito's palette without yellow, which is faint on white, and with grey for black, which
 #: is not seen on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")

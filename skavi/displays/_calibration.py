@@ -1,11 +1,18 @@
 """Rank histograms of simulation-based calibration."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 from scipy.stats import binom
 
+from skavi._estimators.base import VariationalInference
 from skavi._platform.forks_and_threads import guarded
-from skavi.diagnostics.simulation_based_calibration import calibration
+from skavi.diagnostics.simulation_based_calibration import Calibration, calibration
 from skavi.displays._axes import Display, colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Histograms that are drawn: more make the legend too long. Judged by eye.
 _MOST = 5
@@ -43,7 +50,14 @@ class CalibrationDisplay(Display):
         self.calibration = calibration
 
     @classmethod
-    def from_estimator(cls, estimator, n_simulations=200, *, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        n_simulations: int = 200,
+        *,
+        ax: "Axes | None" = None,
+        **options,
+    ) -> Self:
         """Run `skavi.diagnostics.calibration` and draw its result.
 
         Parameters
@@ -62,7 +76,13 @@ class CalibrationDisplay(Display):
         return cls(calibration(estimator, n_simulations, **options)).plot(ax=ax)
 
     @classmethod
-    def from_calibration(cls, calibration, *, names=None, ax=None):
+    def from_calibration(
+        cls,
+        calibration: Calibration,
+        *,
+        names: Sequence[str] | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw the result of a calibration.
 
         Parameters
@@ -79,7 +99,7 @@ class CalibrationDisplay(Display):
         """
         return cls(calibration).plot(names=names, ax=ax)
 
-    def plot(self, *, names=None, ax=None):
+    def plot(self, *, names: Sequence[str] | None = None, ax: "Axes | None" = None) -> Self:
         """Draw the five least uniform numbers, or fewer, the first on top.
 
         Returns

@@ -1,11 +1,18 @@
 """ELBO curves of fits, as the gap to the best ELBO of any of them, on a log scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
 from skavi._platform.forks_and_threads import guarded
-from skavi.displays._axes import DASHES, Display, colour, pair_with_names, tick_whole_numbers
+from skavi.callbacks import ElboMonitor
+from skavi.displays._axes import DASHES, Display, Fits, colour, pair_with_names, tick_whole_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Relative: a fall by less is rounding, and the line does not break there.
 _ROUNDING = 1e-10
@@ -35,7 +42,7 @@ class Curve:
     final: float
     deterministic: bool = True
 
-    def gaps(self, best, floor):
+    def gaps(self, best: float, floor: float) -> tuple[np.ndarray, np.ndarray]:
         """Return x and nats below `best`, not less than `floor`; NaN where the line breaks."""
         gap = best - self.elbo
         gap = np.where(gap >= -floor, np.maximum(gap, floor), np.nan)
@@ -84,7 +91,9 @@ class ElboCurveDisplay(Display):
         self.curves, self.x_label, self.best = curves, x_label, best
 
     @classmethod
-    def from_estimator(cls, estimator, *, name=None, ax=None):
+    def from_estimator(
+        cls, estimator: VariationalInference, *, name: str | None = None, ax: "Axes | None" = None
+    ) -> Self:
         """Draw one fit.
 
         Parameters
@@ -103,7 +112,9 @@ class ElboCurveDisplay(Display):
         return cls.from_estimators([estimator], names=None if name is None else [name], ax=ax)
 
     @classmethod
-    def from_estimators(cls, estimators, *, names=None, ax=None):
+    def from_estimators(
+        cls, estimators: Fits, *, names: Sequence[str] | None = None, ax: "Axes | None" = None
+    ) -> Self:
         """Draw several fits of the same rows together.
 
         Parameters
@@ -139,7 +150,9 @@ class ElboCurveDisplay(Display):
         return cls(curves).plot(ax=ax)
 
     @classmethod
-    def from_monitor(cls, monitor, *, names=None, ax=None):
+    def from_monitor(
+        cls, monitor: ElboMonitor, *, names: Sequence[str] | None = None, ax: "Axes | None" = None
+    ) -> Self:
         """Draw every fit that an `ElboMonitor` recorded, against seconds.
 
         Parameters
@@ -162,7 +175,7 @@ class ElboCurveDisplay(Display):
         ]
         return cls(curves, "seconds").plot(ax=ax)
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: "Axes | None" = None) -> Self:
         """Draw on `ax`, or on a new figure.
 
         Returns

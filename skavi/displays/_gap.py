@@ -1,13 +1,17 @@
 """Plots of amortization gaps: of rows, against a feature, and against a setting."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.diagnostics.gap import amortization_gap
 from skavi.displays._axes import (
     Display,
+    Fits,
     colour,
     column_of,
     how_many,
@@ -15,6 +19,9 @@ from skavi.displays._axes import (
     rows_drawn,
     tick_whole_numbers,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Nats: smaller totals are rounding, and are not written out.
 _NOTHING = 1e-6
@@ -56,7 +63,15 @@ class AmortizationGapDisplay(Display):
         self.gaps, self.X = gaps, X
 
     @classmethod
-    def from_estimator(cls, amortized, X, factorized=None, *, name=None, ax=None):
+    def from_estimator(
+        cls,
+        amortized: VariationalInference,
+        X: TableLike,
+        factorized: VariationalInference | None = None,
+        *,
+        name: str | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Measure the gap of one fit and draw its rows, largest first.
 
         Parameters
@@ -76,7 +91,15 @@ class AmortizationGapDisplay(Display):
         return cls.from_estimators([amortized], X, factorized, names=names, ax=ax)
 
     @classmethod
-    def from_estimators(cls, amortized, X, factorized=None, *, names=None, ax=None):
+    def from_estimators(
+        cls,
+        amortized: Fits,
+        X: TableLike,
+        factorized: VariationalInference | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Measure and draw several fits of the same rows.
 
         Parameters
@@ -99,7 +122,7 @@ class AmortizationGapDisplay(Display):
         gaps = [(name, amortization_gap(vi, X, factorized)) for name, vi in pairs]
         return cls(gaps, X).plot(ax=ax)
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: "Axes | None" = None) -> Self:
         """Draw the rows' gaps from the largest to the smallest.
 
         Returns
@@ -116,7 +139,7 @@ class AmortizationGapDisplay(Display):
         tick_whole_numbers(self.ax_.xaxis)
         return self._end()
 
-    def plot_histogram(self, *, bins=30, ax=None):
+    def plot_histogram(self, *, bins: int = 30, ax: "Axes | None" = None) -> Self:
         """Draw a histogram of the rows' gaps.
 
         Parameters
@@ -139,7 +162,7 @@ class AmortizationGapDisplay(Display):
         self.ax_.set(xlabel="gap of the row (nats)", ylabel="rows")
         return self._end()
 
-    def plot_feature(self, feature=0, *, ax=None):
+    def plot_feature(self, feature: int | str = 0, *, ax: "Axes | None" = None) -> Self:
         """Draw the rows' gaps against a column of X.
 
         Parameters
@@ -168,7 +191,16 @@ class AmortizationGapDisplay(Display):
         return self._end()
 
     @classmethod
-    def from_settings(cls, amortized, X, settings, factorized=None, *, label="width", ax=None):
+    def from_settings(
+        cls,
+        amortized: Fits,
+        X: TableLike,
+        settings: Sequence[Any],
+        factorized: VariationalInference | None = None,
+        *,
+        label: str = "width",
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw total gaps against a setting: width of the network, context, rows of data.
 
         Parameters
@@ -192,7 +224,9 @@ class AmortizationGapDisplay(Display):
         display = cls([(name, amortization_gap(vi, X, factorized)) for name, vi in pairs], X)
         return display.plot_settings(settings, label=label, ax=ax)
 
-    def plot_settings(self, settings: Sequence, *, label="width", ax=None):
+    def plot_settings(
+        self, settings: Sequence, *, label: str = "width", ax: "Axes | None" = None
+    ) -> Self:
         """Draw the total gaps against a setting; see `from_settings`.
 
         Returns

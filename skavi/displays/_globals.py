@@ -1,12 +1,18 @@
 """Forest plot: globals with two intervals each, q's own and the one by linear response."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
 from skavi.displays._axes import Display, colour, explained_names, legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Probabilities of the ends of the bars, which hold 90 %.
 _ENDS = (0.05, 0.95)
@@ -62,7 +68,14 @@ class GlobalsDisplay(Display):
         self.labels = {} if labels is None else labels
 
     @classmethod
-    def from_estimator(cls, estimator, names=None, *, most=50, ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        names: Sequence[str] | None = None,
+        *,
+        most: int = 50,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw globals of a fit.
 
         Parameters
@@ -99,7 +112,7 @@ class GlobalsDisplay(Display):
         display = cls(mean, own, wide[0] if wide else None, _labels_of(estimator))
         return display.plot(most=most, ax=ax)
 
-    def plot(self, *, most=50, ax=None):
+    def plot(self, *, most: int = 50, ax: "Axes | None" = None) -> Self:
         """Draw the globals.
 
         Parameters

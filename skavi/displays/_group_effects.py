@@ -1,9 +1,16 @@
 """Caterpillar plot: the effects of groups with their intervals, in order of their means."""
 
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import ABOVE, Display, colour, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Probabilities of the ends of the thin and of the thick bars, which hold 90 % and 50 %.
 _ENDS = (0.05, 0.25, 0.75, 0.95)
@@ -49,7 +56,15 @@ class GroupEffectsDisplay(Display):
         self.labels, self.mean, self.quantiles, self.name = labels, mean, quantiles, name
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, effect=0, most=60, ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        *,
+        effect: int | str = 0,
+        most: int = 60,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Infer the groups' effects and draw one of them.
 
         Parameters
@@ -88,7 +103,7 @@ class GroupEffectsDisplay(Display):
         display = cls(list(posterior.groups), posterior.mean[:, k], ends, names[k])
         return display.plot(most=most, ax=ax)
 
-    def plot(self, *, most=60, ax=None):
+    def plot(self, *, most: int = 60, ax: "Axes | None" = None) -> Self:
         """Draw the effects.
 
         Parameters

@@ -1,7 +1,11 @@
 """Plot of filled cells: each with its interval, beside the cells that were observed."""
 
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import (
     ABOVE,
@@ -14,6 +18,9 @@ from skavi.displays._axes import (
     rows_drawn,
     short,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Half-width in sds of the interval that holds 90 % of a normal: its 95 % quantile.
 _INTERVAL = 1.644854
@@ -61,7 +68,15 @@ class ImputationDisplay(Display):
         self.name, self.truth = name, truth
 
     @classmethod
-    def from_estimator(cls, estimator, X, feature=None, *, truth=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        feature: int | str | None = None,
+        *,
+        truth: TableLike | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Fill a column and draw it.
 
         Parameters
@@ -98,7 +113,7 @@ class ImputationDisplay(Display):
         display = cls(filled[holes], sd[holes], column[~holes], name, known)
         return display.plot(ax=ax)
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: "Axes | None" = None) -> Self:
         """Draw filled cells in the order of their means, with bars that hold 90 %.
 
         The histogram at the right is of the column's observed cells.

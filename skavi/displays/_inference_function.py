@@ -1,9 +1,13 @@
 """A plot of an inference function of x, beside the table of factors that it replaces."""
 
+from typing import TYPE_CHECKING, Any, Self
+
 import numpy as np
 from sklearn.base import clone
 
+from skavi._estimators.base import VariationalInference
 from skavi._estimators.factorized import FactorizedVI
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import (
     Display,
@@ -13,6 +17,9 @@ from skavi.displays._axes import (
     how_many,
     rows_drawn,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Points of the line: about one for each pixel across the axes.
 _N_GRID = 400
@@ -62,7 +69,16 @@ class InferenceFunctionDisplay(Display):
         self.at, self.line, self.labels = at, line, labels
 
     @classmethod
-    def from_estimator(cls, amortized, X, factorized=None, *, feature=0, latent=0, ax=None):
+    def from_estimator(
+        cls,
+        amortized: VariationalInference,
+        X: TableLike,
+        factorized: VariationalInference | None = None,
+        *,
+        feature: int | str = 0,
+        latent: int = 0,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw a function beside the table of a factorized fit.
 
         Parameters
@@ -95,14 +111,15 @@ class InferenceFunctionDisplay(Display):
         low, high = x.min(), x.max()
         pad = 0.04 * (high - low)
         at = np.linspace(low - pad, high + pad, _N_GRID) if line else x
-        rows = at[:, None] if line else X
+        rows: Any = at[:, None] if line else X
         if line and hasattr(X, "columns"):
-            rows = type(X)(rows, columns=list(X.columns))
+            frame: Any = type(X)
+            rows = frame(rows, columns=list(X.columns))
         names = x_label, f"latent {latent}"
         display = cls(x, table, amortized.posterior(rows), at, line, names)
         return display.plot(latent=latent, ax=ax)
 
-    def plot(self, *, latent=0, ax=None):
+    def plot(self, *, latent: int = 0, ax: "Axes | None" = None) -> Self:
         """Draw on `ax`, or on a new figure.
 
         Returns

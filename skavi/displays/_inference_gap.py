@@ -1,17 +1,27 @@
 """Plots of inference gaps: what the family, the function and the solver lose, and in which rows."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
-from skavi.diagnostics.gap_parts import NOT_KNOWN, PARTS, inference_gap
+from skavi.diagnostics.gap_parts import NOT_KNOWN, PARTS, InferenceGap, inference_gap
 from skavi.displays._axes import (
     Display,
+    Fits,
     colour,
     column_of,
     how_many,
     pair_with_names,
     rows_drawn,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Largest number of values of a label for which each has a column of dots of its own.
 _FEW_VALUES = 12
@@ -59,7 +69,16 @@ class InferenceGapDisplay(Display):
         self.gaps, self.X = gaps, X
 
     @classmethod
-    def from_estimator(cls, estimator, X, X_test=None, *, random_state=None, name=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        X_test: TableLike | None = None,
+        *,
+        random_state: Seed = None,
+        name: str | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Measure the gap of one fit and draw its parts.
 
         Parameters
@@ -76,11 +95,21 @@ class InferenceGapDisplay(Display):
         InferenceGapDisplay
         """
         names = None if name is None else [name]
-        given = {"random_state": random_state, "names": names, "ax": ax}
-        return cls.from_estimators([estimator], X, X_test, **given)
+        return cls.from_estimators(
+            [estimator], X, X_test, random_state=random_state, names=names, ax=ax
+        )
 
     @classmethod
-    def from_estimators(cls, estimators, X, X_test=None, *, random_state=None, names=None, ax=None):
+    def from_estimators(
+        cls,
+        estimators: Fits,
+        X: TableLike,
+        X_test: TableLike | None = None,
+        *,
+        random_state: Seed = None,
+        names: Sequence[str] | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Measure and draw several fits of the same rows.
 
         Parameters
@@ -102,7 +131,14 @@ class InferenceGapDisplay(Display):
         return cls(gaps, X).plot(ax=ax)
 
     @classmethod
-    def from_result(cls, gap, X=None, *, name="fit", ax=None):
+    def from_result(
+        cls,
+        gap: InferenceGap,
+        X: TableLike | None = None,
+        *,
+        name: str | None = "fit",
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw the parts of a gap that has been measured.
 
         Parameters
@@ -121,7 +157,7 @@ class InferenceGapDisplay(Display):
         """
         return cls([(name, gap)], X).plot(ax=ax)
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: "Axes | None" = None) -> Self:
         """Draw the mean of each part over the rows, stacked: a bar for X, and one for X_test.
 
         Rows whose log likelihood is not known are left out.
@@ -156,7 +192,9 @@ class InferenceGapDisplay(Display):
             )
         return self._end(ncols=3)
 
-    def plot_feature(self, feature=0, *, labels=None, ax=None):
+    def plot_feature(
+        self, feature: int | str = 0, *, labels: ArrayLike | None = None, ax: "Axes | None" = None
+    ) -> Self:
         """Draw each row's whole gap against a column of X, or against labels.
 
         Parameters

@@ -1,7 +1,13 @@
 """Plots of rows' latents: a map with ellipses, intervals, or a series with bands."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
 from skavi.displays._axes import (
@@ -16,6 +22,10 @@ from skavi.displays._axes import (
     short,
 )
 from skavi.displays._classes import RowColours
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
 _ELLIPSE = 1.17741
@@ -70,7 +80,15 @@ class LatentPosteriorDisplay(Display):
         self.posterior, self.labels = posterior, labels
 
     @classmethod
-    def from_estimator(cls, estimator, X, labels=None, *, latents=(0, 1), ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        labels: ArrayLike | None = None,
+        *,
+        latents: Sequence[int] = (0, 1),
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Infer the rows' latents and draw two of them (or the one there is, as intervals).
 
         Parameters
@@ -94,7 +112,7 @@ class LatentPosteriorDisplay(Display):
             return display.plot_intervals(latent=0, ax=ax)
         return display.plot(latents=latents, ax=ax)
 
-    def plot(self, *, latents=(0, 1), ax=None):
+    def plot(self, *, latents: Sequence[int] = (0, 1), ax: "Axes | None" = None) -> Self:
         """Draw posterior means of two latents, each with the ellipse that holds half of q.
 
         Returns
@@ -118,7 +136,9 @@ class LatentPosteriorDisplay(Display):
         colours.key(self)
         return self
 
-    def plot_pairs(self, *, latents=None, figure=None):
+    def plot_pairs(
+        self, *, latents: Sequence[int] | None = None, figure: "Figure | None" = None
+    ) -> Self:
         """Draw posterior means of every pair of latents, and a histogram of each on the diagonal.
 
         Parameters
@@ -160,7 +180,7 @@ class LatentPosteriorDisplay(Display):
         colours.key(self, self.axes_)
         return self
 
-    def plot_intervals(self, *, latent=0, ax=None):
+    def plot_intervals(self, *, latent: int = 0, ax: "Axes | None" = None) -> Self:
         """Draw each row's 90 % interval of one latent, sorted by its mean.
 
         Returns
@@ -195,7 +215,15 @@ class LatentPosteriorDisplay(Display):
         colours.key(self)
         return self
 
-    def plot_series(self, X=None, *, times=None, latents=None, forecast=None, ax=None):
+    def plot_series(
+        self,
+        X: TableLike | None = None,
+        *,
+        times: ArrayLike | None = None,
+        latents: Sequence[int] | None = None,
+        forecast: tuple[ArrayLike, ArrayLike] | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw latents against time with bands that hold 50 and 90 %.
 
         Parameters

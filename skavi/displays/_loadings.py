@@ -1,11 +1,20 @@
 """Plots of loadings: which columns a latent moves, as a heatmap or beside the rows' latents."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
+from skavi._estimators.base import VariationalInference
 from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import Display, check_latent, explained_names, how_many, rows_drawn, short
 from skavi.displays._classes import RowColours
+from skavi.posterior import LatentPosterior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Inches a column's name and a latent need, and what is around them.
 _ROW, _COLUMN, _MARGIN = 0.2, 0.42, 1.3
@@ -58,7 +67,9 @@ class LoadingsDisplay(Display):
         self.label = label
 
     @classmethod
-    def from_estimator(cls, estimator, *, most=40, ax=None):
+    def from_estimator(
+        cls, estimator: VariationalInference, *, most: int = 40, ax: "Axes | None" = None
+    ) -> Self:
         """Draw the loadings of a fit as a heatmap.
 
         Parameters
@@ -94,7 +105,7 @@ class LoadingsDisplay(Display):
         display = cls(loadings, explained_names(estimator), latents, label)
         return display.plot(most=most, ax=ax)
 
-    def plot(self, *, most=40, ax=None):
+    def plot(self, *, most: int = 40, ax: "Axes | None" = None) -> Self:
         """Draw a heatmap: a row for each column of X, a column for each latent.
 
         Parameters
@@ -124,7 +135,15 @@ class LoadingsDisplay(Display):
         self.ax_.set_title(said.removeprefix("; "), fontsize="medium")
         return self
 
-    def plot_biplot(self, posterior, labels=None, *, latents=(0, 1), most=8, ax=None):
+    def plot_biplot(
+        self,
+        posterior: LatentPosterior,
+        labels: ArrayLike | None = None,
+        *,
+        latents: Sequence[int] = (0, 1),
+        most: int = 8,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw rows at their posterior means, and columns as arrows along their loadings.
 
         Parameters

@@ -1,7 +1,12 @@
 """Plot of clusters: rows coloured by their component, and an ellipse for each component."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi.displays._axes import (
     BESIDE,
@@ -13,6 +18,9 @@ from skavi.displays._axes import (
     legend,
     rows_drawn,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Half-width in sds of the ellipse that holds 50 % of a plane: sqrt(2 log 2).
 _HALF = 1.17741
@@ -72,7 +80,14 @@ class MixtureDisplay(Display):
         self.names = names
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, features=(0, 1), ax=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        *,
+        features: Sequence[int | str] = (0, 1),
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Find the rows' components and draw two columns.
 
         Parameters
@@ -117,7 +132,7 @@ class MixtureDisplay(Display):
         display = cls(points, probabilities, theta["weights"], means, covariances, (x, y))
         return display.plot(ax=ax)
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: "Axes | None" = None) -> Self:
         """Draw rows and components.
 
         Returns

@@ -1,10 +1,14 @@
 """Posterior predictive check: columns of a table beside those of tables that the fit draws."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from skavi._data.column_roles import LABELS, as_table
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
 from skavi._platform.private_names import safe_indexing
@@ -18,6 +22,9 @@ from skavi.displays._axes import (
     numbers_of,
     short,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Panels in a row, and inches of a panel.
 _ACROSS, _WIDE, _HIGH = 3, 2.6, 2.1
@@ -78,8 +85,15 @@ class PredictiveCheckDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, *, features=None, n_draws=20, random_state=None, figure=None
-    ):
+        cls,
+        estimator: VariationalInference,
+        X: TableLike,
+        *,
+        features: Sequence[int] | None = None,
+        n_draws: int = 20,
+        random_state: Seed = None,
+        figure: "Figure | None" = None,
+    ) -> Self:
         """Draw tables from a fit, and compare.
 
         Parameters
@@ -117,7 +131,7 @@ class PredictiveCheckDisplay(Display):
         left_out = len(places) if features is None else None
         return cls(observed, drawn, [names[i] for i in chosen], left_out).plot(figure=figure)
 
-    def plot(self, *, figure=None):
+    def plot(self, *, figure: "Figure | None" = None) -> Self:
         """Draw a panel for each column.
 
         Parameters

@@ -1,10 +1,18 @@
 """Plot of topics: the most probable words of each, with their probabilities."""
 
-import numpy as np
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skavi._estimators.base import VariationalInference
+from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.optional_imports import require
 from skavi.displays._axes import Display, colour, explained_names, how_many, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Panels in a row and inches of all of them; inches of bars, of a character and of a line.
 _ACROSS, _PAGE, _BARS, _CHARACTER, _LINE = 4, 10.0, 1.5, 0.08, 0.19
@@ -45,7 +53,16 @@ class TopicWordsDisplay(Display):
         self.probabilities, self.words, self.shares = probabilities, words, shares
 
     @classmethod
-    def from_estimator(cls, estimator, words=None, X=None, *, n_words=8, most=12, figure=None):
+    def from_estimator(
+        cls,
+        estimator: VariationalInference,
+        words: ArrayLike | None = None,
+        X: TableLike | None = None,
+        *,
+        n_words: int = 8,
+        most: int = 12,
+        figure: "Figure | None" = None,
+    ) -> Self:
         """Draw the topics of a fit.
 
         Parameters
@@ -75,16 +92,17 @@ class TopicWordsDisplay(Display):
                 "none: fit a TopicModel."
             )
         probabilities = model.word_probabilities(estimator.global_posterior_)
-        words = explained_names(estimator) if words is None else list(words)
-        if len(words) != probabilities.shape[1]:
+        given = None if words is None else [str(word) for word in np.asarray(words)]
+        names = explained_names(estimator) if given is None else given
+        if len(names) != probabilities.shape[1]:
             raise ValueError(
-                f"words has {len(words)} entries, but topics have {probabilities.shape[1]} words."
+                f"words has {len(names)} entries, but topics have {probabilities.shape[1]} words."
             )
         shares = None if X is None else estimator.transform(X)[:, : len(probabilities)].mean(0)
-        display = cls(probabilities, words, shares)
+        display = cls(probabilities, names, shares)
         return display.plot(n_words=n_words, most=most, figure=figure)
 
-    def plot(self, *, n_words=8, most=12, figure=None):
+    def plot(self, *, n_words: int = 8, most: int = 12, figure: "Figure | None" = None) -> Self:
         """Draw a panel for each topic.
 
         Parameters
