@@ -107,8 +107,7 @@ def test_pandas_output_and_column_transformer(fitted):
         [("left", clone(fitted), ["a", "b", "c"]), ("right", StandardScaler(), ["d"])]
     )
     table = split.set_output(transform="pandas").fit_transform(frame)
-    name = type(fitted).__name__.lower()
-    assert list(table.columns) == [f"left__{name}0", f"left__{name}1", "right__d"]
+    assert list(table.columns) == ["left__factor0", "left__factor1", "right__d"]
     alone = clone(fitted).fit(frame[["a", "b", "c"]]).transform(frame[["a", "b", "c"]])
     np.testing.assert_array_equal(table.iloc[:, :2], alone)
 
