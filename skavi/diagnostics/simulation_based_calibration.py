@@ -21,6 +21,8 @@ from skavi.models import LatentVariableModel
 #: Simulations: with fewer the tests of uniform ranks have little power. Not measured: order of
 #: magnitude.
 _FEWEST = 20
+#: Tables that are drawn for one simulation, until one has all levels of its columns.
+_TRIES = 30
 #: p-value: an exact q gives a false alarm once in a hundred.
 _ALARM = 0.01
 #: Relative: two evaluations of one prior differ by rounding (1e-16), two priors by far more.
@@ -269,21 +271,26 @@ def _source(estimator, n_features):
 
 def _simulate_and_fit(estimator, model, n_samples, n_features, state):
     """Draw globals and rows, fit the rows, and rank the true values."""
-    like = torch.zeros(1, n_features, dtype=torch.float64)
-    space = model.global_space(like)
-    with torch.random.fork_rng(devices=[]), defaults_of(like):
-        torch.manual_seed(drawn_seed(state))
-        theta = {name: distribution.sample() for name, distribution in space.prior.items()}
-        X, z = model.simulate(theta, n_samples, n_features)
-    X, Z = X.numpy(), model.own_scale(theta, z).numpy()
-    vi = clone(estimator).set_params(
-        model=clone(model), init=None, verbose=0, random_state=drawn_seed(state)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
-        vi.fit(X)
-        row = state.randint(n_samples)
-        ranks = {"z": _row_ranks(vi.posterior(X), Z)[row]}
+    space = model.global_space(torch.zeros(1, n_features, dtype=torch.float64))
+    for _ in range(_TRIES):
+        theta, X, Z = _simulated(model, space, n_samples, n_features, state)
+        vi = clone(estimator).set_params(
+            model=clone(model), init=None, verbose=0, random_state=drawn_seed(state)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+            vi.fit(X)
+            row = state.randint(n_samples)
+            ranks = {"z": _row_ranks(vi.posterior(X), Z)[row]}
+        # A table may lack a level of some column, and is drawn again: whether it does is up to the
+        # data alone, given which the posterior is as it was, so that ranks stay level.
+        if vi.model_.global_space(torch.as_tensor(X)).raw_shapes == space.raw_shapes:
+            break
+    else:
+        raise ValueError(
+            f"n_samples={n_samples}: none of {_TRIES} simulated tables had all levels of its "
+            "columns, as the fitted one has. Simulate more rows."
+        )
     u = space.unconstrain(theta)
     _check_prior(vi, space, u, X)
     q = vi.global_posterior_
@@ -293,6 +300,16 @@ def _simulate_and_fit(estimator, model, n_samples, n_features, state):
         standard = (u[where].numpy() - q.unconstrained_mean[name]) / q.unconstrained_sd[name]
         ranks[name] = ndtr(standard).reshape(tuple(space.raw_shapes[name]))
     return ranks, vi.converged_
+
+
+def _simulated(model, space, n_samples, n_features, state):
+    """Return globals from their prior, rows, and the rows' latents on the model's scale."""
+    like = torch.zeros(1, n_features, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]), defaults_of(like):
+        torch.manual_seed(drawn_seed(state))
+        theta = {name: distribution.sample() for name, distribution in space.prior.items()}
+        X, z = model.simulate(theta, n_samples, n_features)
+    return theta, X.numpy(), model.own_scale(theta, z).numpy()
 
 
 def _check_prior(vi, space, u, X):
