@@ -304,7 +304,7 @@ class GlobalSpace:
         with seeded(seed):
             for name, prior in self.prior.items():
                 base, where = free_prior(prior), self.slices[name]
-                if isinstance(base, Flat):
+                if isinstance(base, Flat) or where.start == where.stop:  # the weight of one state
                     continue
                 if isinstance(base, Normal):  # no draws: a large prior takes seconds to sample
                     shape = self.raw_shapes[name]

@@ -118,6 +118,14 @@ def test_components_are_ordered_by_weight(covariance):
     np.testing.assert_allclose(again.mean[:n], q.mean[:n], atol=0.01)  # a start: means alone
 
 
+def test_one_component_is_the_rows_own_normal():
+    """Its means are the columns', where the prior is centred."""
+    vi = FactorizedVI(MixtureModel(1), random_state=0).fit(IRIS)
+    means = vi.global_posterior_.mean["means"][0]
+    np.testing.assert_allclose(means, IRIS.mean(0), rtol=1e-3)
+    np.testing.assert_array_equal(vi.transform(IRIS), 1)
+
+
 def test_components_that_no_row_needs_empty():
     rng = np.random.default_rng(0)
     X = np.vstack([rng.normal(0, 1, (60, 2)), rng.normal(8, 1, (40, 2))])
