@@ -112,7 +112,7 @@ def _count_levels(values, likelihood, said):
     """Return one more than the largest level of a column of numbers."""
     cells = np.asarray(values, dtype=object).reshape(-1)
     numbers = np.array([float(cell) for cell in cells if not is_missing(cell)])
-    wrong = numbers[(numbers < 0) | (numbers != np.round(numbers))]
+    wrong = numbers[(numbers < 0) | (numbers != np.round(numbers)) | np.isinf(numbers)]
     if len(wrong):
         raise ValueError(
             f"{said} is {likelihood}, but holds {wrong[0]:g}: its levels are whole numbers from 0."

@@ -376,6 +376,11 @@ def test_what_is_no_table_of_kinds_is_named(likelihood, words):
         FactorizedVI(FactorAnalysis(1, likelihood=likelihood)).fit(X)
 
 
+def test_an_infinite_level_is_named():
+    with pytest.raises(ValueError, match="column 'x0' is ordinal, but holds inf"):
+        FactorizedVI(FactorAnalysis(1, likelihood="ordinal")).fit([[0.0], [1.0], [np.inf]])
+
+
 def test_cells_that_the_fit_does_not_know_are_named(fitted):
     vi, table = fitted
     with pytest.raises(ValueError, match="column 'h' holds 'plane'"):
