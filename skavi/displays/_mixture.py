@@ -96,7 +96,8 @@ class MixtureDisplay(Display):
             Fitted with a `MixtureModel`.
         X : array-like of shape (n_samples, n_features)
         features : (int or str, int or str), default=(0, 1)
-            Which columns: positions, or a frame's column names.
+            Which columns: positions, or a frame's column names. Normal ones, in a table of mixed
+            columns.
         ax : matplotlib Axes, default=None
             None: a new figure.
 
@@ -116,9 +117,7 @@ class MixtureDisplay(Display):
                 'globals "weights" and "means": fit a MixtureModel.'
             )
         (first, x), (second, y) = (column_of(X, feature) for feature in features)
-        columns = list(getattr(X, "columns", []))
-        places = [f if isinstance(f, int | np.integer) else columns.index(f) for f in features]
-        pair = np.array(places, dtype=int)
+        pair = _places_of_means(estimator.model_.columns_, X, features)
         k = len(theta["weights"])
         if "covariances" in theta:
             whole = np.broadcast_to(theta["covariances"], (k, *theta["covariances"].shape[-2:]))
@@ -181,3 +180,20 @@ class MixtureDisplay(Display):
         edge = {"facecolor": "none", "edgecolor": colour(i), "linewidth": 1.6, "zorder": 3}
         self.ax_.add_patch(Ellipse(self.means[i], width, height, angle=angle, **edge))
         self.ax_.autoscale_view()
+
+
+def _places_of_means(roles, X, features):
+    """Return the places of columns of X among those that have means."""
+    columns = list(getattr(X, "columns", []))
+    places = [f if isinstance(f, int | np.integer) else columns.index(f) for f in features]
+    if roles.kinds:
+        pairs = zip(roles.explained, roles.kinds, strict=True)
+        normal = [place for place, kind in pairs if kind.likelihood == "normal"]
+        for feature, place in zip(features, places, strict=True):
+            if place not in normal:
+                raise ValueError(
+                    f"feature={feature!r}: MixtureDisplay draws normal columns, and this one is "
+                    "of another kind."
+                )
+        places = [normal.index(place) for place in places]
+    return np.array(places, dtype=int)

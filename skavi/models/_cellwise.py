@@ -1,27 +1,20 @@
 """Models whose cells are independent given z_n and theta: any likelihood, any missing cells."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from skavi._data.column_kinds import KINDS
-from skavi._data.column_roles import are_columns, named_columns
 from skavi._data.missing_cells import Cells
 from skavi.families import LOG_2PI
 from skavi.models._base import HierarchicalModel
-from skavi.models._column_sets import TriedCells
 from skavi.models._global_space import Theta
-from skavi.models._likelihood import Globals, Likelihood
-from skavi.models._likelihoods import LIKELIHOODS
-from skavi.models._mixed_cells import MixedCells, mixed_cells
-
-#: Likelihoods of all columns that need levels or trials: as kinds of columns have them.
-MORE_KINDS = ("ordinal", "categorical", "binomial")
+from skavi.models._likelihood import Globals
+from skavi.models._mixed_columns import MixedColumns
 
 
-class CellwiseModel(HierarchicalModel):
+class CellwiseModel(MixedColumns, HierarchicalModel):
     """x_nd ~ likelihood(eta_nd), eta_n = predictor(theta, z_n, c_n) + offset_n, z_n ~ N(0, I).
 
     Missing cells (NaN) are left out of the likelihood, which marginalises them exactly. For counts
@@ -30,12 +23,10 @@ class CellwiseModel(HierarchicalModel):
 
     allows_missing = True
     # Arguments: see `HierarchicalModel.observation`.
-    likelihood = "normal"  # type: ignore[assignment]
+    likelihood: Any = "normal"
     exposure = None
-    covariates = offset = trials = None
+    covariates = offset = None
     n_components: int
-    #: One column, or one for each column of successes, may have any number of trials.
-    row_roles = ("covariates", "trials")
 
     @abstractmethod
     def predictor(self, theta: Theta, z: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -50,48 +41,8 @@ class CellwiseModel(HierarchicalModel):
 
     # --- arguments and data ---------------------------------------------------------------------
 
-    @property
-    def cell(self) -> Likelihood:
-        """The likelihood that the argument names."""
-        if self.named_kinds() is None:
-            return LIKELIHOODS[self.likelihood]
-        if self.untold:
-            raise ValueError(
-                f"{type(self).__name__}(likelihood={self.likelihood!r}) learns the kinds of "
-                "columns from a table: use the fitted estimator's model_."
-            )
-        return mixed_cells(self.columns_.kinds)
-
-    @property
-    def mixed(self) -> MixedCells | None:
-        """The likelihood of columns of different kinds, where they have kinds."""
-        return self.cell if self.named_kinds() is not None else None  # type: ignore[return-value]
-
-    def named_kinds(self):
-        if isinstance(self.likelihood, Mapping) or self.likelihood in MORE_KINDS:
-            return self.likelihood
-        return None
-
-    @property
-    def positive_only(self):  # type: ignore[override]
-        one = isinstance(self.likelihood, str) and self.likelihood in LIKELIHOODS
-        return one and self.cell.counts
-
     def check_roles(self):
         super().check_roles()
-        if isinstance(self.likelihood, Mapping):
-            fine = all(map(are_columns, self.likelihood.values()))
-            fine = fine and set(self.likelihood) <= set(KINDS) and bool(self.likelihood)
-            need = f"a dict from some of {list(KINDS)} to names or places of columns, each once"
-        else:
-            fine = self.likelihood in [*LIKELIHOODS, *MORE_KINDS]
-            need = f"one of {[*LIKELIHOODS, *MORE_KINDS]}, or a dict from them to columns"
-        self._require("likelihood", fine, need)
-        tried = self.likelihood == "binomial"
-        if isinstance(self.likelihood, Mapping):
-            tried = bool(named_columns(self.likelihood.get("binomial")))
-        need = "the columns of trials" if tried else 'None: it is for "binomial" columns'
-        self._require("trials", bool(named_columns(self.trials)) == tried, need)
         if self.named_kinds() is not None:
             alone = "None where columns are of different kinds: name a column among the covariates"
             self._require("offset", self.offset is None, alone)
@@ -114,37 +65,8 @@ class CellwiseModel(HierarchicalModel):
                 f"for each of the {n_features} columns that are explained."
             )
 
-    @property
-    def _asked_by(self):
-        shown = "{...}" if isinstance(self.likelihood, Mapping) else repr(self.likelihood)
-        return f"{type(self).__name__}(likelihood={shown})"
-
-    def _check_trials(self, X):
-        """Raise unless successes are at most as many as trials, of which there are enough."""
-        mixed = self.mixed
-        if mixed is None or mixed.binomial is None:
-            return
-        trials, x = self.given_columns(X, "trials"), mixed.binomial.own_cells(self.cells_of(X))
-        if trials.shape[1] not in (1, x.values.shape[1]):
-            raise ValueError(
-                f"{type(self).__name__}(trials=...) names {trials.shape[1]} columns, but needs "
-                f"one, or one for each of the {x.values.shape[1]} binomial columns."
-            )
-        bad = (x.masked(x.values - trials) > 0).nonzero()
-        if len(bad):
-            raise ValueError(
-                f"X has {len(bad)} cells with more successes than trials (first at row "
-                f"{int(bad[0, 0])})."
-            )
-
     def _require_cells(self, cells, weights):
-        counts = cells.over_rows(weights, torch.ones_like(weights))
-        empty = (counts <= 0).nonzero()
-        if len(empty):
-            raise ValueError(
-                f"X has {len(empty)} columns without a single observed cell (first column "
-                f"{int(empty[0, 0])}): leave them out."
-            )
+        super()._require_cells(cells, weights)
         self.cell.require_reach(cells, weights, self._asked_by)
 
     def n_latents(self, n_features):
@@ -157,13 +79,6 @@ class CellwiseModel(HierarchicalModel):
 
     def log_prior(self, theta, z, X):
         return -0.5 * (z**2 + LOG_2PI).sum(-1)
-
-    def cells_of(self, X: Tensor) -> Cells:
-        """Return the observed cells of the columns that are explained."""
-        cells = Cells.of(self.explained(X))
-        if self.trials is None:
-            return cells
-        return TriedCells(cells.values, cells.observed, self.given_columns(X, "trials"))
 
     def n_predictors(self, n_features: int) -> int:
         """Return how many predictors a row of so many columns has."""
@@ -253,11 +168,6 @@ class CellwiseModel(HierarchicalModel):
     def cell_moments(self, theta, z, X):
         seen = self._seen(theta, z, X)
         return self.cell.mean(*seen), self.cell.variance(*seen)
-
-    def cells_from(self, mean, variance, filled):
-        if self.mixed is None:
-            return mean, variance
-        return self.mixed.cells_of(mean, variance, filled)
 
     def replicate(self, theta, z, X):
         return self.with_given(self.cell.distribution(*self._seen(theta, z, X)).sample(), X)

@@ -2,7 +2,7 @@
 
 One object for mixtures and Markov models: the prior of the states' globals, the log likelihood of
 every row in every state, its expectation under q(theta), and the best factors of the globals given
-the states' probabilities. "means" is always among the globals, of shape (n_states, n_features).
+the states' probabilities. One likelihood has "means", of shape (n_states, n_features), among them.
 """
 
 from abc import ABC, abstractmethod
@@ -23,6 +23,7 @@ from skavi._data.process_ranks import total
 from skavi.distributions import PriorOfVariance
 from skavi.families import LOG_2PI
 from skavi.models._best_normals import best_normals, exponential, logistic, with_normal_prior
+from skavi.models._binomial_cells import BinomialCells
 from skavi.models._closed_forms import log_inverse_gamma
 from skavi.models._likelihood import Likelihood
 from skavi.models._likelihoods import LIKELIHOODS
@@ -30,6 +31,7 @@ from skavi.models._likelihoods import LIKELIHOODS
 Globals = Mapping[str, Tensor]
 #: Prior sds of a state's means, in those of the column; of log rates and logits.
 _WIDE, _WIDE_ETA = 3.0, 3.0
+_BINOMIAL = BinomialCells()
 #: Of a column's variance: least variance of a state at the start.
 LEAST_SHARE = 1e-3
 
@@ -66,7 +68,7 @@ class Emissions(ABC):
 
     @abstractmethod
     def prior(self, n_features: int) -> dict[str, Distribution]:
-        """Return the priors of the states' globals, "means" first."""
+        """Return the priors of the states' globals, "means" first where there are any."""
 
     @property
     def dims(self) -> dict[str, tuple[str, ...]]:
@@ -89,14 +91,20 @@ class Emissions(ABC):
         """Return E[x_n | s_n, theta], shape (n_rows, n_features)."""
         return self.cell.mean(self.eta(theta, state), self.own(theta, state))
 
-    def moments(self, theta: Globals, state: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and variances of the cells of rows X in given states."""
+    def moments(
+        self, theta: Globals, state: Tensor, X: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return means and variances of cells in given states, of rows X where there are any."""
         eta, own = self.eta(theta, state), self.own(theta, state)
         return self.cell.mean(eta, own), self.cell.variance(eta, own)
 
+    def cells(self, X: Tensor) -> Cells:
+        """Return the observed cells of rows, as a model gives them."""
+        return Cells.of(X)
+
     def log_likelihood(self, theta: Globals, state: Tensor, X: Tensor) -> Tensor:
         """Return log p(x_n | s_n, theta) of the observed cells, shape (n_rows,)."""
-        cells, own = Cells.of(X), self.own(theta, state)
+        cells, own = self.cells(X), self.own(theta, state)
         density = self.cell.kernel(cells.values, self.eta(theta, state), own)
         return cells.masked(density + self.cell.constant(cells.values, own)).sum(-1)
 
@@ -130,21 +138,45 @@ class Emissions(ABC):
 
     # --- from data ------------------------------------------------------------------------------
 
-    def defaults(self, cells: Cells, weights: Tensor) -> dict[str, Tensor]:
-        """Return the prior's numbers for the cells of weighted rows."""
-        mean, _ = cells.mean_and_variance(weights)
+    def defaults(self, X: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Return the prior's numbers for weighted rows."""
+        mean = self._mean(X, weights)
         wide = torch.full_like(mean, _WIDE_ETA)
         return {"mean_loc": self.cell.location(mean), "mean_scale": wide}
 
-    @abstractmethod
-    def start(self, shares: Tensor, X: Tensor, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
-        """Return the states' globals to start from, given `shares` and the columns' moments."""
+    def summary(self, X: Tensor) -> Tensor:
+        """Return what inference functions read of explained columns, NaN where a cell is missing.
 
-    def _centres(self, shares, X, mean):
+        Log likelihoods are to be linear in it wherever they can be.
+        """
+        return X
+
+    def standardised(self, X: Tensor, weights: Tensor) -> Tensor:
+        """Return coordinates of rows in which k-means looks for clusters.
+
+        A column has mean 0 and variance 1; its missing cells are at the mean.
+        """
+        return _standardised(self.cells(X), weights)
+
+    @abstractmethod
+    def start(self, shares: Tensor, X: Tensor) -> dict[str, Tensor]:
+        """Return the states' globals to start from, given `shares`."""
+
+    def _mean(self, X, weights):
+        """Return the columns' means."""
+        return self.cells(X).mean_and_variance(weights)[0]
+
+    def _counts(self, shares, X):
+        """Return how often each column was seen in every state, (n_states, n_features or 1)."""
+        cells = self.cells(X)
+        if cells.observed is None:
+            return total(shares.sum(0)).unsqueeze(-1)
+        return total(shares.mT @ cells.observed.to(shares))
+
+    def _centres(self, shares, X):
         """Return the states' means and counts, each with one row at the columns' means."""
-        cells = Cells.of(X)
-        count = _counts(shares, cells) + 1
-        return (total(shares.mT @ cells.values) + mean) / count, count
+        count, mean = self._counts(shares, X) + 1, self._mean(X, shares.sum(1))
+        return (total(shares.mT @ self.cells(X).values) + mean) / count, count
 
     def _eta_prior(self, n_features) -> tuple[Tensor, Tensor]:
         ones = torch.ones(self.n_states, n_features)
@@ -184,7 +216,7 @@ class NormalEmissions(Emissions):
     def optimum(self, mean, sd, shares, X):
         d, cells, centre = X.shape[1], Cells.of(X), torch.as_tensor(self.mean_loc).to(X)
         *_, precision = self._moments(mean, sd, d)
-        x, count = cells.masked(cells.values - centre), _counts(shares, cells)
+        x, count = cells.masked(cells.values - centre), self._counts(shares, X)
         first, second = total(shares.mT @ x), total(shares.mT @ x**2)
         own = torch.as_tensor(self.mean_scale).to(X) ** -2 + precision * count
         eta, variance = precision * first / own, 1 / own
@@ -203,15 +235,16 @@ class NormalEmissions(Emissions):
         eta_sd, log_sd = sd.reshape(2, self.n_states, d)
         return eta, eta_sd**2, log_variance, (0.5 * log_sd**2 - log_variance).exp()
 
-    def defaults(self, cells, weights):
-        mean, variance = cells.mean_and_variance(weights)
+    def defaults(self, X, weights):
+        mean, variance = self.cells(X).mean_and_variance(weights)
         variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
         scale = {"mean_loc": mean, "mean_scale": _WIDE * variance.sqrt()}
         return scale | {"variance_scale": variance / self.n_states**2}
 
-    def start(self, shares, X, mean, variance):
-        centre, count = self._centres(shares, X, mean)
-        cells = Cells.of(X)
+    def start(self, shares, X):
+        centre, count = self._centres(shares, X)
+        cells = self.cells(X)
+        variance = cells.mean_and_variance(shares.sum(1))[1]
         squares = [cells.masked(cells.values - each) ** 2 for each in centre]
         own = total(torch.stack([s @ q for s, q in zip(shares.mT, squares, strict=True)]))
         spread = (own + LEAST_SHARE * variance) / count
@@ -221,17 +254,23 @@ class NormalEmissions(Emissions):
 class _OneNumber(Emissions):
     """Cells with one number each a state and column, eta: log rate or logit."""
 
+    def known(self, X: Tensor) -> dict[str, Tensor]:
+        """Return what the likelihood needs to know of rows."""
+        return {}
+
     def expected_log_likelihoods(self, mean, sd, X):
-        cells, shape = Cells.of(X), (self.n_states, X.shape[1])
+        cells, known = self.cells(X), self.known(X)
+        x, shape = cells.values, (self.n_states, cells.values.shape[1])
         rows = [
-            self.cell.expected_log_rows(cells, eta.expand_as(X), (sd**2).expand_as(X), {})
+            self.cell.expected_log_rows(cells, eta.expand_as(x), (sd**2).expand_as(x), known)
             for eta, sd in zip(mean.reshape(shape), sd.reshape(shape), strict=True)
         ]
         return torch.stack(rows, -1)
 
     def optimum(self, mean, sd, shares, X):
-        cells, shape = Cells.of(X), (self.n_states, X.shape[1])
-        first, count = total(shares.mT @ cells.values), _counts(shares, cells)
+        cells = self.cells(X)
+        shape = self.n_states, cells.values.shape[1]
+        first, count = total(shares.mT @ cells.values), self._counts(shares, X)
         loc, scale = (torch.as_tensor(v).to(X) for v in (self.mean_loc, self.mean_scale))
         expectation = with_normal_prior(self._expectation(first, count), loc, scale)
         best = best_normals(expectation, mean.reshape(shape), sd.reshape(shape))
@@ -244,8 +283,8 @@ class _OneNumber(Emissions):
     def _expectation(self, first, count):
         """Return the expectation of what `count` cells of sum `first` say of eta."""
 
-    def start(self, shares, X, mean, variance):
-        centre, _ = self._centres(shares, X, mean)
+    def start(self, shares, X):
+        (centre, _), mean = self._centres(shares, X), self._mean(X, shares.sum(1))
         return {"means": torch.maximum(centre, 0.01 * mean.clamp_min(1e-3))}
 
 
@@ -279,12 +318,42 @@ class BernoulliEmissions(_OneNumber):
     def _expectation(self, first, count):
         return logistic(first, count - first, n_nodes=len(self.cell.rule[0]))
 
-    def start(self, shares, X, mean, variance):
-        return {"means": super().start(shares, X, mean, variance)["means"].clamp_max(0.99)}
+    def start(self, shares, X):
+        return {"means": super().start(shares, X)["means"].clamp_max(0.99)}
 
 
-def _counts(shares, cells):
-    """Return how many cells of each column every state has, (n_states, n_features or 1)."""
-    if cells.observed is None:
-        return total(shares.sum(0)).unsqueeze(-1)
-    return total(shares.mT @ cells.observed.to(shares))
+class BinomialEmissions(BernoulliEmissions):
+    """Successes, with a probability for each state and column; rows have trials beside them.
+
+    A row has its successes first, then as many numbers of trials. A draw of theta that predicts
+    cells has them as "trials".
+    """
+
+    @property
+    def cell(self):
+        return _BINOMIAL
+
+    def cells(self, X):
+        return Cells.of(X[:, : X.shape[1] // 2])
+
+    def known(self, X):
+        return {"trials": X[:, X.shape[1] // 2 :]}
+
+    def own(self, theta, state):
+        return {"trials": theta["trials"]}
+
+    def _counts(self, shares, X):
+        return total(shares.mT @ self.cells(X).masked(self.known(X)["trials"]))
+
+    def _mean(self, X, weights):
+        cells, tried = self.cells(X), self.known(X)["trials"]
+        return total(weights @ cells.values) / total(weights @ cells.masked(tried)).clamp_min(1)
+
+    def standardised(self, X, weights):
+        cells, tried = self.cells(X), self.known(X)["trials"].clamp_min(1)
+        return _standardised(Cells(cells.values / tried, cells.observed), weights)
+
+
+def _standardised(cells, weights):
+    mean, variance = cells.mean_and_variance(weights)
+    return cells.masked((cells.values - mean) / variance.clamp_min(1e-300).sqrt())

@@ -77,12 +77,11 @@ class DenseNormalEmissions(NormalEmissions):
     def mean(self, theta, state):
         return theta["means"][state]
 
-    def moments(self, theta, state, X):
+    def moments(self, theta, state, X=None):
         """Missing cells are those given the row's observed ones."""
-        cells = Cells.of(X)
         centre, matrices = theta["means"][state], self._of_state(theta["covariances"], state)
         variance = matrices.diagonal(dim1=-2, dim2=-1)
-        if cells.observed is None:
+        if X is None or (cells := Cells.of(X)).observed is None:
             return centre, variance
         known = _Known(cells.observed, matrices.unsqueeze(1))
         away = known.filled(cells.masked(cells.values - centre).unsqueeze(1)).squeeze(1)
@@ -200,9 +199,9 @@ class DenseNormalEmissions(NormalEmissions):
         scale = torch.as_tensor(self.variance_scale).to(like)
         return scale if scale.dim() == 2 else torch.diag(scale.expand(len(like)))
 
-    def defaults(self, cells, weights):
+    def defaults(self, X, weights):
         """The scale is the columns' covariance, with a thousandth of their variances added."""
-        own = super().defaults(cells, weights)
+        own, cells = super().defaults(X, weights), self.cells(X)
         variance = own["variance_scale"]
         sd, mean = variance.sqrt() * self.n_states, own["mean_loc"]
         values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, sd))
@@ -210,8 +209,8 @@ class DenseNormalEmissions(NormalEmissions):
         scale = (root @ root.mT + LEAST_SHARE * torch.eye(len(sd)).to(sd)) * sd * sd[:, None]
         return own | {"variance_scale": scale / self.n_states**2}
 
-    def start(self, shares, X, mean, variance):
-        independent = super().start(shares, X, mean, variance)
+    def start(self, shares, X):
+        independent = super().start(shares, X)
         centre, cells = independent["means"], Cells.of(X)
         away = [cells.masked(cells.values - each) for each in centre]
         squares = [(s.unsqueeze(-1) * x).mT @ x for s, x in zip(shares.mT, away, strict=True)]

@@ -1,16 +1,13 @@
 """What mixtures and hidden Markov models share: arguments, starts, and what a row shows of it."""
 
-from typing import Any
-
 import numpy as np
 import torch
+from torch import Tensor
 
-from skavi._component import Component
-from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, stacked, total
-from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS, emissions_of
-from skavi.models._given_columns import GivenColumns
-from skavi.models._likelihoods import LIKELIHOODS
+from skavi.models._emissions_by_name import COVARIANCES, emissions_of
+from skavi.models._mixed_columns import MixedColumns
+from skavi.models._mixed_emissions import EMITTED
 
 #: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
 _STARTS = 3
@@ -18,11 +15,11 @@ _STARTS = 3
 _STEPS = 10
 
 
-class Emitting(GivenColumns, Component):
+class Emitting(MixedColumns):
     """A model with one finite latent a row, by which the distribution of the row is chosen."""
 
     allows_missing = True
-    likelihood = "normal"
+    known_kinds = EMITTED
     #: The argument that says how many states there are.
     counted = "n_components"
 
@@ -31,28 +28,33 @@ class Emitting(GivenColumns, Component):
         return getattr(self, self.counted)
 
     @property
-    def cell(self):
-        """The likelihood that the argument names."""
-        return LIKELIHOODS[self.likelihood]
-
-    @property
     def emissions(self):
         """What a row shows of its state."""
         own = self.mean_loc, self.mean_scale, self.variance_shape, self.variance_scale
-        return emissions_of(self.likelihood, self.covariance)(self._n, *own)
+        kinds = self.columns_.kinds
+        return emissions_of(self.likelihood, self.covariance, kinds)(self._n, *own)
 
-    positive_only: Any = property(lambda self: self.likelihood == "poisson")
+    def emitted(self, X: Tensor) -> Tensor:
+        """Return the cells that rows show: the explained ones, then trials of binomial columns."""
+        rows = self.explained(X)
+        if self.trials is None:
+            return rows
+        trials = self.given_columns(X, "trials")
+        return torch.cat([rows, trials.expand(-1, self._n_tried)], 1)
+
+    @property
+    def _n_tried(self):
+        return sum(kind.likelihood == "binomial" for kind in self.columns_.kinds)
 
     # --- arguments ------------------------------------------------------------------------------
 
     def check(self):
         self._require_integer(self.counted, 1)
-        known = self.likelihood in EMISSIONS
-        self._require("likelihood", known, f"one of {list(EMISSIONS)}")
+        self.check_roles()
         known = self.covariance in COVARIANCES
         self._require("covariance", known, f"one of {list(COVARIANCES)}")
         shaped = self.likelihood == "normal" or self.covariance == "diagonal"
-        unused = f"left alone: likelihood={self.likelihood!r} has no covariances"
+        unused = f"left alone: likelihood={self.likelihood!r} has no covariances of columns"
         self._require("covariance", shaped, unused)
         for name in ("concentration", "variance_shape"):
             self._require_positive(name)
@@ -61,7 +63,7 @@ class Emitting(GivenColumns, Component):
         self._check_variance_scale()
 
     def _check_variance_scale(self):
-        if np.ndim(self.variance_scale) != 2 or self.emissions.scale_dims < 2:
+        if np.ndim(self.variance_scale) != 2 or COVARIANCES[self.covariance].scale_dims < 2:
             self._require_vector("variance_scale", positive=True)
             return
         scale = np.asarray(self.variance_scale, dtype=float)
@@ -70,8 +72,8 @@ class Emitting(GivenColumns, Component):
         self._require("variance_scale", fine, "symmetric and positive definite where a matrix")
 
     def check_data(self, X):
-        asked_by = f"{type(self).__name__}(likelihood={self.likelihood!r})"
-        self.cell.require_valid(Cells.of(self.explained(X)).values, asked_by)
+        self.cell.require_valid(self.cells_of(X).values, self._asked_by)
+        self._check_trials(X)
         n_features = self.n_explained(X)
         names = ["mean_loc", "mean_scale", "variance_scale"]
         if np.ndim(self.variance_scale) == 2:
@@ -103,22 +105,36 @@ class Emitting(GivenColumns, Component):
         return torch.arange(self._n)[:, None]
 
     def log_likelihood(self, theta, z, X):
-        return self.emissions.log_likelihood(theta, z[:, 0].long(), self.explained(X))
+        return self.emissions.log_likelihood(theta, z[:, 0].long(), self.emitted(X))
 
-    def observation(self, z, theta):
-        return self.emissions.distribution(theta, z[:, 0].long())
+    def observation(self, z, theta, trials=None):
+        return self.emissions.distribution(self._tried(theta, trials), z[:, 0].long())
 
-    def predicted_mean(self, theta, z):
-        return self.emissions.mean(theta, z[:, 0].long())
+    def predicted_mean(self, theta, z, trials=None):
+        return self.emissions.mean(self._tried(theta, trials), z[:, 0].long())
+
+    def _tried(self, theta, trials):
+        if trials is None:
+            return theta
+        return dict(theta) | {"trials": trials.expand(-1, self._n_tried)}
 
     def cell_moments(self, theta, z, X):
-        return self.emissions.moments(theta, z[:, 0].long(), self.explained(X))
+        return self.emissions.moments(theta, z[:, 0].long(), self.emitted(X))
+
+    def replicate(self, theta, z, X):
+        trials = None if self.trials is None else self.given_columns(X, "trials")
+        return self.with_given(self.observation(z, theta, trials).sample(), X)
+
+    def summary(self, X):
+        """Return X, with a number for each level but the first in place of columns of levels."""
+        return self.with_given(self.emissions.summary(self.explained(X)), X)
 
     # --- where to start -------------------------------------------------------------------------
 
     @over_ranks
     def adapted(self, X, weights):
-        defaults = self.emissions.defaults(Cells.of(self.explained(X)), weights)
+        self._require_cells(self.cells_of(X), weights)
+        defaults = self.emissions.defaults(self.emitted(X), weights)
         left_open = {n: v.cpu().numpy() for n, v in defaults.items() if getattr(self, n) is None}
         return self.with_arguments(left_open)
 
@@ -133,16 +149,13 @@ class Emitting(GivenColumns, Component):
 
         The latter are globals that start at the clusters' moments.
         """
-        X = self.explained(X)
-        cells = Cells.of(X)
-        mean, variance = cells.mean_and_variance(weights)
-        sd = variance.clamp_min(1e-300).sqrt()
-        rows = cells.masked((cells.values - mean) / sd)  # missing cells at the columns' means
+        X = self.emitted(X)
+        rows = self.emissions.standardised(X, weights)
         centres = k_means(stacked(rows), stacked(weights), self._n, generator)
         state = torch.cdist(rows, centres).argmin(1)
         share = torch.nn.functional.one_hot(state, self._n).to(X) * weights[:, None]
         share = share[:, total(share.sum(0)).argsort(descending=True)]
-        return share, self.emissions.start(share, X, mean, variance)
+        return share, self.emissions.start(share, X)
 
 
 def k_means(rows, weights, k, generator):

@@ -7,6 +7,7 @@ from skavi.families import Chain, DiagonalFactors, DiagonalNormal, FullFactors
 from skavi.models._best_normals import best_weights
 from skavi.models._emitting import Emitting
 from skavi.models._global_space import expected_log_weights, weights_moments
+from skavi.models._mixed_emissions import EMITTED
 from skavi.models._time_series import MarkovModel
 
 #: Steps of the chain after which it has forgotten where it began. Not measured.
@@ -27,8 +28,9 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     ----------
     n_states : int, default=2
         Number of states.
-    likelihood : {"normal", "poisson", "bernoulli"}, default="normal"
-        Distribution of a cell given the state.
+    likelihood : str, or dict from str to columns, default="normal"
+        Distribution of a cell given the state, as in `MixtureModel`, but for "binomial": rows to
+        come have no trials.
     series : str or int, default=None
         Column of X, by name or place, that tells several series apart: each begins anew. The rows
         of a series are together, in time order. Labels that the fit has not seen must be numbers.
@@ -51,7 +53,8 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     * "transitions" (n_states, n_states): row i has the probabilities of what follows state i;
     * "means" (n_states, n_features): of cells in each state;
     * "variances" (n_states, n_features), or "covariances" (n_states, n_features, n_features),
-      without the first dimension if tied: of normal cells.
+      without the first dimension if tied: of normal cells;
+    * of mixed columns and of levels, those of `MixtureModel`.
 
     Given q(theta) the factors of `Chain` (the default)
     are those of the forward-backward algorithm, and updates of q(theta) are in closed form (those
@@ -72,6 +75,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
 
     roles = ("series",)
     counted = "n_states"
+    known_kinds = tuple(kind for kind in EMITTED if kind != "binomial")  # rows ahead have no trials
 
     def __init__(
         self,
@@ -148,9 +152,6 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     def log_chain(self, theta, atoms):
         return torch.cat([theta["initial"][None], theta["transitions"]]).log()
 
-    def replicate(self, theta, z, X):
-        return self.with_given(self.observation(z, theta).sample(), X)
-
     def simulate(self, theta, n_samples, n_features=1):
         states = [self.initial_prior(theta).sample()]
         for _ in range(n_samples - 1):
@@ -162,8 +163,13 @@ class HiddenMarkovModel(Emitting, MarkovModel):
         return X.new_zeros(len(X), 1), X.new_ones(len(X), 1)
 
     def _next_row(self, theta, z):
-        rows = self.observation(z, theta)
-        return rows.mean, rows.variance
+        return self.emissions.moments(theta, z[:, 0].long())
+
+    def forecast_of_states(self, now, atoms, q_theta, space, n_steps):
+        moments = super().forecast_of_states(now, atoms, q_theta, space, n_steps)
+        mean, variance = (each.flatten(0, 1) for each in moments)
+        cells = self.cells_from(mean, variance, False)
+        return tuple(each.unflatten(0, (len(now), n_steps)) for each in cells)
 
     # --- closed forms ---------------------------------------------------------------------------
 
@@ -180,7 +186,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
         """Those of first states and of moves come first, then the rows' log likelihoods."""
         parts = zip(self._parts(globals_.mean), self._parts(globals_.sd), strict=True)
         first, moves, own = parts
-        rows = self.emissions.expected_log_likelihoods(*own, self.explained(X))
+        rows = self.emissions.expected_log_likelihoods(*own, self.emitted(X))
         chain = expected_log_weights(*first)[None], expected_log_weights(*moves)
         return torch.cat([*chain, rows])
 
@@ -197,7 +203,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
         found = [
             best_weights(counts[0] + self.concentration, *first),
             best_weights(counts[1] + self.concentration, *moves),
-            self.emissions.optimum(*own, shares, self.explained(X)),
+            self.emissions.optimum(*own, shares, self.emitted(X)),
         ]
         mean, sd = (torch.cat([p.reshape(-1) for p in part]) for part in zip(*found, strict=True))
         return DiagonalFactors(mean, sd)

@@ -16,24 +16,28 @@ class MixtureModel(Emitting, HierarchicalModel):
 
     :math:`s_n \sim \mathrm{Categorical}(\text{weights})` is the component of row :math:`n`.
 
-    Normal rows have a mean and a covariance matrix for each component; "poisson" and "bernoulli"
-    cells are independent given it, with a mean each. Missing cells (NaN) are marginalised.
+    Normal rows have a mean and a covariance matrix for each component; other cells are independent
+    given it, and so are columns of different kinds. Missing cells (NaN) are marginalised.
     `transform` gives the probabilities of the components, `predict` the most probable one.
 
     Parameters
     ----------
     n_components : int, default=2
         Number of components.
-    likelihood : {"normal", "poisson", "bernoulli"}, default="normal"
-        Distribution of a cell given its component.
+    likelihood : str, or dict from str to columns, default="normal"
+        Distribution of a cell given its component: "normal"; "bernoulli", for cells from 0 to 1;
+        "poisson", for counts; "ordinal" or "categorical", for levels 0, ..., K - 1 or texts, with a
+        chance of each level; "binomial", for successes out of `trials`. A dict names the columns,
+        by name or place, of each likelihood: a table of mixed columns (Notes).
     covariance : {"diagonal", "tied", "full"}, default="diagonal"
         Covariance of normal cells within a component: a variance for each component and column, one
-        matrix for all components, or one for each.
+        matrix for all components, or one for each. "diagonal" for mixed columns.
     concentration : float, default=1.0
         Of the weights' Dirichlet prior; less than 1 lets components empty.
     mean_loc, mean_scale : array of shape (n_features,), default=None
-        Prior mean and sd of the means: of their logs for "poisson", of their logits for
-        "bernoulli". None: the columns' means, and 3 of their standard deviations, or 3.
+        Prior mean and sd of the means: of their logs for "poisson", of their logits for "bernoulli"
+        and "binomial"; numbers of columns of levels are not read. None: the columns' means, and 3
+        of their standard deviations, or 3.
     variance_shape : float, default=2.0
         Shape of the variances' inverse gamma prior. With "tied" and "full" covariances the prior is
         inverse Wishart, with ``2 * variance_shape + n_features - 1`` degrees of freedom.
@@ -41,6 +45,8 @@ class MixtureModel(Emitting, HierarchicalModel):
         Its scale, in squared units of X. None: the columns' variances over the squared number of
         components, or with "tied" and "full" their covariance matrix. A matrix is half the scale
         of the inverse Wishart prior.
+    trials : str, int or list of them, default=None
+        For "binomial": name or place of the column of trials, or of one for each such column.
 
     Notes
     -----
@@ -50,6 +56,16 @@ class MixtureModel(Emitting, HierarchicalModel):
     * "means" (n_components, n_features): of cells in each component;
     * "variances" (n_components, n_features), or "covariances" (n_components, n_features,
       n_features), without the first dimension if tied: of normal cells.
+
+    In a table of mixed columns, and for "ordinal", "categorical" and "binomial", each kind has its
+    own names: "means" and "variances" of the normal columns, "probabilities" of the bernoulli ones,
+    "rates" of the poisson ones, "success_rates" of the binomial ones, each of shape
+    (n_components, columns of that kind); "levels_3" (n_components, n_levels), for an ordinal or
+    categorical column at place 3 of those that are explained, are the chances of its levels, with a
+    Dirichlet prior of ones. Ordered levels have a chance each, too, without a cut point: their
+    order counts when cells are predicted, by the level to expect, where categories have the most
+    probable one. How many levels a column has is learned as in `FactorAnalysis`, and `impute` fills
+    each column in its own kind.
 
     q is normal in the log variance of each column given those
     before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
@@ -70,8 +86,18 @@ class MixtureModel(Emitting, HierarchicalModel):
     >>> vi = FactorizedVI(MixtureModel(2), random_state=0).fit(X)
     >>> vi.predict(X)
     array([0, 0, 0, 1, 1])
+
+    A number, and a text that is missing once:
+
+    >>> import pandas as pd
+    >>> X = pd.DataFrame({"size": [0.1, 0.3, 0.2, 5.0, 5.1], "kind": ["a", "a", None, "b", "b"]})
+    >>> model = MixtureModel(2, likelihood={"normal": ["size"], "categorical": ["kind"]})
+    >>> vi = FactorizedVI(model, random_state=0).fit(X)
+    >>> str(vi.impute(X)[2, 1])
+    'a'
     """
 
+    roles = ("trials",)
     ideal_context = (0, 0)
 
     def __init__(
@@ -85,6 +111,7 @@ class MixtureModel(Emitting, HierarchicalModel):
         mean_scale=None,
         variance_shape=2.0,
         variance_scale=None,
+        trials=None,
     ):
         self.n_components = n_components
         self.likelihood = likelihood
@@ -94,6 +121,7 @@ class MixtureModel(Emitting, HierarchicalModel):
         self.mean_scale = mean_scale
         self.variance_shape = variance_shape
         self.variance_scale = variance_scale
+        self.trials = trials
 
     def latent_names(self, n_features):
         return [f"component{i}" for i in range(self.n_components)]
@@ -114,9 +142,9 @@ class MixtureModel(Emitting, HierarchicalModel):
     def log_prior(self, theta, z, X):
         return theta["weights"][z[:, 0].long()].log()
 
-    def simulate(self, theta, n_samples, n_features=1):
+    def simulate(self, theta, n_samples, n_features=1, trials=None):
         z = Categorical(theta["weights"]).sample((n_samples, 1))
-        return self.observation(z, theta).sample(), z
+        return self.observation(z, theta, trials).sample(), z
 
     # --- closed forms ---------------------------------------------------------------------------
 
@@ -127,7 +155,7 @@ class MixtureModel(Emitting, HierarchicalModel):
         n = self.n_components - 1
         weights = expected_log_weights(globals_.mean[:n], globals_.sd[:n])
         own = globals_.mean[n:], globals_.sd[n:]
-        return weights + self.emissions.expected_log_likelihoods(*own, X)
+        return weights + self.emissions.expected_log_likelihoods(*own, self.emitted(X))
 
     def has_coordinate_updates(self, family, global_family):
         return self.emissions.has_optimum and isinstance(global_family, DiagonalNormal)
@@ -138,7 +166,7 @@ class MixtureModel(Emitting, HierarchicalModel):
         mean, sd = globals_.mean, globals_.sd
         counts = total(shares.sum(0)) + self.concentration
         best = best_weights(counts, mean[:n], sd[:n])
-        own = self.emissions.optimum(mean[n:], sd[n:], shares, X)
+        own = self.emissions.optimum(mean[n:], sd[n:], shares, self.emitted(X))
         mean, sd = (torch.cat(pair) for pair in zip(best, own, strict=True))
         return DiagonalFactors(mean, sd)
 

@@ -35,13 +35,23 @@ def dimension_names(
 def dimension_labels(
     model: LatentVariableModel, feature_names: Names, n_features: int
 ) -> dict[str, Names]:
-    """Return the names of columns, latents, states and covariates, by the dimension's name."""
+    """Return the names of columns, latents, states and covariates, by the dimension's name.
+
+    In a table of mixed columns those of each kind have a dimension, and levels of each column.
+    """
     roles = model.columns_
     if feature_names is not None and roles.places:
         feature_names = [feature_names[place] for place in roles.explained]
     latents = model.latent_names(n_features - roles.width)
     given = roles.labels("covariates") or None
+    of_kinds: dict[str, Names] = {}
+    if feature_names is not None:
+        for name, kind in zip(feature_names, roles.kinds, strict=False):
+            of_kinds[kind.likelihood] = [*(of_kinds.get(kind.likelihood) or ()), str(name)]
+    levels = {f"level{i}": kind.levels or None for i, kind in enumerate(roles.kinds)}
     return {
+        **of_kinds,
+        **levels,
         "feature": None if feature_names is None else [str(name) for name in feature_names],
         "latent": latents,
         "component": latents,

@@ -57,6 +57,20 @@ def test_a_fit_is_drawn_with_its_own_numbers(covariance):
     assert display.covariances[1, 0, 0] == pytest.approx(expected)
 
 
+def test_of_mixed_columns_the_normal_ones_are_drawn():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.poisson(3.0, 40), rng.normal(size=(40, 2))]).astype(float)
+    X[:20] += 6
+    model = MixtureModel(2, {"poisson": [0], "normal": [1, 2]})
+    vi = FactorizedVI(model, n_init=1, random_state=0).fit(X)
+    display = MixtureDisplay.from_estimator(vi, X, features=(2, 1))
+    theta = vi.global_posterior_.mean
+    np.testing.assert_array_equal(display.means, theta["means"][:, [1, 0]])
+    assert display.covariances[1, 0, 0] == pytest.approx(theta["variances"][1, 1])
+    with pytest.raises(ValueError, match=r"feature=0.*draws normal columns"):
+        MixtureDisplay.from_estimator(vi, X, features=(0, 1))
+
+
 def test_counts_have_no_ellipses_and_other_models_are_refused():
     X = np.random.default_rng(0).poisson([[1.0, 9.0], [9.0, 1.0]] * 10).astype(float)
     vi = FactorizedVI(MixtureModel(2, "poisson"), n_init=1, random_state=0).fit(X)

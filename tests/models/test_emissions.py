@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from skavi._data.validated_tables import roles_in
 from skavi.families import DiagonalNormal
 from skavi.models import MixtureModel
 from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS
@@ -10,6 +11,7 @@ from skavi.objective import bind
 
 KINDS = [(each, "diagonal") for each in EMISSIONS]
 KINDS += [("normal", each) for each in COVARIANCES if each != "diagonal"]
+MIXED = {"normal": [0], "ordinal": [1], "categorical": [2], "bernoulli": [3], "binomial": [4]}
 
 
 @pytest.mark.parametrize(("likelihood", "covariance"), KINDS)
@@ -19,8 +21,27 @@ def test_sweeps_climb_to_where_the_elbo_is_level(likelihood, covariance):
     X = (kinds + 4 * torch.rand(40, 3, generator=generator, dtype=torch.float64)).round()
     X = (X > 5.5).double() if likelihood == "bernoulli" else X
     X[0, 1] = X[1, 0] = X[3] = torch.nan
+    model = MixtureModel(2, likelihood, covariance, concentration=0.5)
+    climbs(model, X, generator)
+
+
+def test_sweeps_climb_on_mixed_columns():
+    generator = torch.Generator().manual_seed(0)
+    coins = torch.rand(40, 5, generator=generator, dtype=torch.float64).round()
+    codes = (torch.arange(40) % 2)[:, None] + coins
+    X = torch.cat([codes, codes[:, 1:2] + 2], 1)
+    X[:, 3] = (X[:, 3] > 0.5).double()
+    X[0, 1] = X[1, 0] = X[2, 4] = X[3, :5] = torch.nan
+    X[:, 5] = X[:, 5].nan_to_num(3)
+    model = MixtureModel(2, MIXED, trials=[5])
+    model.columns_ = roles_in(X.numpy(), {"trials": (5,)}, "", True, (), MIXED)
+    climbs(model, X, generator)
+
+
+def climbs(model, X, generator):
+    """Sweep from a random q(theta), with the rows weighted."""
     weights = torch.rand(40, generator=generator, dtype=torch.float64)
-    model = MixtureModel(2, likelihood, covariance, concentration=0.5).adapted(X, weights)
+    model = model.adapted(X, weights)
     objective = bind(model, None, DiagonalNormal(), X)
     raw = objective.global_family.raw(
         objective.global_factor(torch.zeros(2 * objective.space.size))

@@ -138,6 +138,14 @@ CASES = {
     "constant": (AmortizedVI(LinearModel(), Constant(), family=FullNormal()), COLUMN, {}),
     "hidden_markov": (FactorizedVI(HiddenMarkovModel(2), n_init=1), COLUMN, {}),
     "mixture": (FactorizedVI(MixtureModel(2), n_init=1), COLUMN, {}),
+    "mixture of mixed columns": (
+        FactorizedVI(
+            MixtureModel(2, {"normal": [0, 1], "ordinal": [2], "binomial": [3]}, trials=[4]),
+            n_init=1,
+        ),
+        np.column_stack([ROWS[:, :2], COUNTS[:, :1] % 3, COUNTS[:, 1:2], COUNTS.sum(1)]),
+        {},
+    ),
     "mixed effects": (FactorizedVI(MixedEffects(centred=True)), GROUPED, {}),
     "mixed effects by a set": (
         AmortizedVI(MixedEffects(centred=True), DeepSet((4,), 2)),
