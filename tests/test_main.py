@@ -81,7 +81,7 @@ def test_a_table_of_ones_own_gives_latents(capsys, tmp_path):
     assert "60 rows x 4 columns" in text and "accuracy" not in text
     header, *_ = (tmp_path / "z.csv").read_text().splitlines()
     latents = np.loadtxt("z.csv", delimiter=",", skiprows=1)
-    assert header == "z1,z2,z1_sd,z2_sd"
+    assert header == "factor0,factor1,factor0_sd,factor1_sd"  # as of one fit
     assert latents.shape == (60, 4)
     # The latents carry the table: four columns, nearly all in two factors.
     X = np.loadtxt("data.csv", delimiter=",", skiprows=1)

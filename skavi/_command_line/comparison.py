@@ -83,7 +83,7 @@ class Comparison:
     def latents_as_bytes(self, path, X) -> bytes:
         """Posterior means and sds of the latents of rows under F-VI, as a table file's content."""
         posterior = self.results[0].estimator.posterior(X)
-        names = [f"z{i + 1}" for i in range(posterior.mean.shape[1])]
+        names = list(map(str, self.results[0].estimator.get_feature_names_out()))
         columns = list(zip(names, posterior.mean.T, strict=True))
         columns += [(f"{name}_sd", sd) for name, sd in zip(names, posterior.sd.T, strict=True)]
         return columns_as_bytes(path, columns)
@@ -287,5 +287,5 @@ def _draw_rows(axes, factorized, amortized, gap_text):
     axes.scatter(factorized, amortized, s=12, alpha=0.5, color="#0072B2", label="a test row")
     axes.set_xlabel("held-out ELBO, FactorizedVI (nats)")
     axes.set_ylabel("held-out ELBO, AmortizedVI (nats)")
-    axes.set_title(f"Amortization gap in training: {gap_text}", fontsize=10)
+    axes.set_title(f"Amortization gap in training:\n{gap_text}", fontsize=10)
     axes.legend(frameon=False, loc="upper left")

@@ -69,8 +69,8 @@ def require_explained(values, name, asked_by) -> None:
                 continue
             raise ValueError(
                 f"{asked_by}: column {name!r} holds {str(cell)!r} in row {row}, but what a model "
-                "explains must be numbers: name the column among those that are given, or leave it "
-                "out of X."
+                "explains must be numbers: make yes and no 1 and 0, name the column among those "
+                "that are given, or leave it out of X."
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from skavi._data.grouped_rows import GroupedRows
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
 from skavi._numerics.aligned import aligned
-from skavi._platform.private_names import check_sample_weight, safe_indexing
+from skavi._platform.private_names import check_sample_weight, feature_names, safe_indexing
 from skavi._platform.user_warnings import warn
 
 
@@ -84,7 +85,8 @@ def validated_table(
         "accept_sparse": "csr" if sparse else False,
         "ensure_all_finite": "allow-nan" if missing else True,
     }
-    with np.errstate(invalid="ignore"):  # scikit-learn sums infinite values to find them
+    # scikit-learn sums infinite values to find them
+    with np.errstate(invalid="ignore"), _own_advice_on_holes(estimator, missing):
         if not roles.told:
             X = validate_data(estimator, X, **kinds, reset=reset)
         else:
@@ -97,6 +99,22 @@ def validated_table(
     return _beside(X, given) if roles.told else X
 
 
+@contextmanager
+def _own_advice_on_holes(estimator, missing):
+    """Say what helps where the model takes no missing cells, in place of scikit-learn's advice."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error).partition("\n")[0]
+        model = getattr(estimator, "model", None)
+        if missing or model is None or not said.endswith("contains NaN."):
+            raise
+        raise ValueError(
+            f"{said} {type(model).__name__} takes no missing cells: leave these rows out, fill "
+            "them first (skavi.Imputer), or use FactorAnalysis, BayesianDecoder or MixtureModel."
+        ) from None
+
+
 def roles_in(
     X, named: Named, asked_by: str, alone: bool, together: tuple[str, ...] = (), kinds=None
 ) -> ColumnRoles:
@@ -107,6 +125,37 @@ def roles_in(
         return ALL_EXPLAINED
     roles = find_columns(X, named, asked_by, alone, together) if named else ALL_EXPLAINED
     return with_kinds(X, roles, kinds, asked_by, alone)
+
+
+def with_idle_columns(X, names, roles: ColumnRoles, filled: bool = False):
+    """Return a frame of new rows with the columns that the model never reads, if X lacks them.
+
+    Parameters
+    ----------
+    X : array or frame of new rows
+    names : ndarray of str or None
+        Of the columns of the fit.
+    roles : ColumnRoles
+        Of the fit. Where the model names what it explains, it leaves all other columns out.
+    filled : bool
+        Whether what is explained may be missing altogether, since it is to be predicted.
+
+    Returns
+    -------
+    frame
+        With the columns of the fit in their order, those added NaN; X itself if others are missing,
+        which scikit-learn names.
+    """
+    here = None if names is None or not roles.response else feature_names(X)
+    if here is None:
+        return X
+    needed = {*roles.places} if filled else {*roles.places, *roles.response}
+    lacking = set(names) - set(here)
+    if not lacking or lacking & {names[place] for place in needed} or set(here) - set(names):
+        return X
+    if hasattr(X, "reindex"):
+        return X.reindex(columns=list(names))
+    return X.with_columns(**dict.fromkeys(sorted(lacking), np.nan)).select(list(names))
 
 
 def labels_of(X, roles: ColumnRoles, units) -> np.ndarray | None:

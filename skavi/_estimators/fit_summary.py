@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
-from itertools import islice
+from itertools import groupby, islice
 from numbers import Real
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from skavi.models import LatentVariableModel
 from skavi.posterior import GlobalPosterior
 from skavi.posterior._global import NUMBER_COLUMNS
 from skavi.posterior._global_labels import label
-from skavi.posterior._quantiles import shown
 
 #: Arguments that are chosen where they are None.
 _CHOSEN = ("inference_function", "family", "global_family", "noise", "solver")
@@ -45,7 +45,7 @@ class FitSummary:
     numbers : list of tuple
         For each number of the globals its label, mean, sd, corrected sd and quantiles.
     n_numbers : int
-        How many there are, of which `numbers` are the first.
+        How many there are, of which `numbers` are the first of each global.
     notes : list of str
         What a reader of the results must know.
     """
@@ -60,16 +60,23 @@ class FitSummary:
         wide = max(len(name) for name, _ in self.facts) + 2
         facts = [f"{name:<{wide}}{value}" for name, value in self.facts]
         table = _aligned(self.numbers)
-        more = shown(self.n_numbers, len(self.numbers), "numbers").strip()
+        more = self._more
         width = max(map(len, [self.title, *facts, *table]))
         parts = [self.title, "=" * width, *facts, "-" * width, *table]
         return "\n".join([*parts, "-" * width, *filter(None, [more, *self.notes])])
 
+    @property
+    def _more(self) -> str:
+        """Say what is left out of the list of numbers."""
+        listed, n = len(self.numbers), self.n_numbers
+        return f"{listed} of {n} numbers: summary(n_numbers=None) has all." if listed < n else ""
+
     def _repr_html_(self):
-        more = shown(self.n_numbers, len(self.numbers), "numbers")
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         facts = html_table(self.title, (), self.facts)
-        return facts + html_table("Globals", ("", *NUMBER_COLUMNS), self.numbers, more) + notes
+        return (
+            facts + html_table("Globals", ("", *NUMBER_COLUMNS), self.numbers, self._more) + notes
+        )
 
 
 def _aligned(numbers):
@@ -83,6 +90,16 @@ def _aligned(numbers):
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in cells
     ]
+
+
+def _even_shares(sizes: dict[str, int], most: int) -> dict[str, int]:
+    """Return how many of each name to take, at most `most` in all: small ones whole."""
+    shares, left = {}, most
+    smallest_first = sorted(sizes, key=lambda name: sizes[name])
+    for n_taken, name in enumerate(smallest_first):
+        shares[name] = min(sizes[name], -(-left // (len(sizes) - n_taken)))
+        left -= shares[name]
+    return shares
 
 
 def _number(value):
@@ -114,7 +131,8 @@ class Summarised(FittedEstimator):
         Parameters
         ----------
         n_numbers : int or None, default=30
-            How many numbers of the globals are listed at most; None: all.
+            How many numbers of the globals are listed at most, the first of each in turn; None:
+            all.
             ``global_posterior_.to_frame()`` has them all as a frame.
 
         Returns
@@ -155,8 +173,11 @@ class Summarised(FittedEstimator):
             raise ValueError(f"n_numbers={n_numbers!r} must be None or an integer >= 1.")
         check_is_fitted(self)
         globals_ = self.global_posterior_
-        size = sum(mean.size for mean in globals_.mean.values())
-        rows = list(islice(globals_.rows(), n_numbers))
+        sizes = {name: mean.size for name, mean in globals_.mean.items()}
+        size = sum(sizes.values())
+        shares = sizes if n_numbers is None else _even_shares(sizes, n_numbers)
+        each = groupby(globals_.rows(), key=itemgetter(0))
+        rows = [row for name, own in each for row in islice(own, shares[name])]
         numbers = [(label(row), *row[2:]) for row in rows]
         title = f"{type(self).__name__}: {_short_repr(self.model or self.model_)}"
         reason = globals_.corrected_reason if size else None

@@ -8,7 +8,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skavi._data.rows import Rows
-from skavi._data.validated_tables import device_named, roles_in, rows_of, validated_table
+from skavi._data.validated_tables import (
+    device_named,
+    roles_in,
+    rows_of,
+    validated_table,
+    with_idle_columns,
+)
 from skavi._fit.fitted_model import FittedModel, Position
 from skavi._platform.memory import require_memory_of_rows
 from skavi.families import Family
@@ -66,9 +72,15 @@ class FittedEstimator:
         sparse, missing = self._accepts_sparse(), self._allows_missing()
         return validated_table(self, X, sparse, missing, True, roles, name), roles
 
+    def _with_idle_columns(self, X, filled=False):
+        """Return new rows with the columns that the model never reads, if X lacks them."""
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        return with_idle_columns(X, names, self.model_.columns_, filled)
+
     def _validate(self, X):
         """Return X as a float array with the fitted number of columns."""
-        check_is_fitted(self)
+        X = self._with_idle_columns(X)
         self._validate_params()  # set_params may have come after fit
         require_memory_of_rows(self, X)
         sparse, missing = self.model_.accepts_sparse, self.model_.allows_missing

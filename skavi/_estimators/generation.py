@@ -91,7 +91,8 @@ class Generation(FittedEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows with NaN where a cell is missing; training rows or others.
+            Rows with NaN where a cell is missing; training rows or others. Where the model names
+            its response, a frame needs only the columns that it is given.
         return_sd : bool, default=False
             Whether to return the cells' predictive standard deviations as well.
 
@@ -122,7 +123,8 @@ class Generation(FittedEstimator):
         >>> bool(abs(filled[4, 1] - 8.0) < 3 * sd[4, 1])
         True
         """
-        given, X = X, self._validate(X)
+        given = self._with_idle_columns(X, filled=True)
+        X = self._validate(given)
         here, X = self._fitted_model.at(self._rows(X)), self.model_.explained(X)
         missing = np.isnan(X)
         with torch.no_grad():

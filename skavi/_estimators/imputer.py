@@ -13,6 +13,7 @@ from skavi._numerics.aligned import aligned
 from skavi._platform.array_types import Floats, TableLike
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.html import DOC_LINK_TEMPLATE
+from skavi._platform.private_names import in_set_output
 from skavi._platform.shown_values import shown
 from skavi.models import LatentVariableModel
 
@@ -123,7 +124,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             In the dtype of X; a frame after `set_output`.
         """
         check_is_fitted(self)
-        return np.asarray(self.estimator_.impute(X))
+        return in_set_output(self, np.asarray(self.estimator_.impute(X)), X)
 
     def _made(self, X):
         """Return the estimator to fit."""

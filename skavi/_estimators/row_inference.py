@@ -135,8 +135,8 @@ class RowInference(FittedEstimator, TransformerMixin):
             On the model's own scale, if it has one: `OwnScalePosterior`; of latents with bounds:
             `BijectedPosterior`; of those that take finitely many values: `StatePosterior`.
         """
-        index, table = _index_of(X), X
-        X = self._validate(X)
+        index, table = _index_of(X), self._with_idle_columns(X)
+        X = self._validate(table)
         require_memory_of_rows(self, X, covariances=True)
         here = self._fitted_model.at(self._rows(X))
         groups = labels_of(table, self.model_.columns_, here.rows.X)

@@ -34,12 +34,21 @@ __all__ = [
 
 
 def in_set_output(estimator, values, X):
-    """Return a table with the columns of X in the container that `set_output` asks for."""
+    """Return a table with the columns of X in the container that `set_output` asks for.
+
+    Numbers beside text are numbers again.
+    """
     kind = _get_output_config("transform", estimator)["dense"]
     if kind == "default":
         return values
     columns = getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(values.shape[1])])
-    return ADAPTERS_MANAGER.adapters[kind].create_container(values, X, columns=list(columns))
+    frame = ADAPTERS_MANAGER.adapters[kind].create_container(values, X, columns=list(columns))
+    if values.dtype.kind != "O":
+        return frame
+    if hasattr(frame, "infer_objects"):
+        return frame.infer_objects()
+    cells = dict(zip(frame.columns, values.T.tolist(), strict=True))
+    return type(frame)(cells, strict=False)
 
 
 def keep_lines_wrapped(cls):

@@ -30,19 +30,22 @@ def require_written(model, name: str, need: str) -> None:
 _FIRST = {
     "global_prior": ["n_features"],
     "n_latents": ["n_features"],
+    "local_prior": ["theta"],
     "likelihood": ["z", "theta"],
     "log_likelihood": ["theta", "z"],
 }
 
 
 def check_signatures(model) -> None:
-    """Raise a TypeError for a method that takes no n_features, or z and theta in turn."""
+    """Raise a TypeError for a method that lacks a first argument, or takes z and theta in turn."""
     for name, first in _FIRST.items():
         method = vars(type(model)).get(name)
         if not inspect.isfunction(method):
             continue
-        names = list(inspect.signature(method).parameters)[1:]
-        missing = len(first) == 1 and not names
+        parameters = inspect.signature(method).parameters
+        names = list(parameters)[1:]
+        open_ended = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+        missing = len(names) < len(first) and not open_ended
         if missing or (len(first) == 2 and names[:2] == first[::-1]):
             needed = ", ".join([*first, *names[2:]])
             raise TypeError(

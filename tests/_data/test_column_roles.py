@@ -98,7 +98,8 @@ def test_rows_after_the_fit_need_known_levels_and_numbers():
 @pytest.mark.parametrize("library", [pd, pl])
 def test_text_that_is_to_be_explained_is_named(library):
     roles = found(frame(library), ["age"])
-    with pytest.raises(ValueError, match="Model: column 'site' holds 'b' in row 0"):
+    advice = r"Model: column 'site' holds 'b' in row 0, .* make yes and no 1 and 0"
+    with pytest.raises(ValueError, match=advice):
         roles.rows(frame(library), "Model")
     table = np.array([[1, 30, "2.5"], [None, 40, "?"]], dtype=object)
     with pytest.raises(ValueError, match=r"column 2 holds '\?' in row 1"):

@@ -51,10 +51,23 @@ def _quantiles(fitted, q):
 def test_long_tables_are_cut_and_said_so(fitted):
     page = fitted.summary(n_numbers=2)
     assert len(page.numbers) == 2 and page.n_numbers == 7
-    assert "The first 2 of 7 numbers." in str(page) and "The first 2 of 7" in page._repr_html_()
+    said = "2 of 7 numbers: summary(n_numbers=None) has all."
+    assert said in str(page) and said in page._repr_html_()
     assert len(fitted.summary(n_numbers=None).numbers) == 7
     with pytest.raises(ValueError, match=r"n_numbers=0 must be None or an integer >= 1"):
         fitted.summary(n_numbers=0)
+
+
+def test_a_page_too_short_for_all_has_numbers_of_every_global(fitted):
+    """Of 1 noise variance, 3 loadings and 3 means, five leave two for each of the larger ones."""
+    labels = [name for name, *_ in fitted.summary(n_numbers=5).numbers]
+    assert [label.partition("[")[0] for label in labels] == [
+        "noise_variance",
+        *2 * ["loadings"],
+        *2 * ["mean"],
+    ]
+    whole = [name for name, *_ in fitted.summary(n_numbers=None).numbers]
+    assert labels == [*whole[:3], *whole[4:6]]
 
 
 def test_what_was_given_is_not_called_chosen():

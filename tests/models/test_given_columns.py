@@ -9,7 +9,7 @@ from scipy.stats import halfcauchy, multivariate_normal
 from torch.distributions import Normal
 
 import skavi
-from skavi import AmortizedVI, FactorizedVI
+from skavi import AmortizedVI, FactorizedVI, Imputer
 from skavi.distributions import Flat
 from skavi.families import DiagonalNormal, FullNormal, Point
 from skavi.models import BayesianDecoder, FactorAnalysis, RandomEffects
@@ -140,6 +140,17 @@ def test_imputed_tables_keep_what_is_given():
     assert abs(filled[3, 2] - X.loc[3, "x1"]) < 4 * sd[3, 2]
     assert np.count_nonzero(sd) == 1
     assert vi.model_.columns_.labels("covariates") == ["age_young", "size"]
+    for imputer in vi.set_output(transform="pandas"), Imputer(vi).fit(holes):
+        impute = (
+            getattr(imputer, "impute", None) or imputer.set_output(transform="pandas").transform
+        )
+        frame = impute(holes)
+        assert list(frame.dtypes) == list(X.dtypes)  # text is text, and numbers are numbers
+        assert frame.drop(index=3).equals(X.drop(index=3))
+    assert [str(t) for t in vi.set_output(transform="polars").impute(holes).dtypes] == [
+        "String",
+        *6 * ["Float64"],
+    ]
 
 
 #: Colditz et al. (1994): deaths or cases of tuberculosis in 13 trials of the BCG vaccine (treated

@@ -162,6 +162,13 @@ def test_responses_are_predicted_for_known_and_for_new_groups():
     assert filled[0, 5] == pytest.approx(known, abs=0.01)
     assert filled[1, 5] == pytest.approx(new, abs=0.02)
     assert q["noise_sd"] < sd[0, 5] < sd[1, 5]
+    bare = row[["w", "x", "g"]]  # neither the columns that nobody names, nor the response
+    np.testing.assert_array_equal(vi.impute(bare)[0, [1, 5]], filled[0, [1, 5]])
+    known = X.head(9)
+    for method in (vi.transform, vi.score_samples, lambda rows: vi.posterior(rows).mean):
+        np.testing.assert_array_equal(method(known[["y", "w", "x", "g"]]), method(known))
+    with pytest.raises(ValueError, match=r"yet now missing:\n- id\n- n\n- y"):
+        vi.score(bare)
     given = {"covariates": X[["x"]], "groups": X["g"], "group_covariates": X[["w"]]}
     drawn, Z = vi.sample(random_state=0, **given)
     assert list(drawn[:, 1]) == list(X["g"])

@@ -44,6 +44,16 @@ SLIPS = {
         TypeError,
         r"n_latents takes \(\), but is called with \(n_features\)",
     ),
+    "no globals for the prior of latents": (
+        {"local_prior": lambda self: Normal(torch.zeros(1), 1.0)},
+        TypeError,
+        r"local_prior takes \(\), but is called with \(theta\): write def local_prior\(self, t",
+    ),
+    "a likelihood of latents alone": (
+        {"likelihood": lambda self, z: Poisson(torch.exp(z))},
+        TypeError,
+        r"likelihood takes \(z\), but is called with \(z, theta\)",
+    ),
     "arguments that change places": (
         {"likelihood": lambda self, theta, z: Poisson(torch.exp(theta["mu"] + z))},
         TypeError,
@@ -101,6 +111,9 @@ def test_names_of_arguments_are_free_and_defaults_may_be_added():
 
         def global_prior(self, n):
             return super().global_prior(n)
+
+        def local_prior(self, *anything):
+            return super().local_prior(*anything)
 
     check_signatures(Free())
     check_signatures(FactorAnalysis())
