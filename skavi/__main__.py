@@ -102,7 +102,6 @@ def _fit_one(arguments, table, source):
     X, names = one_fit.as_input(table, labels)
     model = one_fit.model_of(arguments, table, names)
     estimator = one_fit.estimator_of(arguments, model, _verbose()).fit(X)
-    print(f"\n{estimator.summary()}\n")
     contents = {
         "output": lambda path: one_fit.latents_as_bytes(path, estimator, X, arguments.groups),
         "impute": lambda path: one_fit.imputed_as_bytes(path, estimator, X, table),
@@ -110,11 +109,15 @@ def _fit_one(arguments, table, source):
         "figure": lambda path: one_fit.figure_as_bytes(_ending(path), estimator, X, source),
     }
     said = {"output": "Latents", "impute": "Filled table", "save": "Fit", "figure": "Figure"}
-    for name, content_of in contents.items():
-        path = getattr(arguments, name)
-        if path is not None:
-            write(f"--{name}", path, content_of(path), arguments.force)
-            print(f"{said[name]}: {printable(path)}")
+    written = []
+    try:  # files before the page: whoever reads it may have enough of it, as `head` has
+        for name, content_of in contents.items():
+            path = getattr(arguments, name)
+            if path is not None:
+                write(f"--{name}", path, content_of(path), arguments.force)
+                written.append(f"{said[name]}: {printable(path)}")
+    finally:
+        print("", estimator.summary(), "", *written, sep="\n")
 
 
 @contextlib.contextmanager

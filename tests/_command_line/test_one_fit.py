@@ -292,3 +292,25 @@ def test_one_fit_needs_no_rows_to_test_on(tmp_path, monkeypatch, capsys):
     assert len(Path("full.csv").read_text().splitlines()) == 5
     Path("one.csv").write_text("a,b\n1,2\n")
     assert "no column of numbers that differ" in refused(["one.csv", "--impute", "z.csv"], capsys)
+
+
+def test_files_are_written_before_the_page_is_read(tmp_path, monkeypatch):
+    """A reader that closes the pipe at the first line, as ``head -1`` does, ends nothing else."""
+    monkeypatch.chdir(tmp_path)
+    Path("few.csv").write_text("a,b\n1,2\n2,4.5\n3,\n4,8.2\n")
+
+    class Closed:
+        def write(self, text):
+            if "====" in text:
+                raise BrokenPipeError
+
+        def flush(self):
+            pass
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        main(["few.csv", "--impute", "full.csv"])
+    assert len(Path("full.csv").read_text().splitlines()) == 5
