@@ -32,8 +32,12 @@ from skavi.posterior._predictive import log_predictive
 
 def _has_states(estimator):
     """Say whether a fitted estimator's latents take finitely many values."""
-    fitted = hasattr(estimator, "model_")
-    return fitted and estimator._fitted_model.objective.has_states
+    if hasattr(estimator, "model_") and not estimator._fitted_model.objective.has_states:
+        raise AttributeError(
+            f"predict tells the states of rows, and {type(estimator.model_).__name__} has none: "
+            "transform gives the latents, impute the cells that are NaN, responses too."
+        )
+    return hasattr(estimator, "model_")
 
 
 def _index_of(X: Any) -> Any:

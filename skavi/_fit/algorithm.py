@@ -214,6 +214,8 @@ def fit_model(
     assert outcome is not None
     missed = _missed(problem, outcome, best)
     outcome = replace(outcome, converged=outcome.converged and not missed)
+    if math.isfinite(best) and not refined:
+        outcome = _within_gap(problem, outcome, best)
     solver, stopped = stages.solver, stages.interrupted
     return Solution(problem, solver, outcome, stages.failure, stopped, stages.stage, tol, missed)
 
@@ -222,6 +224,13 @@ def _missed(problem, outcome, best):
     """Return by how many nats a row a solved network is below `best`, if that is beyond use."""
     missed = (best - outcome.curve[-1]) / problem.total_weight if outcome.converged else 0.0
     return missed if missed > _WORST_GAP * problem.objective.n_outputs else 0.0
+
+
+def _within_gap(problem, outcome, best):
+    """Return an outcome said to be no further below than `best`, the ELBO of rows' own factors."""
+    end = outcome.state
+    gap = best - float(problem.elbo_of(problem.raw(end), end.raw_globals))
+    return replace(outcome, suboptimality=min(outcome.suboptimality, gap)) if gap > 0 else outcome
 
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:

@@ -11,6 +11,7 @@ from skavi._data.coupling import Chain
 from skavi._data.rows import Rows
 from skavi._fit.start import start_globals
 from skavi._numerics.whole_numbers import is_whole
+from skavi._platform.shown_values import support_in_words
 from skavi.distributions import (
     LeavesTorchError,
     defaults_of,
@@ -203,7 +204,7 @@ def _check_latents(objective, declared, X):
                 kind = type(innermost(distribution)).__name__
                 raise ValueError(
                     f"{type(model).__name__}.{method} returned {kind} with support "
-                    f"{distribution.support}, {remedy}."
+                    f"{support_in_words(distribution.support)}, {remedy}."
                 )
 
 

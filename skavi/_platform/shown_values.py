@@ -28,3 +28,27 @@ def shown(value: object) -> str:
 def kind_of(value: object) -> str:
     """Return the kind of a value: the name of its class; that of a class is said to be a class."""
     return "a class" if isinstance(value, type) else type(value).__name__
+
+
+#: How torch writes a support, and how a message does.
+_SUPPORTS = {
+    r"IntegerGreaterThan\(lower_bound=(\S+)\)": r"whole numbers >= \1",
+    r"IntegerInterval\(lower_bound=(\S+), upper_bound=(\S+)\)": r"whole numbers from \1 to \2",
+    r"GreaterThan(?:Eq)?\(lower_bound=(\S+)\)": r"numbers above \1",
+    r"Boolean\(\)": "0 and 1",
+}
+
+
+def support_in_words(support: object) -> str:
+    """Return what a message says of the values that a distribution has.
+
+    Examples
+    --------
+    >>> from torch.distributions import Gamma, Poisson
+    >>> support_in_words(Poisson(1.0).support), support_in_words(Gamma(1.0, 1.0).support)
+    ('whole numbers >= 0', 'numbers above 0.0')
+    """
+    for written, words in _SUPPORTS.items():
+        if found := re.fullmatch(written, str(support)):
+            return found.expand(words)
+    return str(support)
