@@ -331,7 +331,11 @@ class ChainOfNothing(MarkovModel):
     def initial_prior(self, theta):
         raise AssertionError("asked for")
 
-    transition = likelihood = initial_prior
+    def transition(self, z_previous, theta):
+        raise AssertionError("asked for")
+
+    def likelihood(self, z, theta):
+        raise AssertionError("asked for")
 
 
 @each_estimator
