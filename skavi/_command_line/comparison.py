@@ -200,8 +200,12 @@ def as_text(comparison):
         lines.append(
             f"  ({constant} columns are constant in training: FactorAnalysis gives them no noise)"
         )
-    lines += [
-        "",
+    return "\n".join([*lines, "", *_on_the_gap(comparison)])
+
+
+def _on_the_gap(comparison):
+    """Return lines on what amortizing costs: in training, and on new rows where that is noticed."""
+    lines = [
         f"Amortization gap: {comparison.gap_text} (training ELBO, FactorizedVI less AmortizedVI).",
         "In this model a row's best factor is a linear function of the row, so a function can find",
         "them all and amortization costs nothing; where it is not, the gap tells the price.",
@@ -209,11 +213,8 @@ def as_text(comparison):
     factorized, amortized, *_ = comparison.results
     lost = factorized.held_out - amortized.held_out
     if lost > _NOTICED:
-        lines.append(
-            f"On the rows to test the function loses {lost:.2g} nats a row: it learned from few "
-            "rows."
-        )
-    return "\n".join(lines)
+        lines.append(f"On the rows to test the function loses {lost:.2g} nats a row.")
+    return lines
 
 
 def draw(comparison, file, kind, title):
