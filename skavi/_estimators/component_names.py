@@ -88,7 +88,8 @@ def _advice(name, value):
     for public in _public_classes(name):
         if isinstance(word, str) and public.lower() == word.lower().replace("_", ""):
             return f" Write {name}={_HOMES[name]}.{public}()."
-    return ""
+    of_users = isinstance(value, type) and issubclass(value, Component)
+    return f" Write {name}={word}(...), an object of it." if of_users else ""
 
 
 def require_fitted_components(estimator) -> None:

@@ -117,3 +117,11 @@ def test_names_of_arguments_are_free_and_defaults_may_be_added():
 
     check_signatures(Free())
     check_signatures(FactorAnalysis())
+
+
+def test_a_class_of_ones_own_is_told_to_be_made_an_object():
+    class Frail(HierarchicalModel):
+        """A model that nobody has made yet."""
+
+    with pytest.raises(ValueError, match=r"Got the class Frail instead\. Write model=Frail\("):
+        FactorizedVI(Frail).fit([[1.0], [2.0]])
