@@ -1,9 +1,5 @@
 """Displays of few and many classes, rows and latents, with long names, on light and dark."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest

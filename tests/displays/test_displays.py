@@ -1,9 +1,5 @@
 """Displays: what is drawn, where, and that nothing runs over anything else."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -37,12 +33,6 @@ TABLE = pd.DataFrame(
     index=[f"case {i}" for i in range(30)],
 )
 CLASSES = np.repeat(["one", "two", "three"], 10)
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,5 @@
 """The forest plot: bars at both kinds of quantiles, labels by name, and what is not drawn."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,13 +8,6 @@ import pytest
 from skavi import FactorizedVI
 from skavi.displays import GlobalsDisplay
 from skavi.models import FactorAnalysis, LinearModel, LocalLevel, RandomEffects, TopicModel
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
-
 
 LONG = [f"a column with a name of forty letters {i:02d}" for i in range(3)]
 

@@ -1,10 +1,5 @@
 """The caterpillar plot: groups in order, bars at their quantiles, and what is not drawn."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,12 +7,6 @@ import pytest
 from skavi import FactorizedVI
 from skavi.displays import GroupEffectsDisplay
 from skavi.models import FactorAnalysis, MixedEffects
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,6 @@
 """Loadings: correlations with latents, in a heatmap and beside the rows."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
 from pictures import assert_legible
@@ -15,23 +9,6 @@ from skavi.displays import (
     LoadingsDisplay,
 )
 from skavi.models import FactorAnalysis, LinearModel
-
-RNG = np.random.default_rng(0)
-TABLE = pd.DataFrame(
-    RNG.normal(size=(80, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(80, 5)),
-    columns=list("abcde"),
-)
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return FactorizedVI(FactorAnalysis(2, noise="diagonal"), random_state=0).fit(TABLE)
 
 
 def test_loadings_of_numbers_are_correlations_with_the_latent(plane):
@@ -49,8 +26,8 @@ def test_loadings_of_numbers_are_correlations_with_the_latent(plane):
     assert_legible(display)
 
 
-def test_columns_and_latents_left_out_are_told():
-    loadings = RNG.normal(size=(60, 30))
+def test_columns_and_latents_left_out_are_told(rng):
+    loadings = rng.normal(size=(60, 30))
     display = LoadingsDisplay(
         loadings, [f"column {i}" for i in range(60)], [f"f{i}" for i in range(30)]
     )
@@ -61,8 +38,8 @@ def test_columns_and_latents_left_out_are_told():
     assert_legible(display)
 
 
-def test_a_biplot_has_arrows_along_the_loadings_and_labels_apart(plane):
-    display = LoadingsDisplay.from_estimator(plane).plot_biplot(plane.posterior(TABLE), most=4)
+def test_a_biplot_has_arrows_along_the_loadings_and_labels_apart(plane, table):
+    display = LoadingsDisplay.from_estimator(plane).plot_biplot(plane.posterior(table), most=4)
     tips = np.array([text.xy for text in display.ax_.texts if hasattr(text, "xy")])
     lengths = np.linalg.norm(display.loadings, axis=1)
     longest = display.loadings[np.argsort(-lengths, kind="stable")[:4]]
@@ -71,10 +48,10 @@ def test_a_biplot_has_arrows_along_the_loadings_and_labels_apart(plane):
     assert_legible(display)
 
 
-def test_labels_of_equal_arrows_do_not_overlap():
+def test_labels_of_equal_arrows_do_not_overlap(table):
     names = [f"a name of forty characters, number {i:05}" for i in range(8)]
     display = LoadingsDisplay(np.ones((8, 2)), names, ["f0", "f1"])
-    posterior = FactorizedVI(FactorAnalysis(2), random_state=0).fit(TABLE).posterior(TABLE)
+    posterior = FactorizedVI(FactorAnalysis(2), random_state=0).fit(table).posterior(table)
     assert_legible(display.plot_biplot(posterior, np.repeat(["one", "two"], 40)))
 
 

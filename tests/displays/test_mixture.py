@@ -1,10 +1,5 @@
 """The display of mixtures: ellipses hold half of a component, and rows in doubt are faint."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.patches import Ellipse
@@ -18,12 +13,6 @@ POINTS = np.array([[0.0, 0.0], [1.0, 1.0], [5.0, np.nan], [6.0, 6.0]])
 PROBABILITIES = np.array([[1.0, 0.0, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
 MEANS = np.array([[0.5, 0.5], [5.5, 6.0], [3.0, 3.0]])
 COVARIANCES = np.array([[[2.0, 0.9], [0.9, 1.0]], np.eye(2), np.eye(2)])
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
 
 
 def test_ellipses_hold_half_and_rows_in_doubt_are_faint():

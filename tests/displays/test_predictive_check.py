@@ -1,10 +1,5 @@
 """Observed columns beside those that a fit draws."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,23 +10,6 @@ from skavi.displays import (
     PredictiveCheckDisplay,
 )
 from skavi.models import FactorAnalysis, MixedEffects
-
-RNG = np.random.default_rng(0)
-TABLE = pd.DataFrame(
-    RNG.normal(size=(80, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(80, 5)),
-    columns=list("abcde"),
-)
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return FactorizedVI(FactorAnalysis(2, noise="diagonal"), random_state=0).fit(TABLE)
 
 
 def outside(ax):
@@ -44,10 +22,10 @@ def outside(ax):
     return ((y < np.minimum(low, high) - 1e-12) | (y > np.maximum(low, high) + 1e-12)).mean()
 
 
-def test_a_right_model_stays_in_its_band_and_a_wrong_one_leaves_it(plane):
-    right = PredictiveCheckDisplay.from_estimator(plane, TABLE, random_state=0)
+def test_a_right_model_stays_in_its_band_and_a_wrong_one_leaves_it(plane, table):
+    right = PredictiveCheckDisplay.from_estimator(plane, table, random_state=0)
     assert right.replicated.shape == (20, 80, 5)
-    skewed = np.exp(2 * TABLE)
+    skewed = np.exp(2 * table)
     vi = FactorizedVI(FactorAnalysis(2, noise="diagonal"), random_state=0).fit(skewed)
     wrong = PredictiveCheckDisplay.from_estimator(vi, skewed, random_state=0)
     for good, bad in zip(right.axes_, wrong.axes_, strict=True):
@@ -55,8 +33,8 @@ def test_a_right_model_stays_in_its_band_and_a_wrong_one_leaves_it(plane):
         assert_legible(right, good)
 
 
-def test_counts_have_bars_and_missing_cells_are_missing_in_replicates():
-    counts = RNG.poisson(2.0, size=(60, 3)).astype(float)
+def test_counts_have_bars_and_missing_cells_are_missing_in_replicates(rng):
+    counts = rng.poisson(2.0, size=(60, 3)).astype(float)
     counts[:10, 1] = np.nan
     vi = FactorizedVI(FactorAnalysis(1, likelihood="poisson"), random_state=0).fit(counts)
     display = PredictiveCheckDisplay.from_estimator(vi, counts, features=[1], random_state=0)
@@ -69,11 +47,11 @@ def test_counts_have_bars_and_missing_cells_are_missing_in_replicates():
     np.testing.assert_array_equal(seed.replicated, display.replicated)
 
 
-def test_replicates_are_given_the_columns_that_the_model_is_given():
+def test_replicates_are_given_the_columns_that_the_model_is_given(rng):
     group = np.repeat(np.arange(10), 6)
     X = pd.DataFrame({"y": 50.0 * (group % 2), "school": [f"s{g}" for g in group]})
     X["x"] = 10.0 * (group % 2)
-    X["y"] += 5 * X["x"] + RNG.normal(size=60)
+    X["y"] += 5 * X["x"] + rng.normal(size=60)
     model = MixedEffects("y", groups="school", fixed=["x"])
     vi = FactorizedVI(model, random_state=0).fit(X)
     display = PredictiveCheckDisplay.from_estimator(vi, X, random_state=0)
@@ -82,7 +60,7 @@ def test_replicates_are_given_the_columns_that_the_model_is_given():
     values, high = display.replicated[:, :, 0], X["x"].to_numpy() > 5
     assert (values[:, high].mean(1) - values[:, ~high].mean(1)).mean() > 50
     shifted = FactorAnalysis(1, likelihood="poisson", offset="o")
-    counts = pd.DataFrame(RNG.poisson(2.0, size=(30, 3)), columns=list("abo"))
+    counts = pd.DataFrame(rng.poisson(2.0, size=(30, 3)), columns=list("abo"))
     vi = FactorizedVI(shifted, random_state=0).fit(counts)
     with pytest.raises(ValueError, match="drawn with an offset of 0"):
         PredictiveCheckDisplay.from_estimator(vi, counts)

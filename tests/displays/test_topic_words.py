@@ -1,10 +1,5 @@
 """The words of topics."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,32 +9,16 @@ from skavi import FactorizedVI
 from skavi.displays import (
     TopicWordsDisplay,
 )
-from skavi.models import FactorAnalysis, LinearModel, TopicModel
-
-RNG = np.random.default_rng(0)
-TABLE = pd.DataFrame(
-    RNG.normal(size=(80, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(80, 5)),
-    columns=list("abcde"),
-)
-
-
-@pytest.fixture(autouse=True)
-def figures_closed():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return FactorizedVI(FactorAnalysis(2, noise="diagonal"), random_state=0).fit(TABLE)
+from skavi.models import LinearModel, TopicModel
 
 
 @pytest.fixture(scope="module")
 def documents():
+    rng = np.random.default_rng(0)
     topics = np.kron(np.eye(2), np.full(4, 0.25))
-    shares = RNG.dirichlet([0.4, 1.2], size=60)
+    shares = rng.dirichlet([0.4, 1.2], size=60)
     return pd.DataFrame(
-        [RNG.multinomial(40, p) for p in shares @ topics], columns=[f"word{i}" for i in range(8)]
+        [rng.multinomial(40, p) for p in shares @ topics], columns=[f"word{i}" for i in range(8)]
     )
 
 
