@@ -32,6 +32,17 @@ def axes_to_draw_on(ax, figsize=(6.4, 4.2)):
     return ax
 
 
+def panels(figure, n: int, across: int, size):
+    """Return a figure, of a size where none is given, and the axes of n panels in its rows."""
+    if figure is None:
+        pyplot = require("matplotlib.pyplot", "skavi[plot]")
+        figure = pyplot.figure(figsize=size, layout="constrained")
+    grid = figure.subplots(-(-n // across), across, squeeze=False).ravel()
+    for ax in grid[n:]:
+        ax.set_axis_off()
+    return figure, grid[:n]
+
+
 class Display:
     """The first and last steps of every display: choose axes, then add a grid and a legend.
 

@@ -10,7 +10,6 @@ from skavi._data.column_roles import LABELS, as_table
 from skavi._estimators.base import VariationalInference
 from skavi._platform.array_types import Seed, TableLike
 from skavi._platform.forks_and_threads import guarded
-from skavi._platform.optional_imports import require
 from skavi._platform.private_names import safe_indexing
 from skavi._platform.random_state import private_state
 from skavi.displays._axes import (
@@ -20,6 +19,7 @@ from skavi.displays._axes import (
     explained_places,
     how_many,
     numbers_of,
+    panels,
     short,
 )
 
@@ -146,14 +146,8 @@ class PredictiveCheckDisplay(Display):
         k = len(self.names)
         across = min(_ACROSS, k)
         down = -(-k // across)
-        if figure is None:
-            pyplot = require("matplotlib.pyplot", "skavi[plot]")
-            size = max(4.6, _WIDE * across), 0.9 + _HIGH * down
-            figure = pyplot.figure(figsize=size, layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for ax in grid[k:]:
-            ax.set_axis_off()
-        self.axes_ = grid[:k]
+        size = max(4.6, _WIDE * across), 0.9 + _HIGH * down
+        figure, self.axes_ = panels(figure, k, across, size)
         self._begin(self.axes_[0])
         for j, ax in enumerate(self.axes_):
             self._panel(ax, self.observed[:, j], self.replicated[:, :, j])

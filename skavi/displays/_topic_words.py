@@ -8,8 +8,7 @@ from numpy.typing import ArrayLike
 from skavi._estimators.base import VariationalInference
 from skavi._platform.array_types import TableLike
 from skavi._platform.forks_and_threads import guarded
-from skavi._platform.optional_imports import require
-from skavi.displays._axes import Display, colour, explained_names, how_many, short
+from skavi.displays._axes import Display, colour, explained_names, how_many, panels, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,14 +125,8 @@ class TopicWordsDisplay(Display):
         wide = _BARS + _CHARACTER * longest
         across = min(_ACROSS, len(topics), int(_PAGE / wide))
         down = -(-len(topics) // across)
-        if figure is None:
-            pyplot = require("matplotlib.pyplot", "skavi[plot]")
-            size = max(4.2, wide * across), 0.5 + down * (0.65 + _LINE * n_words)
-            figure = pyplot.figure(figsize=size, layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for ax in grid[len(topics) :]:
-            ax.set_axis_off()
-        self.axes_ = grid[: len(topics)]
+        size = max(4.2, wide * across), 0.5 + down * (0.65 + _LINE * n_words)
+        figure, self.axes_ = panels(figure, len(topics), across, size)
         self._begin(self.axes_[0])
         for ax, topic in zip(self.axes_, topics, strict=True):
             words = best[topic]
