@@ -52,7 +52,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Observed cells stay as they were. `transform` fills new rows as it does those of the fit, each
     from its own observed cells. A model that names columns (covariates, groups) needs them in X;
     they are returned in their places, without being filled. Counts are filled with means, which
-    are not integers.
+    are not integers; in tables of mixed columns, with whole numbers and levels.
 
     Examples
     --------
