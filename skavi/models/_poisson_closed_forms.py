@@ -15,7 +15,7 @@ from skavi.models._poisson_steps import Step
 from skavi.models._scale_priors import is_centred_normal
 
 #: Newton steps a row between steps of q(theta): rows start at what the step makes of them.
-_SWEEP_STEPS = 2
+_SWEEP_STEPS = 1
 #: Newton steps of a row that functions read: 544 x 100 counts with five components then have a gap
 #: of 0.004 nats a row; 0.5 after two steps, 3.6 without any.
 _READ_STEPS = 4

@@ -28,7 +28,7 @@ _LARGEST = 0.5
 #: Of the largest curvature: the least assumed.
 _LEAST_CURVATURE = 1e-3
 #: Of the gain so far: a step that promises less is the last one.
-_NEGLIGIBLE = 0.01
+_NEGLIGIBLE = 0.1
 _HALVINGS = 20
 
 
@@ -206,7 +206,8 @@ def _squares(table):
 def exponentials(change: Tensor) -> tuple[Tensor, Tensor]:
     """Return exp of a change (k, p), as a matrix of p rows, and its inverse."""
     whole = torch.nn.functional.pad(change, (0, 0, 0, change.shape[1] - change.shape[0]))
-    return torch.linalg.matrix_exp(whole), torch.linalg.matrix_exp(-whole)
+    matrix, inverse = torch.linalg.matrix_exp(torch.stack([whole, -whole]))
+    return matrix, inverse
 
 
 def positive(hessian: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,10 +97,11 @@ class Counts:
         return self.cells.masked(self.log_rates(rows, columns).exp())
 
     def log_rates(self, rows: Side, columns: Side) -> Tensor:
-        """Return the log expected rates; the columns' last component is their mean."""
-        k = rows.mean.shape[-1]
-        offset = columns.mean[:, k] + 0.5 * columns.variance[:, k]
-        return log_expected(rows, columns.first(k)) + offset + self.log_exposure
+        """Return the log expected rates; what is known of a row has no variance."""
+        k = self.n_latents(rows)
+        known = torch.nn.functional.pad(rows.mean[:, k:], (0, 1), value=1.0)
+        fixed = known @ columns.mean[:, k:].mT + 0.5 * known**2 @ columns.variance[:, k:].mT
+        return log_expected(rows.first(k), columns.first(k)) + fixed + self.log_exposure
 
 
 def log_expected(own: Side, other: Side) -> Tensor:
@@ -111,15 +112,23 @@ def log_expected(own: Side, other: Side) -> Tensor:
 
 
 def _log_expected(own, other):
-    total, product = own.mean.new_zeros(()), own.mean.new_ones(())
+    total, product = own.mean.new_zeros(()), own.mean.new_ones(len(own), len(other))
+    one, apart = own.mean.new_ones(()), _apart(own.variance, other.variance)
     for k in range(own.mean.shape[-1]):
         m, s2, u, t2 = (each[:, k] for each in (own.mean, own.variance, other.mean, other.variance))
-        left = 1 - s2.unsqueeze(-1) * t2
+        left = torch.addr(one, s2, t2, alpha=-1)
         half = torch.stack([m, 0.5 * m**2, 0.5 * s2], -1) @ torch.stack([u, t2, u**2])
-        total = total + half / left
-        product = product * left.clamp_min(0.0)
+        total = torch.addcdiv(total, half, left)
+        product = product * (left if apart else left.clamp_min(0.0))  # two below 0 are not above
+    if apart:
+        return total - 0.5 * product.log()
     inside = product > 0
     return torch.where(inside, total - 0.5 * torch.where(inside, product, 1.0).log(), math.inf)
+
+
+def _apart(s2, t2):
+    """Return whether all products of variances of a component are below 1."""
+    return bool(len(s2) and len(t2)) and bool((s2.detach().amax(0) * t2.detach().amax(0) < 1).all())
 
 
 def log_expected_full(m: Tensor, covariance: Tensor, loadings: Tensor, root: Tensor) -> Tensor:
@@ -154,24 +163,25 @@ def log_expected_full(m: Tensor, covariance: Tensor, loadings: Tensor, root: Ten
     return torch.where(inside, plain + 0.5 * half.square().sum(-1) - log_det, math.inf)
 
 
-def curvature(rates: Tensor, own: Side, other: Side, mean_variance: Tensor | None = None):
+def curvature(rates: Tensor, own: Side, other: Side, known: Tensor | None = None):
     """Return gradient and Hessian of each row's sum of rates, in its means and log sds.
 
     Parameters
     ----------
     rates : Tensor of shape (n_own, n_other)
-    own, other : Side
-        Of k components each.
-    mean_variance : Tensor of shape (n_own,), default=None
-        Of a mean that is added to the log rates, if `own` has one: its last component then.
+    own : Side
+        Of p components: k that meet those of `other`, then one for each known number.
+    other : Side
+        Of k components.
+    known : Tensor of shape (n_other, p - k), default=None
+        Numbers without variance, 1 for a mean.
 
     Returns
     -------
     gradient : Tensor of shape (n_own, 2 p)
     hessian : Tensor of shape (n_own, 2 p, 2 p)
-        p is k, or k + 1 with a mean.
     """
-    p = own.mean.shape[-1] + (mean_variance is not None)
+    p = own.mean.shape[-1]
     size = max(1, _NUMBERS // (2 * p * max(1, len(other))))
     gradient, hessian = (
         own.mean.new_empty(len(own), 2 * p),
@@ -179,35 +189,33 @@ def curvature(rates: Tensor, own: Side, other: Side, mean_variance: Tensor | Non
     )
     for first in range(0, len(own), size):
         part = slice(first, first + size)
-        extra = None if mean_variance is None else mean_variance[part]
-        gradient[part], hessian[part] = _curvature(rates[part], own[part], other, extra)
+        gradient[part], hessian[part] = _curvature(rates[part], own[part], other, known)
     return gradient, hessian
 
 
-def _curvature(rates, own, other, mean_variance):
-    n, k = own.mean.shape
-    p = k + (mean_variance is not None)
+def _curvature(rates, own, other, known):
+    (n, p), k = own.mean.shape, other.mean.shape[-1]
     slopes, own_part = rates.new_empty(n, 2 * p, len(other)), rates.new_zeros(3, n, p)
     for j in range(k):
         m, s2 = own.mean[:, j : j + 1], own.variance[:, j : j + 1]
         u, t2 = other.mean[:, j], other.variance[:, j]
         q = 1 / (1 - s2 * t2)
-        g, h = (u + m * t2) * q, t2 * q
-        widening = (h + g * g) * s2
-        slopes[:, j], slopes[:, p + j] = g, widening
+        g, h = torch.addcmul(u, m, t2) * q, t2 * q
+        slopes[:, j], slopes[:, p + j] = g, torch.addcmul(h, g, g) * s2
         s2, weighted = s2[:, 0], rates * h
         own_part[0, :, j] = weighted.sum(-1)
+        half = 0.5 * weighted * h
         weighted = weighted * g
         own_part[1, :, j] = 2 * s2 * weighted.sum(-1)
-        bent = (weighted * g).sum(-1) + 0.5 * (rates * h * h).sum(-1)
-        own_part[2, :, j] = 4 * s2**2 * bent + 2 * (rates * widening).sum(-1)
-    if mean_variance is not None:
-        slopes[:, k], slopes[:, p + k] = 1.0, mean_variance.unsqueeze(-1)
-        own_part[2, :, k] = 2 * mean_variance * rates.sum(-1)
+        own_part[2, :, j] = 4 * s2**2 * torch.addcmul(half, weighted, g).sum(-1)
+    if known is not None:
+        slopes[:, k:p] = known.mT
+        slopes[:, p + k :] = (known**2).mT * own.variance[:, k:].unsqueeze(-1)
     weighted = slopes * rates.unsqueeze(1)
     hessian, at = weighted @ slopes.mT, torch.arange(p, device=rates.device)
+    gradient = weighted.sum(-1)
     hessian[:, at, at] += own_part[0]
     hessian[:, at, p + at] += own_part[1]
     hessian[:, p + at, at] += own_part[1]
-    hessian[:, p + at, p + at] += own_part[2]
-    return weighted.sum(-1), hessian
+    hessian[:, p + at, p + at] += own_part[2] + 2 * gradient[:, p:]
+    return gradient, hessian

@@ -1,5 +1,8 @@
 """Newton's method on the rows of a count model, each a small concave problem given the columns."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -48,26 +51,55 @@ def values(counts: Counts, columns: Side, rows: Side, rates: Tensor) -> Tensor:
     return fit - 0.5 * (rows.mean**2 + rows.variance - rows.variance.log()).sum(-1)
 
 
+def moved(start: Side, step: Tensor, slope: Tensor, value: Tensor, at: Callable):
+    """Return factors after their own steps, each halved until its value rises as it should.
+
+    Parameters
+    ----------
+    start : Side
+    step : Tensor of shape (n, 2 p)
+        In means and log sds.
+    slope : Tensor of shape (n,)
+        Gradient times step.
+    value : Tensor of shape (n,)
+        Terms of the ELBO of each factor, at the start.
+    at : callable
+        Rates and values of factors.
+
+    Returns
+    -------
+    there : Side
+    rates, new : Tensor
+        What `at` says of them.
+    fine : Tensor of shape (n,)
+        Whose value rose.
+    """
+    length = (_LONGEST / step.abs().amax(-1)).clamp_max(1.0)
+    for _ in range(_HALVINGS):
+        there = start.moved(length.unsqueeze(-1) * step)
+        rates, new = at(there)
+        least = value + _SUFFICIENT * length * slope - _ROUNDING * (1 + value.abs())
+        refused = ~(new >= least)  # also where it is not a number
+        if not bool(refused.any()):
+            break
+        length = torch.where(refused, 0.5 * length, length)
+    return there, rates, new, ~refused
+
+
+def _at(counts, columns, rows):
+    rates = counts.rates(rows, columns)
+    return rates, values(counts, columns, rows, rates)
+
+
 def _fitted(counts, columns, start, steps):
     mean, variance = start.mean.clone(), start.variance.clone()
     left, rows = torch.arange(len(mean), device=mean.device), start
-    rates = counts.rates(rows, columns)
-    value = values(counts, columns, rows, rates)
+    rates, value = _at(counts, columns, rows)
     for _ in range(steps):
         gradient, hessian = system(counts, columns, rows, rates)
         step = torch.linalg.solve(hessian, gradient.unsqueeze(-1)).squeeze(-1)
         slope = (gradient * step).sum(-1)
-        length = (_LONGEST / step.abs().amax(-1)).clamp_max(1.0)
-        for _ in range(_HALVINGS):
-            there = rows.moved(length.unsqueeze(-1) * step)
-            rates = counts.rates(there, columns)
-            new = values(counts, columns, there, rates)
-            least = value + _SUFFICIENT * length * slope - _ROUNDING * (1 + value.abs())
-            refused = ~(new >= least)  # also where it is not a number
-            if not bool(refused.any()):
-                break
-            length = torch.where(refused, 0.5 * length, length)
-        fine = ~refused
+        there, rates, new, fine = moved(rows, step, slope, value, partial(_at, counts, columns))
         mean[left[fine]], variance[left[fine]] = there.mean[fine], there.variance[fine]
         more = fine & (0.5 * slope > _STILL)
         if not bool(more.any()):

@@ -19,7 +19,7 @@ from skavi._data.process_ranks import total
 from skavi._numerics.positive_definite import least_solution
 from skavi.models._poisson_frame import Frame, Prior, exponentials, positive
 from skavi.models._poisson_rates import Counts, Side, curvature
-from skavi.models._poisson_rows import system, values
+from skavi.models._poisson_rows import moved, system, values
 
 #: Products of a step: five to ten are usual.
 _MOST_PRODUCTS = 100
@@ -32,6 +32,10 @@ _SUFFICIENT, _ROUNDING = 0.1, 1e-11
 _HALVINGS = 30
 #: Nats a row, in all, from which on a change of the latents is made before the step.
 _WORTH = 1e-6
+#: Nats a row: columns' own steps that promise less are left out, and after one that gains more rows
+#: come next. Far from the end a model of second order holds nowhere for all rows and columns, but
+#: for one column at a time: 87 x 114 counts with five components take 22 sweeps so, 45 without.
+_LITTLE, _MUCH = 1e-3, 1.0
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,20 @@ class Step:
         self.end, self.promised = self._step(self.start)
 
     def _at(self, rows, columns):
-        counts, prior = self.counts, self.prior
-        rates = counts.rates(rows, columns)
-        fit = values(counts, columns, rows, rates)
-        fit = fit + counts.cells.values @ columns.mean[:, -1]
-        squares = prior.precision * ((columns.mean - prior.loc) ** 2 + columns.variance)
-        rest = -0.5 * (squares - columns.variance.log()).sum()
-        return Point(rows, columns, rates, float(total(counts.weights @ fit) + rest))
+        return self._point(rows, columns, self.counts.rates(rows, columns))
+
+    def _point(self, rows, columns, rates):
+        weighted = self.counts.weights @ (
+            self.counts.cells.values @ columns.mean[:, -1]
+            + values(self.counts, columns, rows, rates)
+        )
+        rest = self._prior_and_entropy(columns).sum()
+        return Point(rows, columns, rates, float(total(weighted) + rest))
+
+    def _prior_and_entropy(self, columns):
+        """Return what a column's factor adds to the ELBO beside its cells."""
+        squares = self.prior.precision * ((columns.mean - self.prior.loc) ** 2 + columns.variance)
+        return -0.5 * (squares - columns.variance.log()).sum(-1)
 
     def _frame(self, point):
         return Frame.of(self.prior, self.counts, point.rows, point.columns, point.rates)
@@ -85,9 +96,41 @@ class Step:
         return there if there.elbo > point.elbo else point
 
     def _step(self, point):
+        """Columns alone while that brings much, then rows and columns together."""
+        n_rows = float(total(self.counts.weights.sum()))
+        slope, blocks = self._columns(point)
+        step = torch.linalg.solve(blocks, slope.unsqueeze(-1)).squeeze(-1)
+        if 0.5 * float((slope * step).sum()) > _LITTLE * n_rows:
+            point, before = self._alone(point, step, (slope * step).sum(-1)), point
+            if point.elbo > before.elbo + _MUCH * n_rows:
+                return point, point.elbo - before.elbo
+            slope, blocks = self._columns(point)
+        return self._together(point, slope, blocks)
+
+    def _alone(self, point, step, slope):
+        """Return the point after every column's own Newton step, rows as they are."""
+        weights, rows, start = self.counts.weights.unsqueeze(-1), point.rows, point.columns
+        z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0)
+        pull = total((self.counts.cells.values * weights).mT @ z)
+
+        def value(columns, rates):
+            fit = (pull * columns.mean).sum(-1) - total((weights * rates).sum(0))
+            return fit + self._prior_and_entropy(columns)
+
+        def at(columns):
+            rates = self.counts.rates(rows, columns)
+            return rates, value(columns, rates)
+
+        there, rates, _, fine = moved(start, step, slope, value(start, point.rates), at)
+        if bool(fine.all()):
+            return self._point(rows, there, rates)
+        pairs = (there.mean, start.mean), (there.variance, start.variance)
+        fine = fine.unsqueeze(-1)
+        return self._at(rows, Side(*(torch.where(fine, new, old) for new, old in pairs)))
+
+    def _together(self, point, slope, blocks):
         own, hessian = system(self.counts, point.columns, point.rows, point.rates)
         coupled = _Coupled(self.counts, point, torch.linalg.inv(hessian))
-        slope, blocks = self._columns(point)
         ahead = coupled.settled(own)  # rows to their best, given the columns
         gradient = slope - coupled.to_columns(ahead)
         precondition = _Preconditioner(blocks, self._frame(point))
@@ -105,11 +148,10 @@ class Step:
     def _columns(self, point):
         """Return the columns' gradient (D, 2 p), and their blocks of the Hessian."""
         rows, columns, prior, counts = point.rows, point.columns, self.prior, self.counts
-        numbers, weights = rows.mean.shape[-1], counts.weights.unsqueeze(-1)
+        k, weights = counts.n_latents(rows), counts.weights.unsqueeze(-1)
         weighted = (point.rates * weights).mT.contiguous()
-        of_means = columns.variance[:, numbers]
-        away, bent = map(total, curvature(weighted, columns.first(numbers), rows, of_means))
         z = torch.nn.functional.pad(rows.mean, (0, 1), value=1.0)
+        away, bent = map(total, curvature(weighted, columns, rows.first(k), z[:, k:]))
         fit = total((counts.cells.values * weights).mT @ z)
         squares = prior.precision * columns.variance
         pull = [fit - prior.precision * (columns.mean - prior.loc), 1 - squares]

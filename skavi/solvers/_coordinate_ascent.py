@@ -25,7 +25,7 @@ _STALLED_ROUNDED, _ROUNDED_MOVE = 3, 1e-8
 #: The same for second-order sweeps, each of which makes the move many times smaller.
 _STALLED_NEWTON = 2
 #: The same as `_STILL` for them: the next move would be ten times smaller, or less.
-_STILL_NEWTON = 1e-4
+_STILL_NEWTON = 1e-2
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
 #: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast

@@ -117,6 +117,43 @@ def test_steps_rise_to_an_optimum(largest, n_known):
     assert max(float(each.abs().max()) for each in slopes) < 1e-4
 
 
+@pytest.mark.parametrize("n_known", [0, 1])
+def test_far_away_columns_go_alone_each_by_its_own_length(n_known, monkeypatch):
+    """Column 0 starts at exp(-6) times its rates, where Newton's own step is far too long."""
+    counts, prior, rows, columns = problem(0.2, n_known)
+    columns.mean[0, -1] -= 6.0
+    monkeypatch.setattr(_poisson_steps.Step, "_turned", lambda self, point: point)
+    step = Step(counts, prior, rows, columns)
+    assert step.end.rows is rows
+    assert step.promised == pytest.approx(step.end.elbo - step.start.elbo)
+    assert step.promised > float(counts.weights.sum())
+    gradient, blocks = step._columns(step.start)
+    newton = torch.linalg.solve(blocks, gradient.unsqueeze(-1)).squeeze(-1)[:, : 3 + n_known]
+    moved = step.end.columns.mean - columns.mean
+    lengths = (moved * newton).sum(-1) / newton.square().sum(-1)
+    torch.testing.assert_close(moved, lengths.unsqueeze(-1) * newton)
+    assert float(lengths[0]) < 1
+    assert float(lengths[1:].min()) > 2 * float(lengths[0])  # which holds nobody else back
+    before = float(elbo(counts, prior, rows, columns))
+    assert float(elbo(counts, prior, rows, step.end.columns)) - before == pytest.approx(
+        step.promised
+    )
+
+
+def test_a_column_whose_step_does_not_rise_stays():
+    counts, prior, rows, columns = problem(1e-4)
+    step = Step.__new__(Step)
+    step.counts, step.prior = counts, prior
+    point = step._at(rows, columns)
+    gradient, blocks = step._columns(point)
+    newton = torch.linalg.solve(blocks, gradient.unsqueeze(-1)).squeeze(-1)
+    newton[2] *= -1  # downhill
+    there = step._alone(point, newton, (gradient * newton).sum(-1).abs())
+    torch.testing.assert_close(there.columns.mean[2], columns.mean[2])
+    assert not torch.equal(there.columns.mean[3], columns.mean[3])
+    assert there.elbo == pytest.approx(float(elbo(counts, prior, rows, there.columns)))
+
+
 def test_steps_stay_where_the_elbo_is_finite(monkeypatch):
     counts, prior, rows, columns = problem(0.9)
     monkeypatch.setattr(_poisson_steps, "_REACH", 10.0)  # longer steps cross s t = 1
