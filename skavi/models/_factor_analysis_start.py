@@ -6,6 +6,7 @@ from torch import Tensor
 from skavi._data.missing_cells import Cells
 from skavi._data.process_ranks import over_ranks, total
 from skavi.models._cellwise import linear_start
+from skavi.models._count_start import suggested_log_rates
 from skavi.models._global_space import Theta
 from skavi.models._poisson_closed_forms import LinearPoisson
 from skavi.models._scale_priors import WEAK
@@ -98,7 +99,7 @@ class LinearStart(LinearPoisson):
         loadings[:, :kept] = vectors[:, :kept] * (values[:kept] - 1).clamp_min(1e-2).sqrt()
         loadings = loadings * (sd * scale).expand(n_features).unsqueeze(-1)
         own = (scale**2).expand(n_features) if self.by_column else (scale**2).mean()
-        given = self.mixed is None and self.cell.has_variance
+        given = self.mixed is None and (self.cell.has_variance or self.cell.log_linear)
         mean = mean if given else self.location(mean).clone()
         mean = mean - slopes @ centre
         known = {"coefficients": slopes} if self.n_covariates else {}
@@ -120,9 +121,12 @@ class LinearStart(LinearPoisson):
         By least squares, a column by its own cells; a hundredth of a covariate's variance is added,
         for covariates that explain one another.
         """
-        cells, given = self._pseudo_cells(X), self.given_columns(X)
+        given = self.given_columns(X)
         centre, variance = Cells(given, None).mean_and_variance(weights)
         centred = given - centre
+        if self.mixed is None and self.cell.log_linear:
+            return *self._counts_regressed(X, weights, centred), centre
+        cells = self._pseudo_cells(X)
         if not given.shape[1]:
             return cells, given.new_zeros(cells.values.shape[1], 0), centre
         mean, _ = cells.mean_and_variance(weights)
@@ -133,6 +137,19 @@ class LinearStart(LinearPoisson):
         slopes = torch.linalg.solve(squares, cross.unsqueeze(-1)).squeeze(-1)
         rest = cells.masked(cells.values - centred @ slopes.mT)
         return Cells(rest, cells.observed), slopes, centre
+
+    def _counts_regressed(self, X, weights, centred):
+        prior, k = self._column_prior(X), self.n_components
+        known = torch.nn.functional.pad(centred, (0, 1), value=1.0)
+        suggested, coefficients = suggested_log_rates(
+            self.cells_of(X),
+            weights,
+            known,
+            torch.as_tensor(self.shift(X)).to(X),
+            prior.loc[:, k:],
+            prior.precision[:, k:],
+        )
+        return suggested, coefficients[:, :-1]
 
     def _initial_noise(self, covariance):
         """Return the columns' noise: mean of the eigenvalues left out, or what each has alone.
