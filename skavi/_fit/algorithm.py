@@ -14,6 +14,7 @@ from skavi._fit.defaults import (
     default_noise,
     default_solver,
     is_network,
+    tolerance,
 )
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.iterates import ROUGH, Iterate, Solution
@@ -26,7 +27,7 @@ from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
 from skavi._fit.starts_of_theta import starts_of_theta
-from skavi._fit.suboptimality import NOISE_TOLERANCE, with_noise_error
+from skavi._fit.suboptimality import NOISE_TOLERANCE, missed_by, with_noise_error, within_gap
 from skavi.inference_functions import InferenceFunction, Table
 from skavi.noise import Noise
 from skavi.objective import Objective
@@ -42,9 +43,6 @@ _REFERENCE_TOL = 1e-6
 _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
 _TIMES_TOL = 10
-#: Nats a row and number of its factor (a mean, a log sd) that a network's own may be worse than
-#: the row's: a mean that is ten sds off costs as many. Not measured: order of magnitude.
-_WORST_GAP = 50.0
 #: Times that latents are put in order: the order may move as a fit goes on. Not measured.
 _REORDERED = 3
 
@@ -212,25 +210,14 @@ def fit_model(
         stages.confirm(problem, state, tol)
     outcome = stages.outcome
     assert outcome is not None
-    missed = _missed(problem, outcome, best)
+    if refined and math.isfinite(best):  # under the rule that the fit ends with
+        best = float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
+    missed = missed_by(problem, outcome, best)
     outcome = replace(outcome, converged=outcome.converged and not missed)
-    if math.isfinite(best) and not refined:
-        outcome = _within_gap(problem, outcome, best)
+    if math.isfinite(best):
+        outcome = within_gap(problem, outcome, best)
     solver, stopped = stages.solver, stages.interrupted
     return Solution(problem, solver, outcome, stages.failure, stopped, stages.stage, tol, missed)
-
-
-def _missed(problem, outcome, best):
-    """Return by how many nats a row a solved network is below `best`, if that is beyond use."""
-    missed = (best - outcome.curve[-1]) / problem.total_weight if outcome.converged else 0.0
-    return missed if missed > _WORST_GAP * problem.objective.n_outputs else 0.0
-
-
-def _within_gap(problem, outcome, best):
-    """Return an outcome said to be no further below than `best`, the ELBO of rows' own factors."""
-    end = outcome.state
-    gap = best - float(problem.elbo_of(problem.raw(end), end.raw_globals))
-    return replace(outcome, suboptimality=min(outcome.suboptimality, gap)) if gap > 0 else outcome
 
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
@@ -342,18 +329,23 @@ def _check_solver(plan, setting):
 def _reference_fit(plan, noise, rows, few, start):
     """Fit the reference; return its state for all rows, its noise rule, and its last ELBO.
 
-    With closed-form updates it is fitted on all rows. Else q(theta) is fitted on a few rows, and
-    all rows' local problems are then solved given it.
+    With closed-form updates, and where q(theta) then stays, it is fitted on all rows. Else q(theta)
+    is fitted on a few rows, and all rows' local problems are then solved given it.
     """
     objective = plan.objective
     setting = Setting(objective, plan.reference, noise, rows.n_total)
-    everyone = default_solver(setting).uses_model_updates
+    function = plan.function or default_function(objective.n_outputs, objective.model)
+    read = function.reading(objective.model, objective.global_factor(start.raw_globals))
+    stays = function.regressed and read.summary_is_factor
+    updates = default_solver(setting).uses_model_updates
+    everyone = updates or stays
     few = rows if everyone else few
     if few is not rows:
         raw_locals = objective.start_locals(start.raw_globals, few.X)
         start = replace(start, raw_locals=raw_locals)
     most = plan.max_iter if everyone else min(plan.max_iter, _REFERENCE_ITERATIONS)
-    tol = min(plan.tol, max(_REFERENCE_TOL, objective.model.coarsest_tol))
+    least = tolerance(None, objective.model, plan.reference) if stays else _REFERENCE_TOL
+    tol = min(plan.tol, max(least, objective.model.coarsest_tol))
     plan = replace(plan, function=plan.reference, reference=None, solver=None, max_iter=most)
     plan = replace(plan, tol=tol)
     noise = plan.noise or default_noise(replace(setting, n_rows=few.n_total))
@@ -361,7 +353,7 @@ def _reference_fit(plan, noise, rows, few, start):
     there = fitted.outcome.state
     assert there.raw_locals is not None
     whole = there.raw_locals.shape[1] == objective.n_outputs
-    if not everyone or fitted.problem.rows.X is not rows.X or not whole:
+    if not updates or fitted.problem.rows.X is not rows.X or not whole:
         problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
         raw = plan.journal.once(lambda: solve_rows(problem, raw_globals, plan.tol)[0].clone())
         there = State(raw, {}, raw_globals)
@@ -386,7 +378,8 @@ def _bind(plan, rows, start):
     single = plan.single or (plan.solver is None and stochastic and objective.model.stochastic)
     problem = Problem(objective, function, rows, features, noise, plan.generator, single=single)
     targets = function.targets(problem, start.state)
-    if plan.solver is None and stochastic and start.fitted and objective.has_coordinate_updates:
+    sweeps = stochastic and objective.has_coordinate_updates
+    if plan.solver is None and start.fitted and (sweeps or objective.model.summary_is_factor):
         # q(theta) stays at the factorized optimum, and only the function is fitted.
         problem = replace(problem, frozen_globals=True)
     state = plan.journal.once(lambda: best_start(problem, targets, raw_globals).copied())

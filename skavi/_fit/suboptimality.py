@@ -17,6 +17,22 @@ from skavi.solvers import Outcome, Solver
 #: Nats in total that the noise rule may cost a converged fit: of 1,472 fits no converged one was
 #: more than 10 tol off (certificate.json).
 NOISE_TOLERANCE = 2e-3
+#: Nats a row and number of its factor (a mean, a log sd) that a network's own may be worse than
+#: the row's: a mean that is ten sds off costs as many. Not measured: order of magnitude.
+_WORST_GAP = 50.0
+
+
+def missed_by(problem: Problem, outcome: Outcome, best: float) -> float:
+    """Return by how many nats a row a solved network is below `best`, if that is beyond use."""
+    missed = (best - outcome.curve[-1]) / problem.total_weight if outcome.converged else 0.0
+    return missed if missed > _WORST_GAP * problem.objective.n_outputs else 0.0
+
+
+def within_gap(problem: Problem, outcome: Outcome, best: float) -> Outcome:
+    """Return an outcome said to be no further below than `best`, the ELBO of rows' own factors."""
+    end = outcome.state
+    gap = best - float(problem.elbo_of(problem.raw(end), end.raw_globals))
+    return replace(outcome, suboptimality=min(outcome.suboptimality, gap)) if gap > 0 else outcome
 
 
 def with_noise_error(

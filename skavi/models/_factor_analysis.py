@@ -310,11 +310,9 @@ class FactorAnalysis(LinearStart):
 
     def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
         """Differentiate cell by cell, where nothing but the rows' latents is drawn."""
-        families = {type(factors), type(globals_)}
-        changed = any(overrides(self, FactorAnalysis, name) for name in _TERMS)
-        if families != {DiagonalFactors} or len(nodes.locals_[0]) != 1 or changed:
+        if type(factors) is not DiagonalFactors or len(nodes.locals_[0]) != 1:
             return None
-        if not self._integrates(globals_):
+        if not self._by_cells(globals_):
             return None
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
         reading = nodes.locals_[:, 0], nodes.weights
@@ -327,6 +325,11 @@ class FactorAnalysis(LinearStart):
         ]
         slope, block, *of_theta = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
         return *rows_of_cells(rows, slope, block, weights), *of_theta
+
+    def _by_cells(self, globals_):
+        """Say whether the rows' terms are sums over cells with derivatives in closed form."""
+        changed = any(overrides(self, FactorAnalysis, name) for name in _TERMS)
+        return self._integrates(globals_) and not changed
 
     def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
         """Return slopes and Hessians of each row's expected log density in its means and log sds.
@@ -359,14 +362,18 @@ class FactorAnalysis(LinearStart):
     # --- what inference functions read ----------------------------------------------------------
 
     def reading(self, globals_):
-        if self.mixed is None or type(globals_) is not DiagonalFactors:
+        if not self._by_cells(globals_):
             return super().reading(globals_)
         model = copy.copy(self)
         model.theta_read_ = torch.stack([globals_.mean, globals_.sd]).cpu().numpy()
         return model
 
+    @property
+    def summary_is_factor(self):  # type: ignore[override]
+        return self.theta_read_ is not None or super().summary_is_factor
+
     def summary(self, X):
-        """Return, of columns of different kinds, a row's factor given the training q(theta).
+        """Return a row's factor given the training q(theta), and covariates.
 
         Its means and log sds where the latents are at their means, after a few Newton steps:
         functions of the cells themselves take minutes to come near it.

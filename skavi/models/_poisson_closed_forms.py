@@ -123,6 +123,10 @@ class LinearPoisson(LinearNormal):
             model.columns_read_ = torch.cat(read, -1).cpu().numpy()
         return model
 
+    @property
+    def summary_is_factor(self):  # type: ignore[override]
+        return hasattr(self, "columns_read_")
+
     def summary(self, X):
         """Return a row's factor after a few Newton steps given the training q(theta).
 

@@ -19,6 +19,9 @@ class ReadByFunctions:
     #: What rows before the first and after the last read as, in a window.
     padding: float = 0.0
 
+    #: Whether `summary` is the factor that a row has given the training q(theta), or nearly so.
+    summary_is_factor: bool = False
+
     def reading(self, globals_: NormalFactors) -> Self:
         """Return the model with its `summary` of rows set up by this q(theta), for good."""
         return self
