@@ -68,7 +68,7 @@ class GivenColumn:
     def encoded(self, values: Any, asked_by: str) -> np.ndarray:
         """Return a column as numbers, shape (n_rows, number of labels)."""
         if self.of_labels:
-            return self._codes(read_labels(values, self.name, asked_by))[:, None]
+            return self._codes(*read_labels(values, self.name, asked_by))[:, None]
         if not self.levels:
             return read_numbers(values, f"column {self.name!r}", asked_by)[:, None]
         texts = read_texts(values, self.name, asked_by)
@@ -82,11 +82,10 @@ class GivenColumn:
         encoder = OneHotEncoder(categories=[known], drop="first", sparse_output=False)
         return encoder.fit_transform(texts[:, None])
 
-    def _codes(self, texts):
-        """Return the number of each label: its place among those known, or a new one."""
-        distinct, index = np.unique(texts.astype(str), return_inverse=True)
+    def _codes(self, distinct, index):
+        """Return the number of each row's label: its place among those known, or a new one."""
         known = {level: code for code, level in enumerate(self.levels)}
-        codes = [known.setdefault(str(label), len(known)) for label in distinct]
+        codes = [known.setdefault(label, len(known)) for label in distinct.tolist()]
         return np.array(codes, dtype=float)[index]
 
 
@@ -379,8 +378,8 @@ def _read(values, place, name, asked_by, alone):
 
 def _read_label_column(values, place, name, asked_by, alone):
     """Return a column of labels with those of the training table, in order of their texts."""
-    texts = read_labels(values, name, asked_by)
-    return GivenColumn(place, name, tuple(np.unique(texts.astype(str)).tolist()), True)
+    distinct, _ = read_labels(values, name, asked_by)
+    return GivenColumn(place, name, tuple(sorted(distinct.tolist())), True)
 
 
 def _refuse_constant(name, value, asked_by):
