@@ -177,7 +177,7 @@ class VariationalInference(
                 plan, rows, start = self._prepare(X, roles, sample_weight, reporter, shared, source)
                 fits: list = []
                 with reporter.outlasting_interrupts():
-                    plan = with_best_parametrisation(plan, rows)
+                    plan, start = with_best_parametrisation(plan, rows, start)
                     fit_every_start(plan, rows, start, reporter, fits)
                     fit = with_suboptimality(best_of(plan, fits))
                     check_agreement(rows.ranks, fit.solution.outcome.state)

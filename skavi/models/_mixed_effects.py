@@ -113,6 +113,11 @@ class MixedEffects(MixedPriors):
         self.random_scale = random_scale
         self.noise_scale = noise_scale
 
+    @property
+    def concave_in_latents(self):  # type: ignore[override]
+        """Whether all terms are concave in eta, in which latents are linear: but for Student t."""
+        return self.likelihood != "student_t"
+
     # --- densities ------------------------------------------------------------------------------
 
     def local_prior(self, theta, group_covariates):

@@ -1,7 +1,5 @@
 """What a mixed model is told: columns, priors, designs of rows, and where a fit starts."""
 
-import copy
-import itertools
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,6 @@ from skavi.models._scale_priors import WEAK, check_scale, scale_prior
 
 #: By name; "binomial" counts successes out of `trials`.
 CELLS: dict[str, Likelihood] = {**LIKELIHOODS, "binomial": BinomialCells()}
-#: Effects up to which every choice of centred ones is tried: four fits.
-_MOST_CHOICES = 2
 #: Of the mean variance of a column: added where a start is solved for.
 _RIDGE = 1e-6
 
@@ -187,16 +183,14 @@ class MixedPriors(GroupedModel):
         }
         return found | {name: known[name] for name in self.global_prior(1) if name not in found}
 
-    def alternatives(self):
-        if self.centred is not None:
-            return [self]
-        k, models = self.n_latents(1), []
-        choices = itertools.product((False, True), repeat=k)
-        for choice in choices if k <= _MOST_CHOICES else ((False,) * k, (True,) * k):
-            model = copy.copy(self)
-            model.centred = choice[0] if len(set(choice)) == 1 else choice
-            models.append(model)
-        return models
+    def first_form(self):
+        """Return which effects are centred first: a fit then takes half as many steps."""
+        return () if self.centred is not None else (True,) * self.n_latents(1)
+
+    def in_form(self, chosen):
+        if not chosen:
+            return self
+        return self.with_arguments({"centred": chosen[0] if len(set(chosen)) == 1 else chosen})
 
     # --- designs --------------------------------------------------------------------------------
 
