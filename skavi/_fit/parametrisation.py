@@ -17,6 +17,9 @@ from skavi.solvers._base import unwatched
 #: Iterations of a fit that is only compared: about ten are usual, and a form in whose bent, narrow
 #: valley (one study of 1e8 among 40) steps gain .001 nats is not the better one.
 _MOST_ITERATIONS = 200
+#: Nats that a fit that is only compared may leave before its last step, which leaves less: 1e-4 of
+#: .03 in lme4's sleepstudy. Forms that are closer are as good as each other.
+_NEAR = 0.05
 
 
 def with_best_parametrisation(
@@ -93,7 +96,7 @@ def _factorized_fit(plan, rows, start=None):
         noise=None,
         solver=None,
         max_iter=min(plan.max_iter, _MOST_ITERATIONS),
-        tol=max(plan.tol, ROUGH),
+        tol=max(plan.tol, ROUGH, _NEAR / rows.total_weight),
         # The fit that follows draws what it would draw without a choice.
         generator=torch.Generator().manual_seed(plan.generator.initial_seed()),
         journal=Journal(),

@@ -57,15 +57,23 @@ class GlobalMoments:
 
     def power(self, sign: int, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and variances of sd^sign for the effects `which`, and of 1 for others."""
+        if not bool(which.any()):
+            return torch.ones_like(which), torch.zeros_like(which)
         mean, variance = which * self.log_sd, which * self.log_sd_variance
         first = (sign * mean + 0.5 * variance).exp()
         return first, first**2 * variance.expm1()
 
+    def of_covariates(self, H: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of what group covariates add, (n_groups, n_effects)."""
+        if not H.shape[1]:
+            return (H.new_zeros(len(H), len(self.centred)),) * 2
+        return H @ self.of_group.mT, H**2 @ self.of_group_variance.mT
+
     def prior_mean(self, H: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the latents' prior means, (n_groups, n_effects)."""
-        mean = self.absorbed @ self.fixed + self.centred * (H @ self.of_group.mT)
-        variance = self.absorbed @ self.fixed_variance
-        return mean, variance + self.centred * (H**2 @ self.of_group_variance.mT)
+        mean, variance = self.of_covariates(H)
+        mean = self.absorbed @ self.fixed + self.centred * mean
+        return mean, self.absorbed @ self.fixed_variance + self.centred * variance
 
     def expected_log_prior(self, u, S, H) -> Tensor:
         """E_q log p(z_g | theta), shape (n_groups,)."""
@@ -80,8 +88,8 @@ class GlobalMoments:
 
     def shift(self, H) -> tuple[Tensor, Tensor]:
         """Return mean and variance of what group covariates add beside effects not centred."""
-        rest = 1 - self.centred
-        return rest * (H @ self.of_group.mT), rest * (H**2 @ self.of_group_variance.mT)
+        mean, variance = self.of_covariates(H)
+        return (1 - self.centred) * mean, (1 - self.centred) * variance
 
     def expected_squares(self, gram: Tensor, u, S, H) -> Tensor:
         """E sum w (y - eta)^2 of each group, from sums of products of its columns (F, R, y)."""
