@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Exponential, Gamma, HalfNormal, constraints
 
 from skavi._data.grouped_rows import GroupedRows
+from skavi._data.process_ranks import over_ranks, stacked
 from skavi.distributions import Flat
 from skavi.families import FullNormal
 from skavi.models._binomial_cells import BinomialCells
@@ -105,16 +106,16 @@ class MixedPriors(GroupedModel):
 
     # --- priors and starts ----------------------------------------------------------------------
 
+    @over_ranks
     def adapted(self, X, weights):
         model, X = self.with_arguments({}), GroupedRows.of(X)
         y, seen = self._pseudo(X)
-        spread = (
-            y[seen].std(correction=0).clamp_min(1e-8) if int(seen.sum()) > 1 else y.new_ones(())
-        )
-        centre = y[seen].mean().abs()
-        F, R = (each[:, 1:] for each in self._designs(X.table))
+        y = stacked(y[seen])
+        spread = y.std(correction=0).clamp_min(1e-8) if len(y) > 1 else y.new_ones(())
+        centre = y.mean().abs()
+        F, R = (stacked(each[:, 1:]) for each in self._designs(X.table))
         scales = [_sds(each) for each in (F, R)]
-        H = self.given_columns(X.table[X.first], "group_covariates")
+        H = stacked(self.given_columns(X.table[X.first], "group_covariates"))
         of_group = _sds(H)
         far = (F.mean(0).abs() / scales[0]).sum()
         one, unit = y.new_ones(1), WEAK * spread
@@ -162,12 +163,13 @@ class MixedPriors(GroupedModel):
         k = self.n_latents(1)
         return k * (k - 1) // 2 if self.correlated else 0
 
+    @over_ranks
     def initial_globals(self, X, weights):
         """Return pooled least squares on the scale of eta, and a share of what is left."""
         X = GroupedRows.of(X)
         y, seen = self._pseudo(X)
-        F, R = self._designs(X.table)
-        w = (X.weights * seen)[:, None]
+        F, R = (stacked(each) for each in self._designs(X.table))
+        y, w = stacked(y), stacked((X.weights * seen)[:, None])
         ridge = _RIDGE * torch.diag((w * F**2).sum(0).clamp_min(1e-12))
         beta = torch.linalg.solve((w * F).mT @ F + ridge, (w * F).mT @ y)
         left = (w[:, 0] * (y - F @ beta) ** 2).sum() / w.sum()

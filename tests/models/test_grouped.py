@@ -11,7 +11,6 @@ from torch.distributions import Binomial, HalfNormal, MultivariateNormal, Normal
 import skavi
 from skavi import AmortizedVI, FactorizedVI
 from skavi._estimators.fitted_estimator import position_on
-from skavi._estimators.process_rank_checks import check_joint
 from skavi.families import FullNormal
 from skavi.models import GroupedModel
 from skavi.solvers import Adam
@@ -382,5 +381,3 @@ def test_the_rest_of_the_package_takes_groups_for_what_rows_are_elsewhere():
     streamed = FactorizedVI(Levels(), random_state=0).partial_fit(X[:60]).partial_fit(X[60:])
     assert streamed.elbo_ == pytest.approx(vi.elbo_, abs=0.5)
     assert (vi.score_samples(X, n_draws=200) > vi.score_samples(X)).mean() > 0.9
-    with pytest.raises(ValueError, match="whole groups in turn with partial_fit"):
-        check_joint(vi, vi.model_, None)
