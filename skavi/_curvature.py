@@ -78,11 +78,13 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     """
     row_steps, steps = natural_lengths(problem, raw, raw_globals)
     n_global = 0 if problem.frozen_globals else raw_globals.numel()
-    pieces = [_differentiate_part(problem, raw, raw_globals, part) for part in problem.parts()]
+    parts, ranks = problem.parts(), problem.rows.ranks
+    alone = len(parts) == 1 and ranks.size == 1 and n_global > 0
+    pieces = [_differentiate_part(problem, raw, raw_globals, part, alone) for part in parts]
     g, H, C = (torch.cat(rows) for rows in zip(*[piece[:3] for piece in pieces], strict=True))
     sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
-    g_globals, H_globals = (problem.rows.ranks.sum(each) for each in sums)
-    if not problem.frozen_globals:
+    g_globals, H_globals = (ranks.sum(each) for each in sums)
+    if n_global and not alone:
         slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
         g_globals, H_globals = g_globals + slope, H_globals + curvature
     used = steps[:n_global]
@@ -97,18 +99,26 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     )
 
 
-def _differentiate_part(problem, raw, raw_globals, part):
-    """Return g, H and C of each row of a part, and the rows' sums in q(theta), in plain units."""
+def _differentiate_part(problem, raw, raw_globals, part, alone=False):
+    """Return g, H and C of each row of a part, and sums in q(theta), in plain units.
+
+    The sums are over the rows; where these are `alone`, the term of q(theta) is among them.
+    """
     weights, whole = problem.rows.weights[part], len(raw)
     some = problem if part == slice(0, whole) else problem.restricted(part)
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
     if (known := some.row_derivatives(raw[part], raw_globals)) is not None:
+        if alone:
+            slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
+            known = *known[:3], known[3] + slope, known[4] + curvature
         return known
     with torch.enable_grad():
         raw = raw[part].detach().requires_grad_(True)
         raw_globals = raw_globals.detach().requires_grad_(n_global > 0)
         unknowns = (raw, raw_globals) if n_global else (raw,)
         value = (weights * some.row_terms(raw, raw_globals)).sum()
+        if alone:
+            value = value + problem.objective.global_term(raw_globals)
         gradients = gradient_of(value, unknowns, create_graph=True)
         g, g_globals = gradients[0], gradients[1] if n_global else raw_globals
         columns = jacobian(torch.cat([g.sum(0), g_globals[:n_global]]), unknowns)

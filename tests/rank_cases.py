@@ -12,11 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from torch.distributions import HalfNormal, Normal
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi.distributed import shard
 from skavi.inference_functions import MLP, Polynomial
-from skavi.models import BayesianDecoder, FactorAnalysis, LinearModel, NonlinearModel, RandomEffects
+from skavi.models import (
+    BayesianDecoder,
+    FactorAnalysis,
+    GroupedModel,
+    LinearModel,
+    MixedEffects,
+    NonlinearModel,
+    RandomEffects,
+)
 from skavi.noise import GaussHermite, MonteCarlo, QuasiMonteCarlo
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton
 
@@ -42,6 +51,30 @@ def _studies(n):
     rng = np.random.default_rng(4)
     se = rng.uniform(0.5, 2.0, size=n)
     return np.column_stack([1.0 + rng.normal(size=n) + se * rng.normal(size=n), se])
+
+
+def _pupils(n_groups):
+    """Scattered rows of groups: response, label (of one to four digits), covariate."""
+    rng = np.random.default_rng(6)
+    g = rng.permutation(np.repeat(np.arange(n_groups), rng.integers(1, 6, n_groups)))
+    x = rng.normal(size=len(g))
+    y = 300 + 0.5 * x + rng.normal(size=n_groups)[g] + 0.5 * rng.normal(size=len(g))
+    return np.column_stack([y + 20 * (g > n_groups / 2), 7 * g, x])  # ranks' means differ
+
+
+class Levels(GroupedModel):
+    """A level for each group, around a mean whose start is searched for."""
+
+    groups, covariates, n_latents = 1, 2, 1
+
+    def global_prior(self, n_features):
+        return {"mean": Normal(0.0, 1000.0), "sd": HalfNormal(100.0)}
+
+    def local_prior(self, theta):
+        return Normal(theta["mean"].reshape(1), theta["sd"].reshape(1))
+
+    def likelihood(self, z, theta):
+        return Normal(z, 0.7)
 
 
 def _quick(Estimator, *args, **kwargs):
@@ -89,6 +122,18 @@ CASES = {
         _quick(
             FactorizedVI, LinearModel(), noise=MonteCarlo(2), solver=Adam(batch_size=2), max_iter=40
         ),
+        False,
+    ),
+    "groups, mixed effects": (
+        _pupils(60),
+        _quick(FactorizedVI, MixedEffects(0, 1, [2], [2])),
+        True,
+    ),
+    "groups, searched starts": (_pupils(40), _quick(FactorizedVI, Levels()), False),
+    "groups, represented": (_pupils(2100), _quick(FactorizedVI, Levels(), max_iter=5), False),
+    "groups, function": (
+        _pupils(60),
+        _quick(AmortizedVI, MixedEffects(0, 1, [2], centred=False), Polynomial(1)),
         False,
     ),
     "polynomial, Newton": (_wave(230), _quick(AmortizedVI, NonlinearModel(), Polynomial(2)), True),
@@ -180,6 +225,8 @@ def weights_of(X, weighted):
 def numbers(vi):
     """Return what a fit has found, as lists of numbers."""
     found = {**vi._parameters, "globals": vi._raw_globals, "elbo": vi.elbo_}
+    if isinstance(vi.model_, GroupedModel):
+        found["groups"] = vi.model_.group_factors_
     return {name: np.asarray(value, dtype=float).tolist() for name, value in found.items()}
 
 
@@ -201,13 +248,14 @@ def main(folder, names):
     rank, size, results = os.environ["RANK"], int(os.environ["WORLD_SIZE"]), {}
     for name in names or CASES:
         X, vi, weighted = (CASES | SHORT)[name]
-        path, sizes = folder / f"{rank}.npy", uneven(len(X), size)
+        path, cut = folder / f"{rank}.npy", (uneven(len(X), size), None)
+        cut = (None, X[:, 1]) if name.startswith("groups") else cut
         np.save(path, X)
         weights = weights_of(X, weighted)
-        own = None if weights is None else shard(weights, sizes)
+        own = None if weights is None else shard(weights, *cut)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            vi.fit(shard(path, sizes), sample_weight=own)
+            vi.fit(shard(path, *cut), sample_weight=own)
         results[name] = numbers(vi) | told(vi)
     (folder / f"rank-{rank}.json").write_text(json.dumps(results))
 

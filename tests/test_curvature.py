@@ -37,6 +37,16 @@ def test_an_arrow_is_the_dense_hessian_by_blocks(one_by_one, monkeypatch, proble
     torch.testing.assert_close(hessian[: n * p, : n * p], torch.block_diag(*arrow.H))
 
 
+def test_pieces_of_rows_have_the_derivatives_of_all(monkeypatch, problem_and_state):
+    problem, state = problem_and_state
+    problem = replace(problem, frozen_globals=False)
+    raw, raw_globals = state.raw_locals + 0.3, state.raw_globals - 0.2
+    whole = arrow_derivatives(problem, raw, raw_globals)
+    monkeypatch.setattr("skavi._fit.problem.EVALUATED_NUMBERS", 2)
+    assert len(problem.parts()) > 1
+    torch.testing.assert_close(vars(arrow_derivatives(problem, raw, raw_globals)), vars(whole))
+
+
 class Unbatched(torch.autograd.Function):
     """Cubes, by an operation that has no rule for batches."""
 

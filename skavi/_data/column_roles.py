@@ -4,6 +4,7 @@ A user's table holds them anywhere. Inside, a row is what is explained, then wha
 role, so that batches, weights, copies and files carry it along.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from skavi._data.column_values import (
     read_numbers,
     read_texts,
 )
+from skavi._data.process_ranks import stacked_texts
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.private_names import feature_names, safe_indexing
 
@@ -68,7 +70,7 @@ class GivenColumn:
     def encoded(self, values: Any, asked_by: str) -> np.ndarray:
         """Return a column as numbers, shape (n_rows, number of labels)."""
         if self.of_labels:
-            return self._codes(read_labels(values, self.name, asked_by))[:, None]
+            return self._codes(*read_labels(values, self.name, asked_by))[:, None]
         if not self.levels:
             return read_numbers(values, f"column {self.name!r}", asked_by)[:, None]
         texts = read_texts(values, self.name, asked_by)
@@ -82,11 +84,10 @@ class GivenColumn:
         encoder = OneHotEncoder(categories=[known], drop="first", sparse_output=False)
         return encoder.fit_transform(texts[:, None])
 
-    def _codes(self, texts):
-        """Return the number of each label: its place among those known, or a new one."""
-        distinct, index = np.unique(texts.astype(str), return_inverse=True)
+    def _codes(self, distinct, index):
+        """Return the number of each row's label: its place among those known, or a new one."""
         known = {level: code for code, level in enumerate(self.levels)}
-        codes = [known.setdefault(str(label), len(known)) for label in distinct]
+        codes = [known.setdefault(label, len(known)) for label in distinct.tolist()]
         return np.array(codes, dtype=float)[index]
 
 
@@ -379,8 +380,15 @@ def _read(values, place, name, asked_by, alone):
 
 def _read_label_column(values, place, name, asked_by, alone):
     """Return a column of labels with those of the training table, in order of their texts."""
-    texts = read_labels(values, name, asked_by)
-    return GivenColumn(place, name, tuple(np.unique(texts.astype(str)).tolist()), True)
+    distinct, _ = read_labels(values, name, asked_by)
+    everyone = sorted(stacked_texts(distinct.tolist()))
+    apart = [one for one, other in itertools.pairwise(everyone) if one == other]
+    if apart:
+        raise ValueError(
+            f"{asked_by}: {listed(apart)} of column {name!r} are on several ranks, but rows of a "
+            "group must be on one: give skavi.distributed's shard or fit these labels as groups."
+        )
+    return GivenColumn(place, name, tuple(everyone), True)
 
 
 def _refuse_constant(name, value, asked_by):

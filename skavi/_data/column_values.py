@@ -103,19 +103,25 @@ def listed(names) -> str:
     return ", ".join(some) + (", ..." if len(names) > _NAMED else "")
 
 
-def read_labels(values: Any, name: str, asked_by: str) -> np.ndarray:
-    """Return a column of labels of any kind as text; a whole number is the same as a float."""
+def read_labels(values: Any, name: str, asked_by: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct labels of a column of any kind as text, and which of them each row has.
+
+    A whole number is the same as a float.
+    """
     array = _dense(values)
     if array.dtype.kind == "O" and dtype_kind(values) == "f":
         array = np.array([np.nan if is_missing(each) else each for each in array], dtype=float)
     if array.dtype.kind == "f":
         _require_labels(~np.isfinite(array), name, asked_by)
         whole = array == np.round(array)
-        return array.astype(np.int64).astype(str) if whole.all() else array.astype(str)
-    if array.dtype.kind != "O":
-        return array.astype(str)
-    _require_labels(np.array([is_missing(each) for each in array]), name, asked_by)
-    return np.array([str(each) for each in array])
+        array = array.astype(np.int64) if whole.all() else array
+    if array.dtype.kind == "O":
+        _require_labels(np.array([is_missing(each) for each in array]), name, asked_by)
+        places: dict[str, int] = {}
+        index = np.array([places.setdefault(str(each), len(places)) for each in array], dtype=int)
+        return np.array(list(places)), index
+    distinct, index = np.unique(array, return_inverse=True)
+    return distinct.astype(str), index
 
 
 def _require_labels(missing, name, asked_by):

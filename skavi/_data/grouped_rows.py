@@ -104,6 +104,13 @@ class GroupedRows:
         unit = torch.repeat_interleave(torch.arange(len(chosen), device=self.device), sizes)
         return GroupedRows(self.table[rows], self.weights[rows], unit, self.codes[chosen])
 
+    def gathered(self, gather: Callable[[Tensor], Tensor]) -> "GroupedRows":
+        """Return the units of all ranks, of which `gather` concatenates rows of tensors."""
+        rows, sizes = self._order, gather(self.sizes)
+        unit = torch.repeat_interleave(torch.arange(len(sizes), device=self.device), sizes)
+        table, weights = gather(self.table[rows]), gather(self.weights[rows])
+        return GroupedRows(table, weights, unit, gather(self.codes))
+
     # --- units and their rows -------------------------------------------------------------------
 
     @cached_property

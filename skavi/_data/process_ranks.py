@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skavi._data.grouped_rows import GroupedRows
 from skavi._numerics.sums import triangular
 
 if torch.distributed.is_available():
     # torch.func imports this at its first call. If a process group exists by then, the module's
     # default arguments keep it alive: its threads outlive the interpreter and may abort.
     import torch.distributed.nn.functional
+
+#: A byte that no text in UTF-8 holds.
+_NO_TEXT = b"\xff"
 
 Method = TypeVar("Method", bound=Callable)
 
@@ -149,7 +153,8 @@ class Ranks(RankGroup):
 
     def take(self, rows, index):
         here = index - self.first
-        return self.gather(rows[here[(here >= 0) & (here < len(rows))]])
+        own = rows[here[(here >= 0) & (here < len(rows))]]
+        return own.gathered(self.gather) if isinstance(own, GroupedRows) else self.gather(own)
 
     def _reduce(self, value, operation):
         value = value.detach().clone(memory_format=torch.contiguous_format)
@@ -222,6 +227,16 @@ def anywhere(flag: bool) -> bool:
 def stacked(rows: Tensor) -> Tensor:
     """Concatenate the rows of all ranks."""
     return _joined.get().gather(rows)
+
+
+def stacked_texts(texts: list[str]) -> list[str]:
+    """Concatenate the texts of all ranks."""
+    encoded = [text.encode() for text in texts]
+    width = int(largest(torch.tensor(max(map(len, encoded), default=0))))
+    padded = b"".join(each.ljust(width, _NO_TEXT) for each in encoded)
+    rows = np.frombuffer(padded, dtype=np.uint8).reshape(len(texts), width)
+    everyone = stacked(torch.from_numpy(rows.copy())).numpy()
+    return [bytes(row).rstrip(_NO_TEXT).decode() for row in everyone]
 
 
 def squeezed(rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._data.grouped_rows import GroupedRows
 from skavi._data.process_ranks import shared_by_ranks
 from skavi._data.validated_tables import (
     came_in_single,
@@ -177,7 +178,7 @@ class VariationalInference(
                 plan, rows, start = self._prepare(X, roles, sample_weight, reporter, shared, source)
                 fits: list = []
                 with reporter.outlasting_interrupts():
-                    plan = with_best_parametrisation(plan, rows)
+                    plan, start = with_best_parametrisation(plan, rows, start)
                     fit_every_start(plan, rows, start, reporter, fits)
                     fit = with_suboptimality(best_of(plan, fits))
                     check_agreement(rows.ranks, fit.solution.outcome.state)
@@ -208,7 +209,8 @@ class VariationalInference(
         sparse, device = self._accepts_sparse(), device_named(self.device)
         rows = rows_of(X, sample_weight, device, sparse, roles)
         warn_of_shares(sample_weight)
-        rows = replace(rows, ranks=ranks)
+        of_rows = ranks.of_rows(*rows.X.shape) if isinstance(rows.X, GroupedRows) else ranks
+        rows = replace(rows, ranks=of_rows)
         reporter.n_samples = ranks.count(X.shape[0])
         reporter.journal = self._journal(X, sample_weight)
         reporter.joint = ranks.size > 1

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from skavi._data.column_roles import LABELS
+from skavi._data.process_ranks import ALONE, Ranks, joined
 from skavi._data.rows import Rows
 from skavi._data.validated_tables import (
     device_named,
@@ -68,7 +70,8 @@ class FittedEstimator:
             self.model.check_roles()
             named, together = self.model.named_columns(), self.model.roles_together
             kinds = self.model.named_kinds()
-        roles = roles_in(X, named, name, not shared, together, kinds)
+        with joined(Ranks(len(X), 1) if shared and LABELS in named else ALONE):
+            roles = roles_in(X, named, name, not shared, together, kinds)
         sparse, missing = self._accepts_sparse(), self._allows_missing()
         return validated_table(self, X, sparse, missing, True, roles, name), roles
 
@@ -110,7 +113,7 @@ class FittedEstimator:
             with torch.no_grad():
                 raw = problem.raw(fitted.outcome.state)
                 raw = self._fitted_model.raw_of_training(problem.rows, raw)
-            self.model_.remember(raw, problem.rows.X)
+            problem.rows.ask(self.model_.remember, raw, problem.rows.X)
 
     def _rows(self, X, sample_weight=None) -> Rows:
         device, model = device_named(self.device), self.model_

@@ -6,7 +6,6 @@ from numbers import Number
 import torch
 from sklearn.callback import ProgressBar
 
-from skavi._data.coupling import Units
 from skavi._data.process_ranks import ALONE, RankGroup, Ranks
 from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
@@ -86,14 +85,8 @@ def check_joint(estimator, model, function) -> None:
         `total`; if the inference function reads neighbours; or if callbacks are set.
     """
     name = type(model).__name__
-    what = "Rows over several ranks must be"
-    model.coupling.require_independent(what, name, "fit all rows in one process")
-    if isinstance(model.coupling, Units):
-        raise ValueError(
-            f"{what} on one rank with all of their group, which a cut of the table does not keep, "
-            f"but {name} has groups: fit all rows in one process, or whole groups in turn with "
-            "partial_fit."
-        )
+    what, remedy = "Rows over several ranks must be", "fit all rows in one process"
+    model.coupling.require_independent(what, name, remedy)
     if model.accepts_sparse:
         raise ValueError(
             f"Rows over several ranks must be dense, but {name} reads sparse ones: fit all rows in "

@@ -16,7 +16,7 @@ from skavi._data.rows import Rows, cells_a_row, first_places
 from skavi._fit.defaults import evaluation_noise
 from skavi._fit.local_problems import chunk_size, refined, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
-from skavi._fit.problem import Problem, inputs_of, windows_of
+from skavi._fit.problem import Problem, windows_of, with_mask
 from skavi._numerics.aligned import aligned
 from skavi._platform.user_warnings import warn
 from skavi.families import Family
@@ -167,14 +167,15 @@ class FittedModel:
         instead, since the function has not learned such rows.
         """
         function, shared = self.function, self.shared_like(rows.weights)
-        inputs = inputs_of(self.model, function, rows.X)
+        windows = windows_of(self.model, function, rows.X)
+        inputs = with_mask(self.model, function, windows)
         with torch.no_grad():
             raw = evaluate_blockwise(
                 lambda part: function.evaluate(shared, function.features(part)), inputs
             )
         solved = self.model.unobserved(rows.X)
         if solved is not None or self._may_miss_cells(rows.X):
-            unreadable = function.unreadable(windows_of(self.model, function, rows.X))
+            unreadable = function.unreadable(windows)
             solved = unreadable if solved is None else solved | unreadable
             if bool(solved.any()):
                 raw[solved] = self._solve(rows[solved])

@@ -93,7 +93,7 @@ def other_optima(problem, raw: Tensor, raw_globals: Tensor, tol: float) -> Tenso
     if not objective.model.coupling.independent:
         margin = 10 * max(tol, ROUGH)
         return objective.better_raw(raw, raw_globals, problem.rows.X, problem.nodes, margin)
-    if not 0 < objective.n_latents <= _MAX_LATENTS:
+    if objective.model.concave_in_latents or not 0 < objective.n_latents <= _MAX_LATENTS:
         return None
     return _move(problem, raw, raw_globals, tol, _frame(problem, raw, raw_globals))
 

@@ -240,5 +240,9 @@ def windows_of(model: LatentVariableModel, function: InferenceFunction, X: Tenso
 
 def inputs_of(model: LatentVariableModel, function: InferenceFunction, X: Tensor) -> Tensor:
     """Return the windows, and a mask of observed cells if any was missing at the function's fit."""
-    inputs = windows_of(model, function, X)
+    return with_mask(model, function, windows_of(model, function, X))
+
+
+def with_mask(model: LatentVariableModel, function: InferenceFunction, inputs: Tensor) -> Tensor:
+    """Return windows, and a mask of observed cells where the model allows missing ones."""
     return function.with_mask(inputs) if model.allows_missing else inputs

@@ -40,7 +40,7 @@ def with_shared_noise(objective: Objective, rows: Rows) -> Objective:
         return objective
     if size < objective.space.size or not objective.model.coupling.separable:
         return objective
-    if len(objective.model.alternatives()) > 1:
+    if objective.model.first_form():
         return objective  # what meets is not the same in all of them
     try:
         shared = _find(objective, rows)

@@ -190,7 +190,10 @@ def _scale_of_data(objective, rows, centre, spread):
     if isinstance(X, GroupedRows):
         X = objective.model.explained(X)
     values = X[torch.isfinite(X)] if isinstance(X, Tensor) else rows.weights
-    mean, sd = values.mean(), values.std(correction=0).clamp_min(1e-8)
+    add_up = rows.ranks.sum
+    count = add_up(values.new_tensor(float(len(values)))).clamp_min(1.0)
+    mean = add_up(values.sum()) / count
+    sd = (add_up(((values - mean) ** 2).sum()) / count).sqrt().clamp_min(1e-8)
     centre, spread = centre.clone(), spread.clone()
     for name, where in space.slices.items():
         if space.is_real(name):

@@ -15,7 +15,7 @@ from skavi._estimators.base import VariationalInference
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.forks_and_threads import guarded
 from skavi._platform.user_warnings import warn
-from skavi.distributed._shard import even, require_sizes
+from skavi.distributed._shard import even, owners, require_sizes
 from skavi.distributed._watch import Workers, raise_what_failed
 
 
@@ -29,20 +29,24 @@ class Task:
     table : str
         The file of all rows.
     weights : ndarray of shape (n_samples,), or None
-    sizes : list of int
+    sizes : list of int or None
         Rows of each worker.
-    n_threads : int
+    groups : ndarray of shape (n_samples,) or None
+        Of the rows, of which each worker takes whole groups; in place of sizes.
+    n_workers, n_threads : int
     """
 
     estimator: BaseEstimator
     table: str
     weights: np.ndarray | None
-    sizes: list[int]
+    sizes: list[int] | None
+    groups: np.ndarray | None
+    n_workers: int
     n_threads: int
 
 
 @guarded
-def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=None):
+def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=None, groups=None):
     """Fit an estimator in several processes on this machine, each with a part of the rows.
 
     It works in a notebook or a script, without a launcher and without a main guard; models and
@@ -61,6 +65,8 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
         As in the estimator's ``fit``.
     sizes : sequence of int, default=None
         Rows of each worker. None: equal numbers, up to one row.
+    groups : array-like of shape (n_samples,), default=None
+        The group of each row, for a model of groups: each worker then takes whole groups.
 
     Returns
     -------
@@ -113,14 +119,21 @@ def fit(estimator, X, *, n_workers=2, n_threads=None, sample_weight=None, sizes=
         folder = Path(name)
         table = _table(folder, X)
         n_rows = len(np.load(table, mmap_mode="r", allow_pickle=False))
-        sizes = even(n_rows, n_workers) if sizes is None else [int(size) for size in sizes]
-        require_sizes(sizes, n_workers, n_rows)
+        if groups is None:
+            sizes = even(n_rows, n_workers) if sizes is None else [int(size) for size in sizes]
+            require_sizes(sizes, n_workers, n_rows)
+            ends = np.cumsum(sizes)
+            held = [f"rows {e - s} to {e - 1} of X" for s, e in zip(sizes, ends, strict=True)]
+        else:
+            groups = np.asarray(groups)
+            rank = owners(groups, sizes, n_workers, n_rows)
+            held = [f"{size} rows of X" for size in np.bincount(rank)]
         weights = None if sample_weight is None else _weights(sample_weight, n_rows)
-        task = Task(estimator, str(table), weights, sizes, n_threads)
+        task = Task(estimator, str(table), weights, sizes, groups, n_workers, n_threads)
         (folder / "task").write_bytes(cloudpickle.dumps(task))
         with Workers(folder, n_workers, n_threads) as workers:
             reports = workers.reports()
-    raise_what_failed(reports, sizes)
+    raise_what_failed(reports, held)
     for message, category in reports[0].warnings:
         warn(message, category)
     estimator.__dict__.update(reports[0].state)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skavi._data.process_ranks import Shard
 from skavi._platform.forks_and_threads import guarded
 
 
 @guarded
-def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
-    """Return this rank's rows of a table, a contiguous part of it, to pass to `fit`.
+def shard(X, sizes: Sequence[int] | None = None, groups: ArrayLike | None = None) -> np.ndarray:
+    """Return this rank's rows of a table, a contiguous part or whole groups, to pass to `fit`.
 
     Under torchrun the first call starts torch's process group, unless it exists: gloo between CPUs,
     NCCL between GPUs, one GPU for each rank. In a single process all rows are returned.
@@ -26,6 +27,9 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
         split along the first dimension.
     sizes : sequence of int, default=None
         Rows of each rank, which add up to all rows. None: equal numbers, up to one row.
+    groups : array-like of shape (n_samples,), default=None
+        The group of each row, as a model of groups has it: all rows of a group then go to one
+        rank. Cut ``sample_weight`` by the same labels.
 
     Returns
     -------
@@ -37,7 +41,7 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If sizes do not add up, or leave a rank without rows.
+        If sizes do not add up, leave a rank without rows, or are given beside groups.
     RuntimeError
         If this build of torch has no torch.distributed.
 
@@ -58,6 +62,8 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
     else:
         table = np.asarray(X)
     n = len(table)
+    if groups is not None:
+        return table[owners(groups, sizes, size, n) == rank].view(Shard)
     counts = even(n, size) if sizes is None else [int(count) for count in sizes]
     require_sizes(counts, size, n)
     first = sum(counts[:rank])
@@ -67,6 +73,28 @@ def shard(X, sizes: Sequence[int] | None = None) -> np.ndarray:
 def even(n_rows: int, n_ranks: int) -> list[int]:
     """Return how many rows each rank takes: equal numbers, up to one row."""
     return [n_rows // n_ranks + (rank < n_rows % n_ranks) for rank in range(n_ranks)]
+
+
+def owners(groups, sizes, n_ranks: int, n_rows: int) -> np.ndarray:
+    """Return the rank of each row: of whole groups, in order of appearance, of like total size."""
+    labels = np.asarray(groups)
+    if sizes is not None:
+        raise ValueError("sizes and groups both say which rows a rank takes: give one of them.")
+    if labels.shape != (n_rows,):
+        raise ValueError(f"groups has shape {labels.shape}, but X has {n_rows} rows: one a row.")
+    _, first, index, counts = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(first)
+    middle = np.empty(len(order))
+    middle[order] = np.cumsum(counts[order]) - 0.5 * counts[order]
+    rank = (middle / n_rows * n_ranks).astype(int)
+    if len(np.unique(rank)) < n_ranks:
+        raise ValueError(
+            f"The {len(order)} groups of X, of up to {counts.max()} of its {n_rows} rows, leave "
+            f"one of {n_ranks} ranks without any: take fewer ranks."
+        )
+    return rank[index]
 
 
 def require_sizes(sizes: list[int], n_ranks: int, n_rows: int) -> None:

@@ -122,13 +122,12 @@ def _describe_exit(code):
     return f"was killed by {name}{hint}"
 
 
-def raise_what_failed(reports: list[Report], sizes: list[int]) -> None:
-    """If a worker failed, raise its own exception, or a DeadRankError."""
-    firsts = [sum(sizes[:rank]) for rank in range(len(sizes))]
-    who = [
-        f"{rank} of {len(sizes)} (rows {first} to {first + size - 1} of X)"
-        for rank, (first, size) in enumerate(zip(firsts, sizes, strict=True))
-    ]
+def raise_what_failed(reports: list[Report], held: list[str]) -> None:
+    """If a worker failed, raise its own exception, or a DeadRankError.
+
+    `held` says which rows each of them has.
+    """
+    who = [f"{rank} of {len(held)} ({rows})" for rank, rows in enumerate(held)]
     errors = [report for report in reports if report.error is not None]
     for report in sorted(errors, key=lambda report: isinstance(report.error, LostRankError)):
         if isinstance(report.error, LostRankError):

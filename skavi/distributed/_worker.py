@@ -25,7 +25,7 @@ def work(folder: Path, rank: int) -> int:
     task = pickle.loads((folder / "task").read_bytes())
     torch.set_num_threads(task.n_threads)
     meeting = f"file://{folder / 'meeting'}"
-    size = len(task.sizes)
+    size = task.n_workers
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     state, error = None, None
     with warnings.catch_warnings(record=True) as caught:
@@ -45,8 +45,9 @@ def _fit(task, rank):
     given = set(estimator.get_params(deep=False))
     if rank:
         estimator.set_params(verbose=0)
-    weights = None if task.weights is None else shard(task.weights, task.sizes)
-    estimator.fit(shard(task.table, task.sizes), sample_weight=weights)
+    cut = task.sizes, task.groups
+    weights = None if task.weights is None else shard(task.weights, *cut)
+    estimator.fit(shard(task.table, *cut), sample_weight=weights)
     state = vars(estimator).items()
     return {name: value for name, value in state if name not in given and "_skl_" not in name}
 

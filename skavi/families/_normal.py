@@ -7,6 +7,7 @@ methods, so the ELBO and the solvers do not depend on the family.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -313,14 +314,10 @@ class FullNormal(Family):
 
     def factors(self, raw, n_latents):
         k = n_latents
-        row, column = torch.tril_indices(k, k, offset=-1, device=raw.device)
-        # Scatter through one constant index map: works under vmap, grad and jvp alike.
-        position = torch.zeros(k, k, dtype=torch.long, device=raw.device)
-        position[row, column] = torch.arange(len(row), device=raw.device) + 2 * k
-        below = raw[..., position] if len(row) else raw.new_zeros(*raw.shape[:-1], k, k)
-        mask = torch.ones(k, k, dtype=torch.bool, device=raw.device).tril(-1)
-        lower = torch.where(mask, below, torch.zeros((), dtype=raw.dtype, device=raw.device))
-        return FullFactors(raw[..., :k], lower + torch.diag_embed(raw[..., k : 2 * k].exp()))
+        # Read through one constant index map: works under vmap, grad and jvp alike.
+        numbers = [raw.new_zeros(*raw.shape[:-1], 1), raw[..., k : 2 * k].exp(), raw[..., 2 * k :]]
+        entries = torch.cat(numbers, -1).index_select(-1, _entries_of_lower(k, raw.device))
+        return FullFactors(raw[..., :k], entries.reshape(*raw.shape[:-1], k, k))
 
     def raw(self, factors):
         k = factors.mean.shape[-1]
@@ -335,6 +332,15 @@ class FullNormal(Family):
         diagonal = factors.covariance().diagonal(dim1=-2, dim2=-1).sqrt()
         row, _ = torch.tril_indices(k, k, offset=-1, device=sd.device)
         return torch.cat([sd, torch.full_like(sd, math.sqrt(0.5)), diagonal[..., row]], -1)
+
+
+@lru_cache(maxsize=64)
+def _entries_of_lower(k: int, device: torch.device) -> Tensor:
+    """Return for each entry of a lower matrix its place among 0, the diagonal, and those below."""
+    row, column = torch.tril_indices(k, k, offset=-1, device=device)
+    place = torch.diag(torch.arange(1, k + 1, device=device))
+    place[row, column] = torch.arange(k + 1, k + 1 + len(row), device=device)
+    return place.reshape(-1)
 
 
 class Point(Family):

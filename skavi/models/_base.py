@@ -126,10 +126,6 @@ class LatentVariableModel(
         """Return the model with every argument left open (None) set from the training data."""
         return self
 
-    def alternatives(self) -> "list[LatentVariableModel]":
-        """Return the model in every parametrisation that may be fitted; the best ELBO is kept."""
-        return [self]
-
     def check_data(self, X: Tensor) -> None:
         """Raise a ValueError that says which rows of X the model cannot take."""
 

@@ -16,6 +16,9 @@ class ClosedForms:
     coarsest_tol: float = 0.0
     #: Whether rows' problems have several optima, which `best_locals` then searches.
     several_optima: bool = False
+    #: Whether log p(z_n, x_n | theta) is known to be concave in z_n, so that the ELBO of a row has
+    #: one optimum (Challis & Barber 2013), and no other is searched for.
+    concave_in_latents: bool = False
     #: What a cell costs in closed form, in passes of normal cells.
     passes_a_cell: int = 1
     #: Whether `swept` moves rows and globals together by second-order steps.

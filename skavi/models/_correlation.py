@@ -7,11 +7,21 @@ from torch import Tensor
 from torch.distributions import Distribution, LKJCholesky, Transform, biject_to, constraints
 from torch.nn import functional as F
 
-from skavi._numerics.aligned import aligned
-from skavi._numerics.quadrature import hermite_rule
+from skavi._numerics.quadrature import hermite_nodes
 
 #: Gauss-Hermite nodes: E log(1 - tanh(u)^2) to 1e-9 at an sd of 1.
 _N_NODES = 40
+
+
+def expected_log_squares(mean: Tensor, sd: Tensor) -> Tensor:
+    """E log(1 - tanh(u)^2) of each of some normal numbers: they add up to E log det C."""
+    nodes, weights = hermite_nodes(_N_NODES, mean)
+    return log_squares(mean + sd * nodes.unsqueeze(-1)).mT @ weights
+
+
+def log_squares(u: Tensor) -> Tensor:
+    """Return log(1 - tanh(u)^2)."""
+    return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
 class _CorrelationMatrix(constraints.Constraint):
@@ -65,7 +75,7 @@ class CorrelationTransform(Transform):
         return torch.stack(found, -1)
 
     def log_abs_det_jacobian(self, x, y):
-        squares = 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(u)^2)
+        squares = log_squares(x)
         k, total = _order(x.shape[-1]), torch.zeros_like(x[..., 0])
         for i in range(1, k):
             of_row = squares[..., i * (i - 1) // 2 : i * (i + 1) // 2]
@@ -103,6 +113,8 @@ class LKJ(Distribution):
     def __init__(self, order: int, concentration: float):
         self._of_cholesky = LKJCholesky(order, concentration, validate_args=False)
         self._power = 2.0 * (concentration - 1)
+        at_identity = self._of_cholesky.log_prob(torch.eye(order, dtype=torch.float64))
+        self._at_identity = float(at_identity)
         super().__init__(event_shape=torch.Size([order, order]), validate_args=False)
 
     def log_prob(self, value):
@@ -114,16 +126,12 @@ class LKJ(Distribution):
         It is a sum of log(1 - tanh(u)^2) with known factors: quadrature in one dimension each.
         """
         k = self.event_shape[0]
-        nodes, weights = (aligned(part).to(mean) for part in hermite_rule(_N_NODES))
-        u = mean + sd * nodes.unsqueeze(-1)
-        squares = weights @ (2 * (math.log(2) - u - F.softplus(-2 * u)))
         powers = [
             0.5 * (self._power + k - i - 1) + 1 + 0.5 * (i - 1 - j)
             for i in range(1, k)
             for j in range(i)
         ]
-        at_identity = self._of_cholesky.log_prob(torch.eye(k, dtype=mean.dtype))
-        return at_identity + (mean.new_tensor(powers) * squares).sum()
+        return self._at_identity + mean.new_tensor(powers) @ expected_log_squares(mean, sd)
 
     def sample(self, sample_shape=()):
         lower = self._of_cholesky.sample(torch.Size(sample_shape))

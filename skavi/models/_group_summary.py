@@ -35,6 +35,7 @@ def moments_of_units(
     values = torch.where(there, values, X.at_rows(mean))
     row, column = torch.triu_indices(values.shape[1], values.shape[1], device=values.device)
     away = values - X.at_rows(mean)
-    second = X.over_units(weights[:, None] * away[:, row] * away[:, column])
+    products = away.index_select(1, row) * away.index_select(1, column)
+    second = X.over_units(weights[:, None] * products)
     second = second / count.clamp_min(1e-300)
     return torch.cat([count, count.clamp_min(1e-300).log().clamp_min(-1), mean, second, of_unit], 1)

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from skavi._data.coupling import UNITS, Coupling
 from skavi._data.grouped_rows import GroupedRows
+from skavi._data.process_ranks import stacked
 from skavi.distributions import defaults_of, log_prob
 from skavi.models._base import LIKELIHOOD_NEEDED, HierarchicalModel, overrides
 from skavi.models._conditional import ConditionalModel
@@ -153,7 +154,8 @@ class GroupedModel(ConditionalModel):
         return ~self.is_observed(X)
 
     def remember(self, raw, X):
-        self.group_factors_ = raw[X.codes.argsort()].cpu().numpy().copy()
+        order = stacked(X.codes).argsort()
+        self.group_factors_ = stacked(raw)[order].cpu().numpy().copy()
 
     def recalled(self, raw, X):
         if self.group_factors_ is None:

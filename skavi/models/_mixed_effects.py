@@ -45,8 +45,8 @@ class MixedEffects(MixedPriors):
         Whether the effects of a group are correlated a priori.
     centred : bool or sequence of bool, default=None
         Of each effect, or of all: whether the latent is the effect with its mean, or its distance
-        from the mean in units of its sd. None: the choice with the higher ELBO under factorized
-        VI, on ``model_.centred``.
+        from the mean in units of its sd. None: for each effect in turn the choice with the higher
+        ELBO under factorized VI, on ``model_.centred``.
     fixed_scale, random_scale, noise_scale : float, array or Distribution, default=None
         Prior sd of fixed effects; scale of the half-normal priors of the effects' sds and of the
         noise's; or these priors themselves. None: 2.5 sds of the response over that of the column.
@@ -112,6 +112,11 @@ class MixedEffects(MixedPriors):
         self.fixed_scale = fixed_scale
         self.random_scale = random_scale
         self.noise_scale = noise_scale
+
+    @property
+    def concave_in_latents(self):  # type: ignore[override]
+        """Whether all terms are concave in eta, in which latents are linear: but for Student t."""
+        return self.likelihood != "student_t"
 
     # --- densities ------------------------------------------------------------------------------
 

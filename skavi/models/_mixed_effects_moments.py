@@ -2,7 +2,8 @@
 
 A group's latent u_k is b_k itself where it is centred, b_k / sd_k where it is not. Under q the
 coefficients beta and G are normal, sds are log normal, and u is normal, all independent; only a
-correlation matrix takes quadrature. Normal responses need sums over a group's rows, once.
+correlation matrix of several numbers takes draws. Normal responses need sums over a group's rows,
+once.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,9 @@ from torch import Tensor
 from skavi._numerics.aligned import aligned
 from skavi._numerics.quadrature import hermite_rule, sobol_normal
 from skavi.families import LOG_2PI
-from skavi.models._correlation import CorrelationTransform
+from skavi.models._correlation import CorrelationTransform, expected_log_squares
 
-#: Gauss-Hermite nodes for one correlation: E C^-1 to 1e-9 where atanh(correlation) has sd 0.5.
-_N_CORRELATION_NODES = 24
-#: Sobol points for more than one.
+#: Sobol points for the inverse of a matrix of more than one correlation.
 _N_CORRELATION_DRAWS = 512
 
 
@@ -57,48 +56,55 @@ class GlobalMoments:
         return 1 - self.absorbed.sum(0)
 
     def power(self, sign: int, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E s and E s s' of s = sd^sign for the effects `which`, of 1 for all others."""
+        """Return means and variances of sd^sign for the effects `which`, and of 1 for others."""
+        if not bool(which.any()):
+            return torch.ones_like(which), torch.zeros_like(which)
         mean, variance = which * self.log_sd, which * self.log_sd_variance
         first = (sign * mean + 0.5 * variance).exp()
-        second = first.unsqueeze(-1) * first
-        return first, second * torch.diag(variance).exp()
+        return first, first**2 * variance.expm1()
+
+    def of_covariates(self, H: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of what group covariates add, (n_groups, n_effects)."""
+        if not H.shape[1]:
+            return (H.new_zeros(len(H), len(self.centred)),) * 2
+        return H @ self.of_group.mT, H**2 @ self.of_group_variance.mT
 
     def prior_mean(self, H: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the latents' prior means, (n_groups, n_effects)."""
-        mean = self.absorbed @ self.fixed + self.centred * (H @ self.of_group.mT)
-        variance = self.absorbed @ self.fixed_variance
-        return mean, variance + self.centred * (H**2 @ self.of_group_variance.mT)
+        mean, variance = self.of_covariates(H)
+        mean = self.absorbed @ self.fixed + self.centred * mean
+        return mean, self.absorbed @ self.fixed_variance + self.centred * variance
 
     def expected_log_prior(self, u, S, H) -> Tensor:
         """E_q log p(z_g | theta), shape (n_groups,)."""
         mean, variance = self.prior_mean(H)
-        _, inverse = self.power(-1, self.centred)
+        inverse, spread = self.power(-1, self.centred)
         away = u - mean
-        second = away.unsqueeze(-1) * away.unsqueeze(-2) + S + torch.diag_embed(variance)
-        quadratic = (self.precision * inverse * second).sum((-2, -1))
+        second = away.unsqueeze(-1) * away.unsqueeze(-2) + S
+        A = self.precision * (inverse.unsqueeze(-1) * inverse + spread.diag())
+        quadratic = (A * second).sum((-2, -1)) + variance @ A.diagonal()
         logs = self.log_det + 2 * (self.centred * self.log_sd).sum()
         return -0.5 * (len(self.centred) * LOG_2PI + logs + quadratic)
 
     def shift(self, H) -> tuple[Tensor, Tensor]:
         """Return mean and variance of what group covariates add beside effects not centred."""
-        rest = 1 - self.centred
-        return rest * (H @ self.of_group.mT), rest * (H**2 @ self.of_group_variance.mT)
+        mean, variance = self.of_covariates(H)
+        return (1 - self.centred) * mean, (1 - self.centred) * variance
 
     def expected_squares(self, gram: Tensor, u, S, H) -> Tensor:
         """E sum w (y - eta)^2 of each group, from sums of products of its columns (F, R, y)."""
-        first, second = self.power(1, 1 - self.centred)
+        first, variance = self.power(1, 1 - self.centred)
         shift, spread = self.shift(H)
-        of_rows = first * u
-        m = torch.cat([(self.free * self.fixed).expand(len(u), -1), of_rows + shift], 1)
-        n = len(self.fixed)
-        covariance = second * (u.unsqueeze(-1) * u.unsqueeze(-2) + S)
-        covariance = covariance - of_rows.unsqueeze(-1) * of_rows.unsqueeze(-2)
-        covariance = covariance + torch.diag_embed(spread)
-        A = gram[:, :-1, :-1]
-        squares = gram[:, -1, -1] - 2 * (gram[:, :-1, -1] * m).sum(1)
-        squares = squares + (m.unsqueeze(-2) @ A @ m.unsqueeze(-1))[:, 0, 0]
-        of_fixed = A.diagonal(dim1=1, dim2=2)[:, :n] @ (self.free * self.fixed_variance)
-        return squares + of_fixed + (A[:, n:, n:] * covariance).sum((-2, -1))
+        common = (self.free * self.fixed).expand(len(u), -1)
+        m = torch.cat([common, first * u + shift, -torch.ones_like(u[:, :1])], 1)
+        squares = ((gram @ m.unsqueeze(-1))[..., 0] * m).sum(1)
+        A, n = gram[:, :-1, :-1], len(self.fixed)
+        inner = A[:, n:, n:] * (first.unsqueeze(-1) * first + variance.diag()) * S
+        on_diagonal = torch.cat(
+            [(self.free * self.fixed_variance).expand(len(u), -1), variance * u**2 + spread], 1
+        )
+        of_diagonal = (A.diagonal(dim1=1, dim2=2) * on_diagonal).sum(1)
+        return squares + of_diagonal + inner.sum((-2, -1))
 
     def predictor(self, F, R, unit, u, S, H, sds) -> tuple[Tensor, Tensor]:
         """Return mean and variance of each row's eta, given the sds, which are (n_nodes, k)."""
@@ -113,27 +119,28 @@ class GlobalMoments:
 
     def effects(self, u, variance, H) -> tuple[Tensor, Tensor]:
         """Return means and variances of the effects z_g, (n_groups, n_effects)."""
-        first, second = self.power(1, 1 - self.centred)
+        first, of_sd = self.power(1, 1 - self.centred)
         shift, spread = self.shift(H)
         mean = first * u + shift - self.absorbed @ self.fixed
-        square = second.diagonal() * (u**2 + variance) - (first * u) ** 2
+        square = first**2 * variance + of_sd * (u**2 + variance)
         return mean, square + spread + self.absorbed @ self.fixed_variance
 
 
 def correlation_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E C^-1 and E log det C of a correlation matrix, for normal numbers below it."""
-    m, bijection = len(mean), CorrelationTransform()
+    """Return E C^-1 and E log det C of a correlation matrix, for normal numbers below it.
+
+    With one, u, the inverse has (1 + cosh 2u) / 2 on its diagonal and -sinh 2u / 2 beside it.
+    """
+    m, log_det = len(mean), expected_log_squares(mean, sd).sum()
     if m == 1:
-        nodes, weights = (aligned(part).to(mean) for part in hermite_rule(_N_CORRELATION_NODES))
-        nodes = nodes.unsqueeze(-1)
-    else:
-        nodes = aligned(sobol_normal(_N_CORRELATION_DRAWS, m, 0)).to(mean)
-        weights = nodes.new_full((len(nodes),), 1 / len(nodes))
-    lower = bijection.cholesky(mean + sd * nodes)
+        wide = (2 * sd**2).exp()
+        same, other = 0.5 + 0.5 * (2 * mean).cosh() * wide, -0.5 * (2 * mean).sinh() * wide
+        return torch.cat([same, other, other, same]).reshape(2, 2), log_det
+    nodes = aligned(sobol_normal(_N_CORRELATION_DRAWS, m, 0)).to(mean)
+    lower = CorrelationTransform().cholesky(mean + sd * nodes)
     identity = torch.eye(lower.shape[-1]).to(mean).expand_as(lower)
     root = torch.linalg.solve_triangular(lower, identity, upper=False)
-    log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return torch.tensordot(weights, root.mT @ root, 1), weights @ log_det
+    return (root.mT @ root).mean(0), log_det
 
 
 def product_rule(means: Tensor, sds: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:

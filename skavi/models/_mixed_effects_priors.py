@@ -1,7 +1,5 @@
 """What a mixed model is told: columns, priors, designs of rows, and where a fit starts."""
 
-import copy
-import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Exponential, Gamma, HalfNormal, constraints
 
 from skavi._data.grouped_rows import GroupedRows
+from skavi._data.process_ranks import over_ranks, stacked
 from skavi.distributions import Flat
 from skavi.families import FullNormal
 from skavi.models._binomial_cells import BinomialCells
@@ -21,8 +20,6 @@ from skavi.models._scale_priors import WEAK, check_scale, scale_prior
 
 #: By name; "binomial" counts successes out of `trials`.
 CELLS: dict[str, Likelihood] = {**LIKELIHOODS, "binomial": BinomialCells()}
-#: Effects up to which every choice of centred ones is tried: four fits.
-_MOST_CHOICES = 2
 #: Of the mean variance of a column: added where a start is solved for.
 _RIDGE = 1e-6
 
@@ -109,16 +106,16 @@ class MixedPriors(GroupedModel):
 
     # --- priors and starts ----------------------------------------------------------------------
 
+    @over_ranks
     def adapted(self, X, weights):
         model, X = self.with_arguments({}), GroupedRows.of(X)
         y, seen = self._pseudo(X)
-        spread = (
-            y[seen].std(correction=0).clamp_min(1e-8) if int(seen.sum()) > 1 else y.new_ones(())
-        )
-        centre = y[seen].mean().abs()
-        F, R = (each[:, 1:] for each in self._designs(X.table))
+        y = stacked(y[seen])
+        spread = y.std(correction=0).clamp_min(1e-8) if len(y) > 1 else y.new_ones(())
+        centre = y.mean().abs()
+        F, R = (stacked(each[:, 1:]) for each in self._designs(X.table))
         scales = [_sds(each) for each in (F, R)]
-        H = self.given_columns(X.table[X.first], "group_covariates")
+        H = stacked(self.given_columns(X.table[X.first], "group_covariates"))
         of_group = _sds(H)
         far = (F.mean(0).abs() / scales[0]).sum()
         one, unit = y.new_ones(1), WEAK * spread
@@ -166,12 +163,13 @@ class MixedPriors(GroupedModel):
         k = self.n_latents(1)
         return k * (k - 1) // 2 if self.correlated else 0
 
+    @over_ranks
     def initial_globals(self, X, weights):
         """Return pooled least squares on the scale of eta, and a share of what is left."""
         X = GroupedRows.of(X)
         y, seen = self._pseudo(X)
-        F, R = self._designs(X.table)
-        w = (X.weights * seen)[:, None]
+        F, R = (stacked(each) for each in self._designs(X.table))
+        y, w = stacked(y), stacked((X.weights * seen)[:, None])
         ridge = _RIDGE * torch.diag((w * F**2).sum(0).clamp_min(1e-12))
         beta = torch.linalg.solve((w * F).mT @ F + ridge, (w * F).mT @ y)
         left = (w[:, 0] * (y - F @ beta) ** 2).sum() / w.sum()
@@ -187,16 +185,14 @@ class MixedPriors(GroupedModel):
         }
         return found | {name: known[name] for name in self.global_prior(1) if name not in found}
 
-    def alternatives(self):
-        if self.centred is not None:
-            return [self]
-        k, models = self.n_latents(1), []
-        choices = itertools.product((False, True), repeat=k)
-        for choice in choices if k <= _MOST_CHOICES else ((False,) * k, (True,) * k):
-            model = copy.copy(self)
-            model.centred = choice[0] if len(set(choice)) == 1 else choice
-            models.append(model)
-        return models
+    def first_form(self):
+        """Return which effects are centred first: a fit then takes half as many steps."""
+        return () if self.centred is not None else (True,) * self.n_latents(1)
+
+    def in_form(self, chosen):
+        if not chosen:
+            return self
+        return self.with_arguments({"centred": chosen[0] if len(set(chosen)) == 1 else chosen})
 
     # --- designs --------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What a model's latents stand for, such as topics' proportions, and its moments under q."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,18 @@ class OwnScale:
         What is returned is a start, close to an optimum: its ELBO may differ a little.
         """
         return None
+
+    def first_form(self) -> tuple[bool, ...]:
+        """Return the choices between two parametrisations that are open, as they are first tried.
+
+        Each is then tried the other way round, and the form with the highest ELBO is kept. All
+        forms have the same `own_scale`, and latents are on it after a shift and a stretch.
+        """
+        return ()
+
+    def in_form(self, chosen: tuple[bool, ...]) -> Any:
+        """Return the model with its open choices made."""
+        return self
 
     def latent_names(self, n_features: int) -> list[str] | None:
         """Return names of what `own_scale` gives, as many as latents; None: the estimator's own."""

@@ -1,7 +1,5 @@
 """Random-effects meta-analysis."""
 
-import copy
-
 import numpy as np
 import torch
 from torch.distributions import HalfCauchy, HalfNormal, Normal
@@ -180,12 +178,11 @@ class RandomEffects(HierarchicalModel):
             "and standard errors in other units."
         )
 
-    def alternatives(self):
-        if self.centred is not None:
-            return [self]
-        models = [copy.copy(self), copy.copy(self)]
-        models[0].centred, models[1].centred = False, True
-        return list(models)
+    def first_form(self):
+        return (False,) if self.centred is None else ()
+
+    def in_form(self, chosen):
+        return self.with_arguments({"centred": chosen[0]}) if chosen else self
 
     def n_latents(self, n_features):
         return 1

@@ -22,11 +22,13 @@ from sklearn.pipeline import make_pipeline
 import skavi
 from rank_cases import CASES, SHORT, numbers, told, uneven, weights_of
 from skavi import AmortizedVI, FactorizedVI, distributed
-from skavi._data.process_ranks import Ranks, shared_by_ranks
+from skavi._data.grouped_rows import GroupedRows
+from skavi._data.process_ranks import RankGroup, Ranks, joined, shared_by_ranks, stacked_texts
 from skavi._estimators.process_rank_checks import _describe, check_joint
 from skavi.callbacks import ElboMonitor
 from skavi.distributed import DeadRankError, LostRankError, over_ranks, shard, total
 from skavi.distributed._launch import Task
+from skavi.distributed._shard import owners
 from skavi.distributed._worker import work
 from skavi.inference_functions import MLP, Polynomial
 from skavi.models import FactorAnalysis, LinearModel, LocalLevel, NonlinearModel, TopicModel
@@ -94,7 +96,7 @@ def test_ranks_with_uneven_shards_find_what_one_process_does(size, names, tmp_pa
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(size)]
     assert all(results == ranks[0] for results in ranks) and set(ranks[0]) == set(names)
     for name in names:
-        rows, vi, weighted = CASES[name]
+        rows, vi, weighted = (CASES | SHORT)[name]
         one = numbers(clone(vi).fit(rows, sample_weight=weights_of(rows, weighted)))
         assert set(one) <= set(ranks[0][name])
         for key, value in one.items():
@@ -122,6 +124,52 @@ def test_ranks_tell_of_their_fit_what_one_process_does(tmp_path):
             assert_allclose(
                 ranks[0][name][key], value, rtol=rtol, atol=1e-9, err_msg=f"{name} {key}"
             )
+
+
+class Twice(RankGroup):
+    """Two ranks with equal rows."""
+
+    def gather(self, rows):
+        return torch.cat([rows, rows])
+
+    def largest(self, value):
+        return value + 1  # the other rank's texts are longer
+
+
+def test_texts_and_groups_of_ranks_follow_each_other():
+    with joined(Twice()):
+        assert stacked_texts(["é", "abc", ""]) == ["é", "abc", ""] * 2
+    table = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    rows = GroupedRows.by_code(table, table[:, 0], torch.tensor([7, 5, 7, 9]))
+    both = rows.gathered(Twice().gather)
+    assert both.codes.tolist() == [7, 5, 9] * 2
+    assert both.over_units(both.table)[:, 0].tolist() == [4.0, 2.0, 4.0] * 2
+    assert both.over_units(both.weights).tolist() == [4.0, 2.0, 4.0] * 2
+
+
+def test_whole_groups_go_to_ranks_of_like_size():
+    labels = np.array(list("babacdddde"))
+    rank = owners(labels, None, 2, 10)
+    assert rank.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert shard(np.arange(10), groups=labels).tolist() == list(range(10))  # a single process
+    with pytest.raises(ValueError, match="leave one of 3 ranks without any: take fewer ranks"):
+        owners(labels[:4], None, 3, 4)
+    with pytest.raises(ValueError, match="give one of them"):
+        shard(np.arange(10), [10], labels)
+    with pytest.raises(ValueError, match=r"groups has shape \(9,\), but X has 10 rows"):
+        shard(np.arange(10), groups=labels[1:])
+
+
+@pytest.mark.slow
+def test_a_mixed_model_is_fitted_by_workers_with_whole_groups():
+    rows, vi, _ = CASES["groups, mixed effects"]
+    with pytest.raises(ValueError, match=r"'112', .* of column 'x1' are on several ranks"):
+        distributed.fit(clone(vi), rows, n_workers=2)
+    there = distributed.fit(clone(vi), rows, n_workers=2, groups=rows[:, 1])
+    here = clone(vi).fit(rows)
+    assert there.elbo_ == pytest.approx(here.elbo_, rel=1e-9)
+    asked = np.array([[np.nan, 7.0, 0.5], [np.nan, -1.0, 0.5]])  # a known group and a new one
+    assert_allclose(there.impute(asked), here.impute(asked), rtol=1e-6)
 
 
 def test_shares_of_uneven_shards_add_up():
@@ -397,7 +445,7 @@ def test_a_worker_leaves_a_report(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         np.save(folder / "X.npy", X - 9)
-        task = Task(vi, str(folder / "X.npy"), np.ones(len(X)), [len(X)], 1)
+        task = Task(vi, str(folder / "X.npy"), np.ones(len(X)), [len(X)], None, 1, 1)
         (folder / "task").write_bytes(pickle.dumps(task))
         try:
             status = work(folder, 0)

@@ -6,14 +6,15 @@ import polars
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from torch.distributions import HalfNormal, MultivariateNormal, Normal
+from torch.distributions import Binomial, HalfNormal, MultivariateNormal, Normal
 
 import skavi
 from skavi import AmortizedVI, FactorizedVI
-from skavi._estimators.process_rank_checks import check_joint
+from skavi._estimators.fitted_estimator import position_on
 from skavi.families import FullNormal
 from skavi.models import GroupedModel
 from skavi.solvers import Adam
+from test_references import CASES, Rats, Seeds
 
 NOISE, SPREAD = 0.7, 1.3
 
@@ -214,6 +215,84 @@ def test_errors_name_the_column_and_what_to_do():
         FactorizedVI(Slopes()).fit(X.assign(y=np.nan))
 
 
+class Radon(GroupedModel):
+    """Log radon of houses in counties: the reference's model, a house a row."""
+
+    groups, n_latents = 1, 1
+
+    def global_prior(self, n_features):
+        return {
+            "mu_alpha": Normal(0.0, 10.0),
+            "sigma_alpha": HalfNormal(1.0),
+            "sigma_y": HalfNormal(1.0),
+        }
+
+    def local_prior(self, theta):
+        return Normal(torch.zeros(1), 1.0)
+
+    def likelihood(self, z, theta):
+        return Normal(theta["mu_alpha"] + theta["sigma_alpha"] * z, theta["sigma_y"])
+
+
+class RatsInTime(GroupedModel):
+    """Weights of rats by day: the reference's model, a weighing a row."""
+
+    groups, covariates, n_latents = 1, 2, 2
+    global_prior, local_prior = Rats.global_prior, Rats.local_prior
+
+    def likelihood(self, z, theta, covariates):
+        return Normal(z[:, :1] + z[:, 1:] * covariates, theta["sigma_y"])
+
+
+class Plates(GroupedModel):
+    """Seeds that germinate on a plate: the reference's model, each plate a group of its own."""
+
+    groups, covariates, n_latents = 1, [2, 3, 4], 1
+    global_prior, local_prior = Seeds.global_prior, Seeds.local_prior
+
+    def likelihood(self, z, theta, covariates):
+        seeds, x1, x2 = covariates.split(1, 1)
+        logit = theta["alpha0"] + theta["alpha1"] * x1 + theta["alpha2"] * x2
+        logit = logit + theta["alpha12"] * x1 * x2 + z
+        return Binomial(seeds, logits=logit, validate_args=False)
+
+
+def in_long_format(name):
+    """Return a reference's model of groups, and its rows: response, group, covariates."""
+    rows = CASES["radon_noncentred" if name == "radon" else name]["rows"]
+    if name == "seeds":
+        germinated, *given = np.array(rows, dtype=float).T
+        return Plates(), np.column_stack([germinated, np.arange(len(rows)), *given])
+    g = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    y = np.concatenate(rows).astype(float)
+    if name == "radon":
+        return Radon(), np.column_stack([np.log(y), g])
+    days = np.array([8.0, 15.0, 22.0, 29.0, 36.0]) - 22.0
+    return RatsInTime(), np.column_stack([y, g, np.tile(days, len(rows))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["radon", "rats", "seeds"])
+def test_models_written_by_hand_reach_known_optima_in_long_format(name):
+    """The same mean-field optima as in `test_references`, within 0.01 in loc and log scale."""
+    model, X = in_long_format(name)
+    X = np.random.default_rng(0).permutation(X)
+    vi = FactorizedVI(model, random_state=0).fit(X)
+    case = CASES["radon_noncentred" if name == "radon" else name]
+    assert vi.elbo_ == pytest.approx(case["elbo"], abs=0.01)
+    q = vi.global_posterior_
+    for key, (loc, scale) in case["globals"].items():
+        which = key.removeprefix("log ")
+        assert q.unconstrained_mean[which].item() == pytest.approx(loc, abs=0.01 * scale)
+        assert np.log(q.unconstrained_sd[which].item() / scale) == pytest.approx(0, abs=0.01)
+    factors = position_on(vi, X).factors()
+    places = vi.posterior(X).groups.astype(int)
+    for k, latents in enumerate(case["latents"].values()):
+        loc, scale = (np.array(each)[places] for each in latents.values())
+        np.testing.assert_array_less(np.abs(factors.mean.numpy()[:, k] - loc), 0.01 * scale)
+        np.testing.assert_allclose(np.log(factors.sd.numpy()[:, k] / scale), 0, atol=0.01)
+
+
 class Pairs(GroupedModel):
     """Two responses a row, correlated: a distribution of whole rows."""
 
@@ -302,5 +381,3 @@ def test_the_rest_of_the_package_takes_groups_for_what_rows_are_elsewhere():
     streamed = FactorizedVI(Levels(), random_state=0).partial_fit(X[:60]).partial_fit(X[60:])
     assert streamed.elbo_ == pytest.approx(vi.elbo_, abs=0.5)
     assert (vi.score_samples(X, n_draws=200) > vi.score_samples(X)).mean() > 0.9
-    with pytest.raises(ValueError, match="whole groups in turn with partial_fit"):
-        check_joint(vi, vi.model_, None)

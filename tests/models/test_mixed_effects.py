@@ -1,19 +1,24 @@
 """Mixed models: closed forms against draws, reference optima, least squares, and predictions."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import halfnorm
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from torch.distributions import HalfNormal, constraints
 
 import skavi
 from skavi import AmortizedVI, FactorizedVI, amortization_gap
 from skavi._data.grouped_rows import GroupedRows
+from skavi._fit.parametrisation import _carried_over
 from skavi.distributions import Flat
 from skavi.families import DiagonalNormal, FullNormal
 from skavi.models import MixedEffects
@@ -220,11 +225,74 @@ def test_errors_name_the_argument(changed, words):
 
 
 def test_the_parametrisation_of_the_higher_bound_is_kept():
+    """Two effects have four forms, of which three are tried; here all four are fitted."""
     X = table(n_groups=30)
-    asked = {"random": (), "group_covariates": ()}
-    fits = [FactorizedVI(model(centred=c, **asked)).fit(X) for c in (None, False, True)]
-    assert fits[0].elbo_ == pytest.approx(max(fits[1].elbo_, fits[2].elbo_), abs=1e-6)
-    assert fits[0].model_.centred == (fits[2].elbo_ > fits[1].elbo_)
+    asked = {"group_covariates": (), "random": ["x"]}
+    forms = list(itertools.product((False, True), repeat=2))
+    elbos = [FactorizedVI(model(centred=form, **asked)).fit(X).elbo_ for form in forms]
+    chosen = FactorizedVI(model(**asked)).fit(X)
+    assert chosen.elbo_ == pytest.approx(max(elbos), abs=1e-6)
+    best = forms[int(np.argmax(elbos))]
+    assert chosen.model_.centred == (best[0] if best[0] == best[1] else best)
+
+
+def test_each_of_several_effects_is_given_its_own_form():
+    """Of three effects the last is measured well in each group (centred), the others hardly."""
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(25), 6)
+    far, near = rng.normal(size=len(g)), 30 * rng.normal(size=len(g))
+    z = rng.normal(size=(25, 3)) * [0.2, 0.2, 1.0]
+    y = 1 + z[g, 0] + z[g, 1] * far + z[g, 2] * near + rng.normal(size=len(g))
+    X = pd.DataFrame({"y": y, "g": g, "far": far, "near": near})
+    asked = MixedEffects("y", "g", ["far", "near"], ["far", "near"], correlated=False)
+    vi = FactorizedVI(asked, random_state=0).fit(X)
+    assert vi.model_.centred == (False, False, True)
+    given = clone(asked).set_params(centred=(False, False, True))
+    assert vi.elbo_ == pytest.approx(FactorizedVI(given).fit(X).elbo_, abs=1e-6)
+
+
+def test_a_fit_goes_on_in_another_form_with_the_same_effects():
+    X = table(n_groups=30)
+    vi = FactorizedVI(model(centred=(True, False)), random_state=0).fit(X)
+    rows = vi._rows(vi._validate(X))
+    objective = vi._fitted_model.objective
+    state = vi._fitted_model.state(rows)
+    here = SimpleNamespace(objective=objective)
+    there = SimpleNamespace(
+        objective=replace(objective, model=vi.model_.with_arguments({"centred": (False, True)}))
+    )
+    moved = _carried_over(here, state, there, rows.X)
+    theta = objective.space.constrain(objective.global_factor(state.raw_globals).mean)
+    noise = torch.randn(50, 30, 2, generator=torch.Generator().manual_seed(0)).double()
+    effects = [
+        each.objective.model.own_scale(
+            theta,
+            each.objective.local_factors(raw).draw(noise),
+            *each.objective.model.own_given(rows.X),
+        )
+        for each, raw in ((here, state.raw_locals), (there, moved.raw_locals))
+    ]
+    torch.testing.assert_close(*effects)
+
+
+@pytest.mark.parametrize("likelihood", RESPONSES)
+def test_densities_said_to_be_concave_in_the_latents_are(likelihood):
+    """So that no row is searched for other optima; Student t's tails are not concave."""
+    X = table(likelihood, n_groups=4)
+    vi = FactorizedVI(model(likelihood, centred=False), max_iter=1, tol=1e9).fit(X)
+    rows, objective = vi._rows(vi._validate(X)).X, vi._fitted_model.objective
+    theta = objective.space.constrain(torch.as_tensor(vi._raw_globals)[: objective.space.size])
+    theta["random_sd"] = 20 * theta["random_sd"]  # against it a normal prior's curvature is small
+    generator = torch.Generator().manual_seed(0)
+    curvatures = []
+    for spread in (0.03, 0.1, 0.5):
+        z = spread * torch.randn(len(rows), 2, generator=generator).double()
+        hessian = torch.autograd.functional.hessian(
+            lambda z: vi.model_.log_local(theta, z, rows).sum(), z
+        )
+        blocks = hessian.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        curvatures.append(torch.linalg.eigvalsh(blocks).max())
+    assert (max(curvatures) < 0) == vi.model_.concave_in_latents
 
 
 def test_priors_are_scales_or_distributions():
