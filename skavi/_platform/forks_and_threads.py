@@ -158,6 +158,9 @@ def seeded(seed: int) -> Iterator[None]:
     Their states, including those of GPUs in use, are restored after it.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    # For a GPU that is not in use `torch.manual_seed` would keep the call's whole traceback.
+    elsewhere = devices or torch.backends.mps.is_available()
+    seed_all = torch.manual_seed if elsewhere else torch.default_generator.manual_seed
     with in_turn(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        seed_all(seed)
         yield
