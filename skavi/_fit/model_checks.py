@@ -59,7 +59,8 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     few = rows[:3]
     some = objective.some_latents(few.weights, len(few))
-    _check_traceable(objective, raw_globals, few if model.coupling.independent else rows)
+    some_rows = few if model.coupling.independent else rows
+    batched = _goes_through_vmap(objective, raw_globals, some_rows)
     declared = _check_parameters(model, model.declared, theta, some, few.X)
     if objective.n_latents:
         _check_latents(objective, declared, few.X)
@@ -70,7 +71,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     _check_likelihood(model, theta, z, rows.X)
     _check_support(model, theta, z, rows.X)
     _check_terms(model, terms, rows.X)
-    return replace(objective, batched=_goes_through_vmap(objective, raw_globals, z, rows.X))
+    return replace(objective, batched=batched)
 
 
 def _check_links(model, family, global_family):
@@ -100,18 +101,25 @@ def _count_latents(model, n_features) -> int:
     raise ValueError(f"{name}.n_latents{call} {got}: it must be an integer >= {fewest}{remedy}.")
 
 
-def _check_traceable(objective, raw_globals, rows):
-    """Run the log joint under vmap, to find a method that takes values out of torch.
+def _goes_through_vmap(objective, raw_globals, rows) -> bool:
+    """Say whether the log joint works under vmap; some distributions (Multinomial) do not.
 
     Whatever else is wrong is found later, with better words.
+
+    Raises
+    ------
+    LeavesTorchError
+        If a method takes values out of torch.
     """
-    some = objective.some_latents(rows.weights, len(rows))
+    u = objective.global_factor(raw_globals).mean
+    z = objective.some_latents(rows.weights, len(rows))
     try:
-        _evaluate_twice(objective, raw_globals, some, rows.X)
+        objective.evaluate_batch(torch.stack([u, u]), torch.stack([z, z]), rows.X)
     except LeavesTorchError:
         raise
     except Exception:
-        pass
+        return False
+    return True
 
 
 @contextmanager
@@ -302,21 +310,3 @@ def _check_terms(model, terms, X):
             f"{name}'s log joint is not finite at the start ({where}): check that X lies in the "
             "support of the likelihood and that no density overflows."
         )
-
-
-def _evaluate_twice(objective, raw_globals, z, X):
-    """Evaluate the log joint at two equal draws, under vmap."""
-    u = objective.global_factor(raw_globals).mean
-
-    return objective.evaluate_batch(torch.stack([u, u]), torch.stack([z, z]), X)
-
-
-def _goes_through_vmap(objective, raw_globals, z, X):
-    """Say whether the log joint works under vmap; some distributions (Multinomial) do not."""
-    try:
-        _evaluate_twice(objective, raw_globals, z, X)
-    except LeavesTorchError:
-        raise
-    except RuntimeError:
-        return False
-    return True
