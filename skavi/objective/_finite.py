@@ -132,13 +132,12 @@ class FiniteObjective(Objective):
         with torch.enable_grad():
             u = raw_globals.detach().requires_grad_(True)
             logs = self.expected_log_joints(self.global_factor(u), X, None)
-            v = torch.zeros_like(logs, requires_grad=True)
-            (pulled,) = gradient_of((logs * v).sum(), (u,), create_graph=True)
-            (slopes,) = jacobian(pulled, (v,))  # pulled is linear in v
             best = self.best_given(logs.detach(), X)
             expected = inner(weights, self.expected_at(best, logs, X))
-            (g_globals,) = gradient_of(expected, (u,), create_graph=True)
-            (H_globals,) = jacobian(g_globals, (u,))
+            v = gradient_of(expected, (logs,))[0].detach().requires_grad_(True)
+            # Linear in v: its derivatives in v are the slopes of the log joints.
+            (g_globals,) = gradient_of((logs * v).sum(), (u,), create_graph=True)
+            slopes, H_globals = jacobian(g_globals, (v, u))
         covariance = self.covariance(best, slopes.detach().movedim(0, -1), X, weights)
         none = raw.new_zeros(*raw.shape, len(u))
         H = (covariance + H_globals).detach()
