@@ -7,7 +7,8 @@ are free, and quadratic forms in Sigma^-1 have closed-form expectations under a 
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -193,13 +194,21 @@ class PriorOfCovariance(Distribution):
 
     def expected_log_density(self, mean: Tensor, sd: Tensor) -> Tensor:
         """Return E log density of the free numbers u for u ~ N(mean, sd^2), shape (...,)."""
-        d, scale = len(self.scale), self.scale.to(mean)
-        (log_variance, slopes), (log_sd, slope_sd) = split(mean, d), split(sd, d)
-        shape, least = self.shapes.to(mean), 2 * torch.linalg.cholesky(scale).diagonal().log()
-        unit = torch.eye(d).to(mean) - slopes
-        rate = (unit @ scale * unit).sum(-1) + slope_sd**2 @ scale.diagonal()
-        rate = rate * (0.5 * log_sd**2 - log_variance).exp()
-        own = shape * (least - log_variance) - torch.lgamma(shape) - rate
-        order = torch.arange(d).to(mean)  # slopes of each column
+        return self.expectation(mean)(mean, sd)
+
+    def expectation(self, like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return `expected_log_density`: what depends on the prior alone is computed once."""
+        d, scale = len(self.scale), self.scale.to(like)
+        shape, least = self.shapes.to(like), 2 * torch.linalg.cholesky(scale).diagonal().log()
+        order, eye = torch.arange(d).to(like), torch.eye(d).to(like)  # slopes of each column
         constant = 0.5 * (least + math.log(2) - LOG_2PI) @ order.flip(0)
-        return own.sum(-1) + constant - 0.5 * log_variance @ order
+        constant = constant + (shape * least - torch.lgamma(shape)).sum()
+        return partial(_expected_log_density, constant, shape + 0.5 * order, scale, eye)
+
+
+def _expected_log_density(constant, power, scale, eye, mean, sd):
+    (log_variance, slopes), (log_sd, slope_sd) = (split(each, len(eye)) for each in (mean, sd))
+    unit = eye - slopes
+    squares = (unit @ scale * unit).sum(-1) + slope_sd**2 @ scale.diagonal()
+    rate = squares * (0.5 * log_sd**2 - log_variance).exp()
+    return constant - log_variance @ power - rate.sum(-1)

@@ -8,6 +8,7 @@ under q(theta) a lower bound.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,21 +32,36 @@ class _Moments:
     ----------
     centre, variance : Tensor of shape (n_states, n_features)
         Of q of the states' means, about `mean_loc`.
-    precision : Tensor of shape (n_matrices, n_features, n_features)
-        Expected.
+    unit, weight, spread : Tensor of shapes (n_matrices, n_features[, n_features])
+        The expected precision matrix is ``unit.mT @ diag(weight) @ unit + diag(spread)``.
     log_det : Tensor of shape (n_matrices,)
         Of the covariance, expected.
     """
 
     centre: Tensor
     variance: Tensor
-    precision: Tensor
+    unit: Tensor
+    weight: Tensor
+    spread: Tensor
     log_det: Tensor
 
+    @cached_property
+    def precision(self) -> Tensor:
+        """The expected precision, (n_matrices, n_features, n_features)."""
+        scaled = self.weight.unsqueeze(-1) * self.unit
+        return self.unit.mT @ scaled + torch.diag_embed(self.spread)
+
     def constants(self) -> Tensor:
-        """Return what E log p adds to the log density at (centre, precision), (n_states,)."""
-        spread = (self.precision.diagonal(dim1=-2, dim2=-1) * self.variance).sum(-1)
-        return -0.5 * (self.log_det + torch.linalg.slogdet(self.precision)[1] + spread)
+        """Return E log p but for -1/2 of the squares of (x - centre) and of log 2 pi."""
+        diagonal = (self.weight.unsqueeze(-2) @ self.unit**2).squeeze(-2) + self.spread
+        return -0.5 * (self.log_det + (diagonal * self.variance).sum(-1))
+
+    def squares(self, x: Tensor) -> Tensor:
+        """Return (x - centre)' precision (x - centre) of rows x, (n_states, n_rows)."""
+        white = x @ self.unit.mT - self.centre.unsqueeze(-2) @ self.unit.mT
+        away = x - self.centre.unsqueeze(-2)
+        both = white**2 @ self.weight.unsqueeze(-1) + away**2 @ self.spread.unsqueeze(-1)
+        return both.squeeze(-1)
 
 
 class DenseNormalEmissions(NormalEmissions):
@@ -99,16 +115,15 @@ class DenseNormalEmissions(NormalEmissions):
     def expected_log_likelihoods(self, mean, sd, X):
         cells, q = self._centred(X), self._moments(mean, sd, X.shape[1])
         if cells.observed is None:
-            root = torch.linalg.cholesky(q.precision)
-            whitened = cells.values @ root - q.centre.unsqueeze(1) @ root
-            log_norm = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * X.shape[1] * LOG_2PI
-            return (log_norm + q.constants()) - 0.5 * (whitened**2).sum(-1).mT
+            constants = q.constants() - 0.5 * X.shape[1] * LOG_2PI
+            return constants - 0.5 * q.squares(cells.values).mT
         inverse = torch.linalg.inv(q.precision)
+        constants = q.constants() - 0.5 * torch.linalg.slogdet(q.precision)[1]
         parts = [
             _log_normal(values.unsqueeze(1) - q.centre, Cells(values, observed), inverse)
             for values, observed, _ in _pieces(cells, q.precision.numel())
         ]
-        return torch.cat(parts) + cells.observed.any(-1, keepdim=True) * q.constants()
+        return torch.cat(parts) + cells.observed.any(-1, keepdim=True) * constants
 
     def optimum(self, mean, sd, shares, X):
         d, cells = X.shape[1], self._centred(X)
@@ -188,9 +203,9 @@ class DenseNormalEmissions(NormalEmissions):
         weight = (0.5 * log_sd**2 - log_variance).exp()
         unit = torch.eye(d).to(mean) - slopes
         spread = (weight.unsqueeze(-2) @ slope_sd**2).squeeze(-2)
-        precision = unit.mT @ (weight.unsqueeze(-1) * unit) + torch.diag_embed(spread)
         centre = mean[:n].reshape(-1, d) - torch.as_tensor(self.mean_loc).to(mean)
-        return _Moments(centre, sd[:n].reshape(-1, d) ** 2, precision, log_variance.sum(-1))
+        variance = sd[:n].reshape(-1, d) ** 2
+        return _Moments(centre, variance, unit, weight, spread, log_variance.sum(-1))
 
     # --- from data ------------------------------------------------------------------------------
 
@@ -202,12 +217,11 @@ class DenseNormalEmissions(NormalEmissions):
     def defaults(self, X, weights):
         """The scale is the columns' covariance, with a thousandth of their variances added."""
         own, cells = super().defaults(X, weights), self.cells(X)
-        variance = own["variance_scale"]
-        sd, mean = variance.sqrt() * self.n_states, own["mean_loc"]
+        sd, mean = own["mean_scale"], own["mean_loc"]
         values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, sd))
         root = vectors * values.clamp_min(0).sqrt()  # pairs of columns need not fit together
         scale = (root @ root.mT + LEAST_SHARE * torch.eye(len(sd)).to(sd)) * sd * sd[:, None]
-        return own | {"variance_scale": scale / self.n_states**2}
+        return own | {"variance_scale": self._share_of_spread(X) * scale}
 
     def start(self, shares, X):
         independent = super().start(shares, X)

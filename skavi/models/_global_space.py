@@ -97,9 +97,8 @@ def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
     return first, (second - first**2).clamp_min(0).sqrt()
 
 
-def _expected_log_dirichlet(concentration, mean, sd):
+def _expected_log_dirichlet(concentration, constant, mean, sd):
     """E log density of u = StickBreakingTransform^-1(w): the Jacobian is the product of all w."""
-    constant = torch.lgamma(concentration.sum(-1)) - torch.lgamma(concentration).sum(-1)
     return constant + (concentration * expected_log_weights(mean, sd)).sum(-1)
 
 
@@ -107,12 +106,14 @@ def _expectation(prior: Distribution, like: Tensor) -> Callable | None:
     """Return E log prior as a function of means and sds, where it is known; else None."""
     base = free_prior(prior)
     if isinstance(base, Dirichlet):
-        return partial(_expected_log_dirichlet, base.concentration.to(like))
-    if isinstance(base, PriorOfCovariance | PriorOfCutPoints):
+        counts = base.concentration.to(like)
+        constant = torch.lgamma(counts.sum(-1)) - torch.lgamma(counts).sum(-1)
+        return partial(_expected_log_dirichlet, counts, constant)
+    if isinstance(base, PriorOfCovariance):
+        return base.expectation(like)
+    if isinstance(base, PriorOfCutPoints):
         return base.expected_log_density
-    if isinstance(base, LKJ):
-        return base.expected_log_prob
-    return known_expectation(base, like)
+    return base.expected_log_prob if isinstance(base, LKJ) else known_expectation(base, like)
 
 
 def _is_scalar(prior) -> bool:
