@@ -13,8 +13,8 @@ from torch.nn.functional import one_hot
 
 from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows
+from skavi._numerics.clusters import k_means
 from skavi.families import CategoricalFactors
-from skavi.models._emitting import k_means
 
 #: Which cluster is which state is tried in all orders up to three states, and in as many of more.
 _MOST_ORDERS = 6

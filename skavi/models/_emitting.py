@@ -5,14 +5,13 @@ import torch
 from torch import Tensor
 
 from skavi._data.process_ranks import over_ranks, stacked, total
+from skavi._numerics.clusters import k_means
 from skavi.models._emissions_by_name import COVARIANCES, emissions_of
 from skavi.models._mixed_columns import MixedColumns
 from skavi.models._mixed_emissions import EMITTED
 
 #: Starts: k-means++ differs from draw to draw. Not measured: order of magnitude.
 _STARTS = 3
-#: Steps of Lloyd's algorithm from a draw of centres: the fit itself goes on. Not measured.
-_STEPS = 10
 
 
 class Emitting(MixedColumns):
@@ -156,25 +155,3 @@ class Emitting(MixedColumns):
         share = torch.nn.functional.one_hot(state, self._n).to(X) * weights[:, None]
         share = share[:, total(share.sum(0)).argsort(descending=True)]
         return share, self.emissions.start(share, X)
-
-
-def k_means(rows, weights, k, generator):
-    """Return centres of clusters: Lloyd's steps from centres drawn by k-means++."""
-    chance = weights / weights.sum()
-    centres = rows[torch.multinomial(chance.cpu(), 1, generator=generator).to(rows.device)]
-    for _ in range(k - 1):
-        away = torch.cdist(rows, centres).amin(1) ** 2 * weights
-        away = away if bool(away.sum() > 0) else weights
-        chosen = torch.multinomial(away.cpu(), 1, generator=generator).to(rows.device)
-        centres = torch.cat([centres, rows[chosen]])
-    before = None
-    for _ in range(_STEPS):
-        state = torch.cdist(rows, centres).argmin(1)
-        if before is not None and torch.equal(state, before):
-            break
-        before = state
-        member = torch.nn.functional.one_hot(state, k).to(rows) * weights[:, None]
-        count = member.sum(0)[:, None]
-        moved = member.mT @ rows / count.clamp_min(1e-300)
-        centres = torch.where(count > 0, moved, centres)
-    return centres
