@@ -29,8 +29,8 @@ from skavi.models._likelihood import Likelihood
 from skavi.models._likelihoods import LIKELIHOODS
 
 Globals = Mapping[str, Tensor]
-#: Prior sds of a state's means, in those of the column; of log rates and logits.
-_WIDE, _WIDE_ETA = 3.0, 3.0
+#: Prior sd of a state's log rates and logits.
+_WIDE_ETA = 3.0
 _BINOMIAL = BinomialCells()
 #: Of a column's variance: least variance of a state at the start.
 LEAST_SHARE = 1e-3
@@ -54,7 +54,7 @@ class Emissions(ABC):
     #: Dimensions that `variance_scale` may have.
     scale_dims = 1
 
-    def __init__(self, n_states, mean_loc, mean_scale, variance_shape=2.0, variance_scale=None):
+    def __init__(self, n_states, mean_loc, mean_scale, variance_shape=1.5, variance_scale=None):
         self.n_states = n_states
         self.mean_loc, self.mean_scale = mean_loc, mean_scale
         self.variance_shape, self.variance_scale = variance_shape, variance_scale
@@ -236,10 +236,21 @@ class NormalEmissions(Emissions):
         return eta, eta_sd**2, log_variance, (0.5 * log_sd**2 - log_variance).exp()
 
     def defaults(self, X, weights):
+        """States lie as far apart as rows, and share the volume in which these lie.
+
+        Source of the scale, and of a shape of 1.5: Fraley & Raftery (2007), "Bayesian
+        regularization for normal mixture estimation and model-based clustering", section 3.
+        """
+        mean, variance = self._column_moments(X, weights)
+        scale = self._share_of_spread(X) * variance
+        return {"mean_loc": mean, "mean_scale": variance.sqrt(), "variance_scale": scale}
+
+    def _column_moments(self, X, weights):
         mean, variance = self.cells(X).mean_and_variance(weights)
-        variance = torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
-        scale = {"mean_loc": mean, "mean_scale": _WIDE * variance.sqrt()}
-        return scale | {"variance_scale": variance / self.n_states**2}
+        return mean, torch.where(variance > 1e-24 * (variance + mean**2), variance, 1.0)
+
+    def _share_of_spread(self, X):
+        return 0.5 * self.n_states ** (-2 / X.shape[1])
 
     def start(self, shares, X):
         centre, count = self._centres(shares, X)

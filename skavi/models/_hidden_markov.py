@@ -40,7 +40,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
         Of the Dirichlet priors of "initial" and of each row of "transitions".
     mean_loc, mean_scale : array of shape (n_features,), default=None
         As in `MixtureModel`. None: from the data.
-    variance_shape : float, default=2.0
+    variance_shape : float, default=1.5
         As in `MixtureModel`.
     variance_scale : array of shape (n_features,), default=None
         As in `MixtureModel`. None: from the data.
@@ -87,7 +87,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
         concentration=1.0,
         mean_loc=None,
         mean_scale=None,
-        variance_shape=2.0,
+        variance_shape=1.5,
         variance_scale=None,
     ):
         self.n_states = n_states

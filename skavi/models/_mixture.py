@@ -36,15 +36,16 @@ class MixtureModel(Emitting, HierarchicalModel):
         Of the weights' Dirichlet prior; less than 1 lets components empty.
     mean_loc, mean_scale : array of shape (n_features,), default=None
         Prior mean and sd of the means: of their logs for "poisson", of their logits for "bernoulli"
-        and "binomial"; numbers of columns of levels are not read. None: the columns' means, and 3
-        of their standard deviations, or 3.
-    variance_shape : float, default=2.0
+        and "binomial"; numbers of columns of levels are not read. None: the columns' means, and
+        their standard deviations, or 3.
+    variance_shape : float, default=1.5
         Shape of the variances' inverse gamma prior. With "tied" and "full" covariances the prior is
         inverse Wishart, with ``2 * variance_shape + n_features - 1`` degrees of freedom.
     variance_scale : array of shape (n_features,) or (n_features, n_features), default=None
-        Its scale, in squared units of X. None: the columns' variances over the squared number of
-        components, or with "tied" and "full" their covariance matrix. A matrix is half the scale
-        of the inverse Wishart prior.
+        Its scale, in squared units of X; a matrix is half the scale of the inverse Wishart prior.
+        None: half the columns' variances, or with "tied" and "full" their covariance matrix, over
+        ``n_components ** (2 / n_features)``, so that components share the rows' volume (Fraley &
+        Raftery 2007).
     trials : str, int or list of them, default=None
         For "binomial": name or place of the column of trials, or of one for each such column.
 
@@ -109,7 +110,7 @@ class MixtureModel(Emitting, HierarchicalModel):
         concentration=1.0,
         mean_loc=None,
         mean_scale=None,
-        variance_shape=2.0,
+        variance_shape=1.5,
         variance_scale=None,
         trials=None,
     ):
