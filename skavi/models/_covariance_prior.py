@@ -170,6 +170,10 @@ class PriorOfCovariance(Distribution):
     def mean(self):
         return (self.scale / (self.shape - 1)).expand(*self.batch_shape, *self.event_shape)
 
+    def of_one(self):
+        """Return the prior of one of the matrices, which are alike."""
+        return PriorOfCovariance(self.shape, self.scale)
+
     def sample(self, sample_shape=()):
         with torch.no_grad():
             return RegressionTransform()(self.sample_free(sample_shape))

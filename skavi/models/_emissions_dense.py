@@ -106,9 +106,12 @@ class DenseNormalEmissions(NormalEmissions):
         return torch.where(seen, centre, centre + away), torch.where(seen, variance, left)
 
     def log_likelihood(self, theta, state, X):
-        cells, matrices = Cells.of(X), self._of_state(theta["covariances"], state)
+        cells, matrices = Cells.of(X), theta["covariances"]
         away = cells.masked(cells.values - theta["means"][state]).unsqueeze(1)
-        return _log_normal(away, cells, matrices.unsqueeze(1)).squeeze(1)
+        if cells.observed is None:  # the states' matrices are factored, not the rows'
+            roots = self._of_state(torch.linalg.cholesky(matrices), state)
+            return _log_of_whitened(away, roots.unsqueeze(1), away.shape[-1]).squeeze(1)
+        return _log_normal(away, cells, self._of_state(matrices, state).unsqueeze(1)).squeeze(1)
 
     # --- closed forms ---------------------------------------------------------------------------
 
@@ -279,14 +282,14 @@ class _Known:
 
 def _log_normal(away: Tensor, cells: Cells, matrices: Tensor) -> Tensor:
     """Return log N(x - m; 0, matrix) of the observed cells, (n_rows, k), from (n_rows, k, d)."""
-    d = away.shape[-1]
-    if cells.observed is None:
-        root, count = torch.linalg.cholesky(matrices), away.new_full((1, 1), d)
-    else:
-        root = _Known(cells.observed, matrices).root
-        seen = cells.observed.to(away)
-        away, count = away * seen.unsqueeze(1), seen.sum(-1, keepdim=True)
-    root = root.expand(*away.shape, d)
+    assert cells.observed is not None
+    root, seen = _Known(cells.observed, matrices).root, cells.observed.to(away)
+    return _log_of_whitened(away * seen.unsqueeze(1), root, seen.sum(-1, keepdim=True))
+
+
+def _log_of_whitened(away: Tensor, root: Tensor, count: Tensor | int) -> Tensor:
+    """Return log N(x - m; 0, L L') of `count` cells; others are zero, and units in the root L."""
+    root = root.expand(*away.shape, away.shape[-1])
     white = torch.linalg.solve_triangular(root, away.unsqueeze(-1), upper=False).squeeze(-1)
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return -0.5 * ((white**2).sum(-1) + log_det + count * LOG_2PI)

@@ -312,13 +312,14 @@ class GlobalSpace:
                     centre[where] = base.mean.expand(shape).reshape(-1).to(centre)
                     spread[where] = base.stddev.expand(shape).reshape(-1).to(spread)
                     continue
+                copies = 1
                 if isinstance(base, PriorOfCovariance):  # a matrix would be made, and taken apart
-                    raw = base.sample_free((101,)).reshape(101, -1)
+                    raw, copies = base.of_one().sample_free((101,)), math.prod(base.batch_shape)
                 else:
                     raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
                 raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
-                quartiles = raw.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=raw.dtype), 0)
-                middle, width = quartiles[1], (quartiles[2] - quartiles[0]) / 1.35
+                low, middle, high = raw.sort(0).values[[25, 50, 75]].repeat(1, copies)
+                width = (high - low) / 1.35
                 if not is_real(prior.support):
                     vast = torch.maximum(middle.abs(), width) >= _OVERFLOW / 2
                     middle, width = torch.where(vast, 0.0, middle), torch.where(vast, 1.0, width)
