@@ -222,8 +222,9 @@ class DenseNormalEmissions(NormalEmissions):
         own, cells = super().defaults(X, weights), self.cells(X)
         sd, mean = own["mean_scale"], own["mean_loc"]
         values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, sd))
-        root = vectors * values.clamp_min(0).sqrt()  # pairs of columns need not fit together
-        scale = (root @ root.mT + LEAST_SHARE * torch.eye(len(sd)).to(sd)) * sd * sd[:, None]
+        # Pairs of columns with holes need not fit together: by as much they are not known.
+        root = vectors * (values + LEAST_SHARE - values.min().clamp_max(0)).sqrt()
+        scale = root @ root.mT * sd * sd[:, None]
         return own | {"variance_scale": self._share_of_spread(X) * scale}
 
     def start(self, shares, X):

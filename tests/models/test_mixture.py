@@ -142,6 +142,19 @@ def test_priors_left_open_are_the_rows_own_spread():
     np.testing.assert_allclose(full.mean_scale, IRIS.std(0))
 
 
+def test_a_covariance_that_holes_spoil_counts_for_less():
+    """Pairs (1, 2) and (1, 3) agree, (2, 3) disagree: eigenvalues 2, 2, -1 of correlations -+1.
+
+    No matrix has them. It is lifted by what it lacks: to 3, 3, 0, and a thousandth.
+    """
+    nan = np.nan
+    X = [[1, 1, nan], [-1, -1, nan], [1, nan, 1], [-1, nan, -1], [nan, 1, -1], [nan, -1, 1]]
+    X = torch.tensor(X, dtype=torch.float64)
+    model = MixtureModel(1, covariance="full").adapted(X, torch.ones(6, dtype=torch.float64))
+    known = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1]]) + 1.001 * np.eye(3)
+    np.testing.assert_allclose(2 * model.variance_scale, known, atol=1e-12)
+
+
 def test_clusters_are_not_lost_at_the_start():
     """The agreement is .62; where q(means) starts ten times as wide it is .27."""
     digits, kinds = load_digits(return_X_y=True)
