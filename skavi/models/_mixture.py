@@ -72,7 +72,7 @@ class MixtureModel(Emitting, HierarchicalModel):
     before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
     form, those of log weights by quadrature in one dimension each, and so are the updates. With
     covariance matrices, rows with missing cells have a lower bound of their term, which is exact
-    where theta is known. Fits start from `k-means++` (Arthur & Vassilvitskii 2007), and the best of
+    where theta is known. Fits start from k-means++ (Arthur & Vassilvitskii 2007), and the best of
     several starts is kept. Components are in the order of their expected weights, largest first, so
     that fits can be compared; a function of `AmortizedVI` keeps the order of the factorized fit
     that it starts from. With a small `concentration` components that no row needs empty: their
