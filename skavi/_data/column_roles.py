@@ -232,6 +232,7 @@ class ColumnRoles:
             columns = [column for each in given.values() for column in each]
             fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
             fine = fine and all(c.place < roles.n_columns for c in columns)
+            fine = fine and not any(column.levels for column in given.get(TRIALS, ()))
             fine = fine and all(is_whole(p, 0) and p < roles.n_columns for p in roles.response)
         except (TypeError, ValueError, KeyError, AttributeError):
             fine = False
