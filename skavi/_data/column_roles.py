@@ -232,6 +232,7 @@ class ColumnRoles:
             columns = [column for each in given.values() for column in each]
             fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
             fine = fine and all(c.place < roles.n_columns for c in columns)
+            fine = fine and not any(column.levels for column in given.get(TRIALS, ()))
             fine = fine and all(is_whole(p, 0) and p < roles.n_columns for p in roles.response)
         except (TypeError, ValueError, KeyError, AttributeError):
             fine = False
@@ -322,8 +323,8 @@ def find_columns(
                 own.append(GivenColumn(place, name))
                 continue
             values = safe_indexing(X, place, axis=1)
-            read = _read_label_column if role == LABELS else _read
-            own.append(read(values, place, name, asked_by, alone and role != TRIALS))
+            read = {LABELS: _read_label_column, TRIALS: _read_trials}.get(role, _read)
+            own.append(read(values, place, name, asked_by, alone))
         found[role] = tuple(own)
     response = tuple(column.place for column in found.pop(RESPONSE, ()))
     if len(taken) == X.shape[1] and not response:
@@ -389,6 +390,14 @@ def _read_label_column(values, place, name, asked_by, alone):
             "group must be on one: give skavi.distributed's shard or fit these labels as groups."
         )
     return GivenColumn(place, name, tuple(everyone), True)
+
+
+def _read_trials(values, place, name, asked_by, alone):
+    """Return a column of trials: numbers, which may well be all equal."""
+    if declared_levels(values) is not None:
+        raise TypeError(f"{asked_by}: column {name!r} holds categories: trials are whole numbers.")
+    read_numbers(values, f"column {name!r}", asked_by)
+    return GivenColumn(place, name)
 
 
 def _refuse_constant(name, value, asked_by):

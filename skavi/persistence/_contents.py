@@ -183,6 +183,8 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
     components = {n: v for n, v in fitted.items() if isinstance(v, Component)}
     for component in components.values():
         component.check()
+        if isinstance(component, LatentVariableModel):
+            component.check_roles()
     _check_fit_is_of(estimator, own)
     raw, (width, n_features) = fitted["_raw_globals"], _widths(fitted)
     for name in ("model", "model_"):
@@ -276,6 +278,8 @@ def _is_same(one, other) -> bool:
     """Say whether an argument is that of a clone; objects other than numbers and names are."""
     if type(one) is not type(other):
         return False
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(_is_same(one[name], other[name]) for name in one)
     is_plain = isinstance(one, Real | str | tuple | list | np.ndarray)
     return not is_plain or bool(np.array_equal(one, other))  # type: ignore[arg-type]
 

@@ -83,18 +83,18 @@ class _Reader:
         return torch.from_numpy(self.array(node))
 
     def strings(self, node):
-        if not all(type(value) is str for value in node["values"]):
+        if not all(type(value) is str for value in _items(node["values"])):
             raise ValueError("strings that are none")
         return np.array([self.value(value) for value in node["values"]], dtype=object)
 
     def list_(self, node):
-        return [self.value(item) for item in node["items"]]
+        return [self.value(item) for item in _items(node["items"])]
 
     def tuple_(self, node):
         return tuple(self.list_(node))
 
     def dict_(self, node):
-        items = {self.value(key): self.value(item) for key, item in node["items"]}
+        items = {self.value(key): self.value(item) for key, item in _items(node["items"])}
         if len(items) < len(node["items"]):
             raise ValueError("one key twice")
         return items
@@ -193,6 +193,13 @@ class _Reader:
         for part, (_, _, training) in zip(module.modules(), node["parts"], strict=True):
             part.training = bool(training)
         return module
+
+
+def _items(value):
+    """Return what must be a list: a dict or a text would be read as its names or letters."""
+    if not isinstance(value, list):
+        raise ValueError(f"items that are a {type(value).__name__}, not a list")
+    return value
 
 
 #: The keys of each kind of node beside its kind, and what reads it.

@@ -87,6 +87,15 @@ def test_errors_of_names_without_a_frame_and_of_two_roles():
         found(alone=False)
 
 
+def test_trials_are_numbers_and_may_be_constant():
+    """Read as categories, two numbers of trials would become 0 and 1 of them."""
+    table = pd.DataFrame({"yes": [1, 0, 1], "n": [4, 4, 4]})
+    assert find_columns(table, {"trials": ("n",)}, "Model").given["trials"][0].levels == ()
+    for of_categories in (table.astype({"n": "category"}), table.assign(n=["4", "5", "6"])):
+        with pytest.raises(TypeError, match=r"column 'n' (holds categories|is not numeric)"):
+            find_columns(of_categories, {"trials": ("n",)}, "Model")
+
+
 def test_rows_after_the_fit_need_known_levels_and_numbers():
     roles = found()
     with pytest.raises(ValueError, match="holds 'z', but the fit knows only 'a', 'b', 'c'"):

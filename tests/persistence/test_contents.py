@@ -2,6 +2,7 @@
 
 import collections
 import resource
+import time
 import warnings
 
 import numpy as np
@@ -12,13 +13,16 @@ import skavi
 from forged_files import FORMAT, SCRIPT, forgeries, outcome, use, write
 from skavi import AmortizedVI, FactorizedVI
 from skavi._platform.archive import read_archive
-from skavi.inference_functions import MLP, Polynomial
+from skavi.inference_functions import MLP, DeepSet, Polynomial
 from skavi.models import (
     BayesianDecoder,
     FactorAnalysis,
     GaussianProcess,
+    HiddenMarkovModel,
     LinearModel,
     LocalLevel,
+    MixedEffects,
+    MixtureModel,
     RandomEffects,
     SawTimeSeries,
     TopicModel,
@@ -32,6 +36,9 @@ ROWS = RNG.normal(size=(12, 3)) @ np.ones((3, 4)) + 0.3 * RNG.normal(size=(12, 4
 COLUMN, STUDIES = ROWS[:, :1], np.abs(ROWS[:, :2]) + 0.1
 TIMED = np.column_stack([np.arange(12.0), ROWS[:, 0]])
 COUNTS = RNG.poisson(2.0, size=(12, 5)).astype(float)
+MIXED = np.column_stack([ROWS[:, :1], COUNTS[:, :1] % 3, COUNTS[:, 1:2], COUNTS.sum(1)])
+COLUMNS = {"normal": [0], "ordinal": [1], "binomial": [2]}
+GROUPED = np.column_stack([ROWS[:, 0], np.repeat(np.arange(4.0), 3)])
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 #: Fits of every kind of model and function.
@@ -54,6 +61,11 @@ HONEST = {
         AmortizedVI(SawTimeSeries(), Polynomial(1), solver=LBFGS(), noise=GaussHermite((4, 5))),
         COLUMN,
     ),
+    "mixed columns": (FactorizedVI(FactorAnalysis(1, likelihood=COLUMNS, trials=[3])), MIXED),
+    "mixture": (FactorizedVI(MixtureModel(2), n_init=1), ROWS[:, :2]),
+    "states in a chain": (FactorizedVI(HiddenMarkovModel(2), n_init=1), COLUMN),
+    "groups": (FactorizedVI(MixedEffects(0, 1, centred=True)), GROUPED),
+    "groups by a set": (AmortizedVI(MixedEffects(0, 1, centred=True), DeepSet((4,), 2)), GROUPED),
     "init": (FactorizedVI(LinearModel(), init=FactorizedVI(LinearModel()).fit(COLUMN)), COLUMN),
 }
 #: Numbers of 1 MB by which a forgery may raise the peak of memory: a fit itself takes tens of them.
@@ -76,28 +88,32 @@ def peak():
 
 
 def campaign(name, folder, every):
-    """Try one in `every` forgeries of a file; return counts by (category, outcome) and failures."""
+    """Try one in `every` forgeries of a file; return counts by (category, outcome), failures, and
+    the processor seconds that the slowest took in all, with what it was."""
     path, X, uses = honest_file(name, folder)
     header, arrays = read_archive(path)
     counts, wrong = collections.Counter[tuple[str, str]](), []
+    slowest = 0.0, "none"
     for n, (category, what, forge) in enumerate(forgeries(header, arrays)):
         if n % every:
             continue
         forged, before = write(folder / "forged.skavi", *forge()), peak()
+        began = time.process_time()
         came_of_it = outcome(forged, X, {}, uses)
+        slowest = max(slowest, (time.process_time() - began, what))
         if peak() - before > _MOST_MEGABYTES:
             came_of_it = f"{peak() - before:.0f} MB more memory; {came_of_it}"
         counts[category, came_of_it if came_of_it in ("refused", "works") else "wrong"] += 1
         if came_of_it not in ("refused", "works"):
             wrong.append((what, came_of_it))
-    return counts, wrong
+    return counts, wrong, slowest
 
 
 def assert_all_fine(name, folder, every):
-    counts, wrong = campaign(name, folder, every)
+    counts, wrong, slowest = campaign(name, folder, every)
     assert not wrong, wrong
     assert {"refused"} <= {came_of_it for _, came_of_it in counts}
-    print(name, sum(counts.values()), dict(counts))
+    print(name, sum(counts.values()), dict(counts), f"slowest {slowest[0]:.2f} s: {slowest[1]}")
 
 
 def test_a_few_forgeries_of_each_category(tmp_path):
@@ -123,7 +139,7 @@ def test_every_forgery(name, tmp_path):
 def files(tmp_path_factory):
     """Honest headers and arrays by name."""
     found = {}
-    for name in ("linear", "polynomial", "network", "effects", "series"):
+    for name in ("linear", "polynomial", "network", "effects", "series", *NEWER):
         folder = tmp_path_factory.mktemp("files")
         found[name] = read_archive(honest_file(name, folder)[0])
     return found
@@ -136,6 +152,10 @@ def _set(tree, path, value):
     tree[int(last) if last.isdigit() else last] = value
 
 
+NEWER = ("mixed columns", "groups by a set")
+_LIKELIHOOD = "params/model/params/likelihood/items"
+#: The levels of the column of trials.
+_LEVELS = "attributes/model_/attributes/columns_/value/items/1/1/items/0/1/items/0/items/2/items"
 _WIDE = {"kind": "tuple", "items": [10**7, 10**7]}
 _ANY = {"class": "skavi.families.DiagonalNormal", "params": {}, "attributes": {}}
 FOUND = [
@@ -156,6 +176,11 @@ FOUND = [
     ("network", "params/model/params/n_components", 2**31),
     ("effects", "attributes/noise_/params/n_draws", 10**5),
     ("series", "attributes/noise_/params/n_nodes", 400),
+    ("mixed columns", f"{_LIKELIHOOD}/0/1/items", []),
+    ("mixed columns", f"{_LIKELIHOOD}/2/1/items/0", 3),
+    ("mixed columns", _LEVELS, {"kind": "strings", "values": ["a"]}),
+    ("mixed columns", _LEVELS, ["a", "b"]),
+    ("groups by a set", "params/model/params/response", None),
 ]
 
 
