@@ -34,7 +34,8 @@ class AmortizedVI(VariationalInference):
     refine : float, default=None
         Nats: `transform`, `posterior` and `score` solve rows of their own whose factor by the
         function is estimated (by one Newton step) to miss the optimum that ascent from it reaches
-        by more. None: no row.
+        by more; models with closed-form steps, such as `TopicModel`, bring all rows so near. None:
+        no row.
     global_family, noise, solver, init, n_init, max_iter, tol, output, warm_start, device, \
 random_state, verbose : as in FactorizedVI
         Documented there.

@@ -89,12 +89,11 @@ def estimated_misses(problem: Problem, raw: Tensor, raw_globals: Tensor) -> Tens
 def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol: float) -> Tensor:
     """Return the rows' factors, in which those estimated to miss by more than `nats` are solved.
 
-    Closed forms find the nearest optima of all rows at the price of the estimate.
+    Closed forms bring all rows as near at the price of the estimate.
     """
-    nearest = _nearest(problem, raw, raw_globals)
-    if nearest is not None:
-        before, after = (problem.row_terms(each, raw_globals) for each in (raw, nearest))
-        return torch.where((after - before > nats).unsqueeze(-1), nearest, raw)
+    near = _approached(problem, raw, raw_globals, nats)
+    if near is not None:
+        return near
     far = estimated_misses(problem, raw, raw_globals) > nats
     if not bool(far.any()):
         return raw
@@ -108,14 +107,14 @@ def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol
     return raw.index_copy(0, index, solved)
 
 
-def _nearest(problem, raw, raw_globals):
-    """Return the raw factors to which ascent leads; None where that is no closed form's."""
+def _approached(problem, raw, raw_globals, nats):
+    """Return raw factors uphill, within `nats` of optima; None where that is no closed form's."""
     objective = problem.objective
     if objective.has_states or not objective.has_coordinate_updates:
         return None
     q_theta, factors = objective.global_factor(raw_globals), objective.local_factors(raw)
     family, X = objective.family, problem.rows.X
-    return family.raw(objective.model.nearest_locals(q_theta, X, family, factors))
+    return family.raw(objective.model.approached_locals(q_theta, X, family, factors, nats))
 
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:

@@ -101,6 +101,12 @@ class ClosedForms:
         """Return every row's optimal factor given q(theta), at the optimum nearest to `start`."""
         return self.local_optimum(globals_, X, family)
 
+    def approached_locals(
+        self, globals_: NormalFactors, X: Tensor, family: Family, start: NormalFactors, nats: float
+    ) -> NormalFactors:
+        """Return factors uphill from `start`, each within about `nats` of the nearest optimum."""
+        return self.nearest_locals(globals_, X, family, start)
+
     def global_optimum(
         self, globals_: NormalFactors, factors: NormalFactors, X: Tensor, weights: Tensor
     ) -> NormalFactors:

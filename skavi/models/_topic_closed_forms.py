@@ -11,7 +11,7 @@ from skavi._data.sparse_rows import SparseRows
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
 from skavi.models._topic_covariates import DocumentsWithCovariates
 from skavi.models._topic_documents import softmax_step
-from skavi.models._topic_rows import polished, searched
+from skavi.models._topic_rows import approached, polished, searched
 
 #: Near the least normal float64: keeps logs and quotients of a probability of zero finite.
 _TINY = 1e-300
@@ -74,6 +74,11 @@ class LogisticNormal(DocumentsWithCovariates):
     def nearest_locals(self, globals_, X, family, start):
         words, loc = self._tilted_words(globals_), self._prior_means(globals_, X)
         return polished(self._documents(X), words, loc, self.proportion_scale**-2, start)
+
+    def approached_locals(self, globals_, X, family, start, nats):
+        words, loc = self._tilted_words(globals_), self._prior_means(globals_, X)
+        documents, precision = self._documents(X), self.proportion_scale**-2
+        return approached(documents, words, loc, precision, start, nats)
 
     def _local_step(self, words, X, loc, mean, variance):
         proportions = tilted(mean, variance.sqrt())

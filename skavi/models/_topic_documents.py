@@ -4,7 +4,7 @@ The bound is a convex function of the logits' mean (each word's topic at its opt
 (the normaliser), so it has several optima: one for every set of topics that may explain a document.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -101,6 +101,9 @@ class Curved:
     widths: Tensor
     shared_mean: Tensor
     shared_width: Tensor
+
+    def __getitem__(self, index) -> "Curved":
+        return Curved(*(getattr(self, each.name)[index] for each in fields(self)))
 
     def newton_step(self, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return steps (n, k) in mean / sd and log sd, their gains (n,) and whether there is one.

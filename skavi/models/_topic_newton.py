@@ -17,19 +17,27 @@ _IDLE = 0.3  # share of documents that may be done and still be carried along
 def newton(documents: Documents, mean: Tensor, variance: Tensor, still: float = _STILL):
     """Climb one factor (n, k) a document to a maximum of its bound, by damped Newton steps.
 
-    A step is taken where the bound rises, and damped more where it does not. Where the gradient is
-    nought and the curvature is not a maximum's, a step along it leaves.
-
     Returns
     -------
     mean, variance : Tensors of shape (n, k)
     bound : Tensor of shape (n,)
     """
+    return climbed(documents, mean, variance, still, _NEWTON_STEPS)[:3]
+
+
+def climbed(documents: Documents, mean: Tensor, variance: Tensor, still: float, n_steps: int):
+    """Climb by at most so many Newton steps; also say which documents have arrived, (n,).
+
+    A step is taken where the bound rises, and damped more where it does not. Where the gradient is
+    nought and the curvature is not a maximum's, a step along it leaves. A document has arrived
+    where an undamped step promises no more than `still` nats.
+    """
     mean, variance = mean.clone(), variance.clone()
     value = documents.bound(mean.unsqueeze(1), variance.unsqueeze(1))[:, 0]
     damping, left = torch.zeros_like(value), torch.arange(len(mean), device=mean.device)
     done = torch.zeros_like(left, dtype=torch.bool)
-    for _ in range(_NEWTON_STEPS):
+    arrived = done.clone()
+    for _ in range(n_steps):
         m, v, old, damped = mean[left], variance[left], value[left], damping[left]
         curved = documents.curved(m, v)
         rounding = _ROUNDING * (old.abs() + documents.totals[:, 0])
@@ -47,17 +55,18 @@ def newton(documents: Documents, mean: Tensor, variance: Tensor, still: float = 
         lower = torch.where(damped > 10 * _LEAST, 0.1 * damped, 0.0)
         damping[left] = torch.where(rises, lower, (10 * damped).clamp_min(_DAMPING))
         done = done | flat & ((damped == 0) | (new <= old + rounding)) | (damping[left] > _MOST)
+        arrived[left[done]] = True
         n_done = int(done.sum())
         if n_done == len(left):
             break
         if n_done > _IDLE * len(left):  # to pick out the others takes as long as a step
             left, documents, done = left[~done], documents[~done], done[~done]
-    return mean, variance, value
+    return mean, variance, value, arrived
 
 
 def _leave(documents, curved, mean, variance, saddle, along, widening):
     """Put the best step up along the curvature in place of the steps at saddles."""
-    direction = [d[saddle] for d in curved.upward()]
+    direction = curved[saddle].upward()
     few, m, v = documents[saddle], mean[saddle], variance[saddle]
     sizes = m.new_tensor([0.0, 0.03, -0.03, 0.3, -0.3, 1.0, -1.0])[:, None]
     tried = [d.unsqueeze(1) * sizes for d in direction]

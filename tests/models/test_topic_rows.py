@@ -18,7 +18,7 @@ from skavi.models import TopicModel
 from skavi.models import _topic_rows as rows_module
 from skavi.models._topic_documents import Documents
 from skavi.models._topic_newton import newton
-from skavi.models._topic_rows import polished, searched
+from skavi.models._topic_rows import approached, polished, searched
 
 PRECISION = 0.25
 
@@ -196,6 +196,28 @@ def test_polish_keeps_to_the_nearest_optimum():
     near = bounds(X, words, polished(sparse, given, *prior, even))
     assert (near >= bounds(X, words, even)).all()
     assert (near <= bounds(X, words, found) + 1e-9).all()
+
+
+def test_approach_ends_within_the_nats_asked_for_and_never_below_its_start():
+    """Against 200 Newton steps from where it ends; Newton's decrement is exact to second order."""
+    X, words = case(4, n_rows=40)
+    sparse, given = SparseRows.from_scipy(X), torch.as_tensor(words)
+    prior = at(40, 4), PRECISION
+    start = DiagonalFactors(torch.zeros(40, 4).double(), 0.1 * torch.ones(40, 4).double())
+    for nats in (0.1, 1e-3):
+        near = approached(sparse, given, *prior, start, nats)
+        best = bounds(X, words, polished(sparse, given, *prior, near))
+        assert (best - bounds(X, words, near)).max() < 2 * nats
+        assert (bounds(X, words, near) >= bounds(X, words, start)).all()
+
+
+def test_proportions_do_not_depend_on_the_documents_beside():
+    z = torch.randn(2, 21, 5, generator=torch.Generator().manual_seed(0)).double()
+    model = TopicModel(5)
+    together = model.own_scale({}, z)
+    torch.testing.assert_close(together, torch.softmax(z, -1), rtol=1e-14, atol=1e-16)
+    for n in (1, 5, 8, 13):
+        assert torch.equal(model.own_scale({}, z[:, :n]), together[:, :n])
 
 
 def test_documents_in_any_company_end_alike(monkeypatch):
