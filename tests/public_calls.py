@@ -245,14 +245,20 @@ def _of_latents(name: str) -> dict[str, Callable]:
         "to_arviz": lambda f: getattr(f, at).to_arviz(n_draws=2000),
         "coords": lambda f: getattr(f, at).coords,
     }
-    if name == "BijectedPosterior":
+    own = ["bijection"] if name == "BijectedPosterior" else []
+    if own:
         calls["through"] = lambda f: type(getattr(f, at)).through(
             getattr(f, at).bijection, getattr(f, at).latents, getattr(f, at).mean, None
         )
     if name != "LatentPosterior":
         calls["logits"] = lambda f: getattr(f, at).logits
         calls["of"] = lambda f: type(getattr(f, at)).of(
-            getattr(f, at).latents, None, getattr(f, at).own_scale, getattr(f, at).mean, None
+            getattr(f, at).latents,
+            None,
+            getattr(f, at).own_scale,
+            getattr(f, at).mean,
+            None,
+            **{each: getattr(getattr(f, at), each) for each in own},
         )
     return {f"skavi.posterior.{name}.{member}": call for member, call in calls.items()}
 

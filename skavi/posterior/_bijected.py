@@ -54,9 +54,7 @@ class BijectedPosterior(OwnScalePosterior):
     @classmethod
     def through(cls, bijection, latents, mean, sd):
         """Return the posterior that belongs to normal factors, with moments that are known."""
-        known = OwnScalePosterior.of(latents, None, _Applied(bijection), mean, sd)
-        fields = {name: getattr(known, name) for name in known.__dataclass_fields__}
-        return cls(**fields, bijection=bijection)
+        return cls.of(latents, None, _Applied(bijection), mean, sd, bijection=bijection)
 
     def quantile(self, q: ArrayLike) -> Floats:
         """Return quantiles of each number, exact.

@@ -63,8 +63,11 @@ class OwnScalePosterior(LatentPosterior):
     given: tuple[torch.Tensor, ...] = field(kw_only=True, repr=False, default=())
 
     @classmethod
-    def of(cls, latents, globals_, own_scale, mean, sd, given=()):
-        """Return the posterior that belongs to normal factors, with moments that are known."""
+    def of(cls, latents, globals_, own_scale, mean, sd, given=(), **own):
+        """Return the posterior that belongs to normal factors, with moments that are known.
+
+        `own`: what a subclass holds besides.
+        """
         posterior = cls(
             mean,
             sd,
@@ -76,6 +79,7 @@ class OwnScalePosterior(LatentPosterior):
             globals_=globals_,
             own_scale=own_scale,
             given=given,
+            **own,
         )
         for rows, values in posterior._fixed_draws():
             away = (values - values.mean(0)) / len(values) ** 0.5
