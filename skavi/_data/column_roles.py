@@ -4,7 +4,6 @@ A user's table holds them anywhere. Inside, a row is what is explained, then wha
 role, so that batches, weights, copies and files carry it along.
 """
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +19,12 @@ from skavi._data.column_values import (
     NUMBERS,
     declared_levels,
     dtype_kind,
+    labels_of_everyone,
     listed,
     read_labels,
     read_numbers,
     read_texts,
 )
-from skavi._data.process_ranks import stacked_texts
 from skavi._numerics.whole_numbers import is_whole
 from skavi._platform.private_names import feature_names, safe_indexing
 
@@ -381,15 +380,7 @@ def _read(values, place, name, asked_by, alone):
 
 def _read_label_column(values, place, name, asked_by, alone):
     """Return a column of labels with those of the training table, in order of their texts."""
-    distinct, _ = read_labels(values, name, asked_by)
-    everyone = sorted(stacked_texts(distinct.tolist()))
-    apart = [one for one, other in itertools.pairwise(everyone) if one == other]
-    if apart:
-        raise ValueError(
-            f"{asked_by}: {listed(apart)} of column {name!r} are on several ranks, but rows of a "
-            "group must be on one: give skavi.distributed's shard or fit these labels as groups."
-        )
-    return GivenColumn(place, name, tuple(everyone), True)
+    return GivenColumn(place, name, labels_of_everyone(values, name, asked_by), True)
 
 
 def _read_trials(values, place, name, asked_by, alone):

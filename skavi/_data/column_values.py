@@ -1,9 +1,12 @@
 """One column of a user's table, as numbers, as text or as labels."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import scipy.sparse
+
+from skavi._data.process_ranks import stacked_texts
 
 #: Kinds of numpy's that are numbers.
 NUMBERS = "biuf"
@@ -122,6 +125,19 @@ def read_labels(values: Any, name: str, asked_by: str) -> tuple[np.ndarray, np.n
         return np.array(list(places)), index
     distinct, index = np.unique(array, return_inverse=True)
     return distinct.astype(str), index
+
+
+def labels_of_everyone(values: Any, name: str, asked_by: str) -> tuple[str, ...]:
+    """Return the distinct labels of a column over all process ranks, in order of their texts."""
+    distinct, _ = read_labels(values, name, asked_by)
+    everyone = sorted(stacked_texts(distinct.tolist()))
+    apart = [one for one, other in itertools.pairwise(everyone) if one == other]
+    if apart:
+        raise ValueError(
+            f"{asked_by}: {listed(apart)} of column {name!r} are on several ranks, but rows of a "
+            "group must be on one: give skavi.distributed's shard or fit these labels as groups."
+        )
+    return tuple(everyone)
 
 
 def _require_labels(missing, name, asked_by):
