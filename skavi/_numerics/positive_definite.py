@@ -1,5 +1,7 @@
 """Positive definite matrices near symmetric ones: curvatures of a climb away from its top."""
 
+import math
+
 import torch
 
 #: Least curvature where one is negative, in units that make entries comparable. As a floor for all
@@ -56,6 +58,15 @@ def positive(A):
     A = A.clone()
     A[bad] = mended
     return A + ridge
+
+
+def root_or_nan(A):
+    """Return the Cholesky factors of symmetric matrices, NaN where there is none.
+
+    Of many draws of correlations some are 1 to rounding: one of them must not end a batch.
+    """
+    lower, failed = torch.linalg.cholesky_ex(A)
+    return torch.where((failed == 0)[..., None, None], lower, math.nan)
 
 
 def least_solution(A, right):

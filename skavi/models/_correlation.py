@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, LKJCholesky, Transform, biject_to, constraints
 from torch.nn import functional as F
 
+from skavi._numerics.positive_definite import root_or_nan
 from skavi._numerics.quadrature import hermite_nodes
 
 #: Gauss-Hermite nodes: E log(1 - tanh(u)^2) to 1e-9 at an sd of 1.
@@ -118,7 +119,7 @@ class LKJ(Distribution):
         super().__init__(event_shape=torch.Size([order, order]), validate_args=False)
 
     def log_prob(self, value):
-        return self._of_cholesky.log_prob(torch.linalg.cholesky(value))
+        return self._of_cholesky.log_prob(root_or_nan(value))
 
     def expected_log_prob(self, mean: Tensor, sd: Tensor) -> Tensor:
         """E log density of the numbers of `CorrelationTransform` for normal ones, a scalar.

@@ -4,6 +4,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from skavi._data.grouped_rows import GroupedRows
+from skavi._numerics.positive_definite import root_or_nan
 from skavi._numerics.quadrature import hermite_rule
 from skavi.distributions import defaults_of
 from skavi.families import LOG_2PI, DiagonalNormal, FullNormal
@@ -129,7 +130,7 @@ class MixedEffects(MixedPriors):
         scale = torch.where(centred > 0, sd, torch.ones_like(sd))
         if not self._n_correlations:
             return Normal(mean, scale)
-        lower = torch.linalg.cholesky(theta["correlation"])
+        lower = root_or_nan(theta["correlation"])
         return MultivariateNormal(mean, scale_tril=scale.unsqueeze(-1) * lower, validate_args=False)
 
     def likelihood_of(self, theta, effects, F, R, trials):
