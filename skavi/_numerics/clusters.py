@@ -15,8 +15,11 @@ def k_means(rows: Tensor, weights: Tensor, k: int, generator: torch.Generator) -
 
     Each centre is the best of a few rows drawn with chances in proportion to their squared distance
     from the centres so far (Arthur & Vassilvitskii 2007, "k-means++: the advantages of careful
-    seeding", sections 2.2 and 7). `generator` draws on the CPU.
+    seeding", sections 2.2 and 7). `generator` draws on the CPU. Neither the order of rows nor
+    whether equal ones are one row of their summed weight changes what is drawn.
     """
+    rows, place = torch.unique(rows, dim=0, return_inverse=True)  # in order
+    weights = weights.new_zeros(len(rows)).index_add_(0, place, weights)
     centres = _drawn_centres(rows, weights, k, generator)
     before = None
     for _ in range(_STEPS):
@@ -46,5 +49,7 @@ def _drawn_centres(rows, weights, k, generator):
 
 
 def _drawn(chances, n, generator):
-    drawn = torch.multinomial(chances.cpu(), n, replacement=True, generator=generator)
-    return drawn.to(chances.device)
+    """Draw places by inverting the distribution function, which equal neighbours share."""
+    upto = chances.cumsum(0)
+    at = torch.rand(n, generator=generator, dtype=torch.float64).to(upto) * upto[-1]
+    return torch.searchsorted(upto, at, right=True).clamp_max(len(upto) - 1)

@@ -42,3 +42,15 @@ def test_equal_rows_have_one_centre():
     rows, weights = torch.ones(4, 2, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     centres = k_means(rows, weights, 3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(centres, torch.ones(3, 2, dtype=torch.float64), rtol=0, atol=0)
+
+
+def test_order_and_repeats_of_rows_change_no_draw(rows):
+    """As scikit-learn's check of weights has it: a row of weight 3 is the row three times."""
+    generator = torch.Generator().manual_seed(1)
+    times = torch.randint(0, 4, (300,), generator=generator)
+    repeated = rows.repeat_interleave(times, 0)
+    order = torch.randperm(300, generator=generator)
+    pairs = (rows[order], times[order].double()), (repeated, torch.ones_like(repeated[:, 0]))
+    for seed in range(5):
+        one, other = (k_means(*pair, 12, torch.Generator().manual_seed(seed)) for pair in pairs)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
