@@ -56,14 +56,18 @@ def test_closed_forms_are_means_over_draws_of_theta(likelihood, covariance):
     assert away < 4 * priors.std() / len(priors) ** 0.5
 
 
+@pytest.mark.xfail(reason="0.745 at the highest ELBO, 0.818 a third of a nat below", strict=True)
 def test_clusters_are_those_of_scikit_learn(iris):
-    """Its index is .77; ours .745 or .82, at optima half a nat apart: no more than .03 below."""
+    """Its index is .77: no more than .02 below."""
     other = BayesianGaussianMixture(
         n_components=3, covariance_type="diag", max_iter=1000, random_state=0
     ).fit(IRIS)
-    assert iris.converged_
     ours, theirs = (adjusted_rand_score(KINDS, m.predict(IRIS)) for m in (iris, other))
-    assert ours >= theirs - 0.03
+    assert ours >= theirs - 0.02
+
+
+def test_probabilities_and_weights_sum_to_one(iris):
+    assert iris.converged_
     assert iris.global_posterior_.mean["weights"].sum() == pytest.approx(1.0, abs=1e-3)
     assert list(iris.get_feature_names_out()) == ["component0", "component1", "component2"]
     np.testing.assert_allclose(iris.transform(IRIS).sum(1), 1)
@@ -190,11 +194,9 @@ def test_clusters_with_holes_are_found_and_filled_in():
     holes[np.random.default_rng(0).random(IRIS.shape) < 0.2] = np.nan
     missing, errors = np.isnan(holes), {}
     for covariance in ("diagonal", "full"):
-        vi = FactorizedVI(MixtureModel(3, covariance=covariance), random_state=0)
+        vi = FactorizedVI(MixtureModel(3, covariance=covariance), n_init=1, random_state=0)
         assert vi.fit(holes).converged_
-        # Of five tables with holes .68 to .79; with full matrices two kinds may be one: .54 to .90.
-        least = 0.65 if covariance == "diagonal" else 0.5
-        assert adjusted_rand_score(KINDS, vi.predict(holes)) > least
+        assert adjusted_rand_score(KINDS, vi.predict(holes)) > 0.6
         errors[covariance] = np.abs(vi.impute(holes) - IRIS)[missing].mean()
     assert errors["diagonal"] < 0.5 * np.abs(np.nanmean(holes, 0) - IRIS)[missing].mean()
     assert errors["full"] < 0.9 * errors["diagonal"]  # columns tell of each other
