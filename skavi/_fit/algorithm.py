@@ -186,12 +186,34 @@ def fit_model(
     `progress` is called after each iteration; True stops the fit. Its stages follow `stage`.
     """
     problem, solver, state = _bind(plan, rows, start)
-    stages = Stages(solver, plan.max_iter, progress, plan.journal, stage)
-    refined, began, tol = plan.noise is None and bool(problem.noise.refined()), state, plan.tol
-    best = -math.inf
-    if start.fitted and is_network(problem.function):
-        best = float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
-    if plan.gap_counts and start.fitted and solver.needs_deterministic_noise:
+    stages, tol = Stages(solver, plan.max_iter, progress, plan.journal, stage), plan.tol
+    network = is_network(problem.function)
+    best = _elbo_of_start(problem, start) if start.fitted and network else -math.inf
+    if not (problem.frozen_globals and stages.stay(problem, state, tol, best)):
+        problem, state, tol = _solve(plan, problem, state, stages, best, start.fitted)
+        if network and solver.needs_deterministic_noise and not stages.failure:
+            stages.confirm(problem, state, tol)
+    outcome = stages.outcome
+    assert outcome is not None
+    if math.isfinite(best):  # under the rule that the fit ends with
+        best = _elbo_of_start(problem, start)
+    missed = missed_by(problem, outcome, best)
+    outcome = replace(outcome, converged=outcome.converged and not missed)
+    if math.isfinite(best):
+        outcome = within_gap(problem, outcome, best)
+    solver, stopped = stages.solver, stages.interrupted
+    return Solution(problem, solver, outcome, stages.failure, stopped, stages.stage, tol, missed)
+
+
+def _elbo_of_start(problem, start):
+    return float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
+
+
+def _solve(plan, problem, state, stages, best, fitted):
+    """Solve, refine the noise rule, and try other optima; return problem, state and tolerance."""
+    solver, tol = stages.solver, plan.tol
+    refined, began = plan.noise is None and bool(problem.noise.refined()), state
+    if plan.gap_counts and fitted and solver.needs_deterministic_noise:
         state, tol = stages.solve_to_gap(problem, state, tol, best)
     else:
         state = stages.solve(problem, state, max(tol, ROUGH) if refined else tol)
@@ -206,18 +228,7 @@ def fit_model(
         state = stages.solve(problem, state, tol)
     if isinstance(problem.function, Table):
         state = in_order(problem, state, tol, stages)
-    if is_network(problem.function) and solver.needs_deterministic_noise and not stages.failure:
-        stages.confirm(problem, state, tol)
-    outcome = stages.outcome
-    assert outcome is not None
-    if refined and math.isfinite(best):  # under the rule that the fit ends with
-        best = float(problem.elbo_of(start.state.raw_locals, start.state.raw_globals))
-    missed = missed_by(problem, outcome, best)
-    outcome = replace(outcome, converged=outcome.converged and not missed)
-    if math.isfinite(best):
-        outcome = within_gap(problem, outcome, best)
-    solver, stopped = stages.solver, stages.interrupted
-    return Solution(problem, solver, outcome, stages.failure, stopped, stages.stage, tol, missed)
+    return problem, state, tol
 
 
 def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:

@@ -10,6 +10,7 @@ from skavi._fit.defaults import tolerance_of_gap
 from skavi._fit.iterates import ROUGH, Iterate
 from skavi._fit.nonfinite import what_broke
 from skavi.solvers import LBFGS, Outcome
+from skavi.solvers._loss import gradient_norm
 
 #: Rounds of first-order steps and Newton's again, where Newton's method is stuck. Not measured:
 #: order of magnitude.
@@ -113,6 +114,20 @@ class Stages:
             if self.failure or self.spent or not self.outcome.converged or wanted >= tol:
                 return state, wanted if math.isfinite(wanted) else least
             tol = wanted
+
+    def stay(self, problem, state, tol, best):
+        """End at a state that is within `tol` nats a row of `best`, its bound, if it is.
+
+        With q(theta) given, no function is above the rows' own factors: what such a function could
+        still gain is not worth a step.
+        """
+        with torch.no_grad():
+            elbo = float(problem.elbo(state))
+        if not best - elbo <= tol * problem.total_weight:
+            return False
+        self.total_weight, left = problem.total_weight, max(0.0, best - elbo)
+        self.outcome = Outcome(state, [elbo], True, left, gradient_norm(problem, state))
+        return True
 
     def confirm(self, problem, state, tol):
         """Estimate what is left with all curvature; go on where a solver that ignores some stops.

@@ -14,13 +14,11 @@ from skavi.models._factor_analysis_start import LinearStart
 from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
 from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
+from skavi.models._rows_at_rest import rows_at_rest
 from skavi.models._scale_priors import check_scale, scale_prior
 
 #: What `row_derivatives` differentiates.
 _TERMS = "half_expected_terms", "expected_log_prior", "log_prior", "predictor", "eta", "cell"
-#: Newton steps of a row that functions read, and the longest, in sds of the prior. Not measured.
-_READ_STEPS, _LARGEST = 6, 2.0
-_TINY = 1e-12
 
 
 class FactorAnalysis(LinearStart):
@@ -373,21 +371,16 @@ class FactorAnalysis(LinearStart):
         return self.theta_read_ is not None or super().summary_is_factor
 
     def summary(self, X):
-        """Return a row's factor given the training q(theta), and covariates.
+        """Return a row's own factor given the training q(theta): means and log sds; covariates.
 
-        Its means and log sds where the latents are at their means, after a few Newton steps:
-        functions of the cells themselves take minutes to come near it.
+        Functions of the cells themselves take minutes to come near it.
         """
         if self.theta_read_ is None:
             return super().summary(X)
         globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
-        mean, k = X.new_zeros(len(X), self.n_components), self.n_components
-        at, one = X.new_zeros(1, k), X.new_ones(1)
-        for _ in range(_READ_STEPS):
-            rows = Side(mean, torch.full_like(mean, _TINY))
-            slope, block = self.row_slopes(rows, globals_, X, at, one)
-            precision = torch.eye(k).to(X) - block[:, :k, :k]
-            step = torch.linalg.solve(precision, slope[:, :k] - mean)
-            mean = mean + step * (_LARGEST / step.norm(dim=1, keepdim=True)).clamp_max(1.0)
-        log_sd = -0.5 * precision.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).log()
-        return torch.cat([mean, log_sd, self.given_columns(X)], -1)
+
+        def slopes(rows, index, nodes, weights):
+            return self.row_slopes(rows, globals_, X[index], nodes, weights)
+
+        rows = rows_at_rest(slopes, len(X), self.n_components, X)
+        return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)

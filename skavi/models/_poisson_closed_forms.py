@@ -16,9 +16,6 @@ from skavi.models._scale_priors import is_centred_normal
 
 #: Newton steps a row between steps of q(theta): rows start at what the step makes of them.
 _SWEEP_STEPS = 1
-#: Newton steps of a row that functions read: 544 x 100 counts with five components then have a gap
-#: of 0.004 nats a row; 0.5 after two steps, 3.6 without any.
-_READ_STEPS = 4
 #: Rows x columns x squared components of matrices held at once: 16 MB. Not measured.
 _NUMBERS = 2_000_000
 
@@ -128,10 +125,10 @@ class LinearPoisson(LinearNormal):
         return hasattr(self, "columns_read_")
 
     def summary(self, X):
-        """Return a row's factor after a few Newton steps given the training q(theta).
+        """Return a row's own factor given the training q(theta): its means and log sds.
 
-        Its means and log sds: functions of counts themselves end nats a row below, for a factor
-        depends on counts by their logs.
+        Functions of counts themselves end nats a row below, for a factor depends on counts by their
+        logs, and after a few Newton steps some rows are far from it still.
         """
         if not hasattr(self, "columns_read_"):
             return super().summary(X)
@@ -139,7 +136,7 @@ class LinearPoisson(LinearNormal):
         columns = Side(*torch.as_tensor(self.columns_read_).to(X).chunk(2, -1))
         mean, sd = self.initial_locals(self._named(columns.mean), X)
         start = self._rows(DiagonalFactors(mean, sd), X)
-        rows = fitted(self._counts(X), columns, start, _READ_STEPS).first(k)
+        rows = fitted(self._counts(X), columns, start).first(k)
         return torch.cat([rows.mean, 0.5 * rows.variance.log()], -1)
 
     def check_learned(self, n_features):

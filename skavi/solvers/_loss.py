@@ -90,6 +90,13 @@ class Loss:
         return math.sqrt(float(self.dot(vector, vector)))
 
 
+def gradient_norm(problem, state) -> float:
+    """Return the norm of the gradient in natural steps, in nats a row."""
+    loss = Loss(problem, state)
+    _, gradient = loss(torch.zeros(loss.size, dtype=loss.dtype, device=loss.device))
+    return loss.norm(gradient)
+
+
 def estimate_suboptimality(problem, state, tol):
     """Estimate by one Newton step how far a state is below the optimum, in nats, to about `tol`."""
     loss = Loss(problem, state)
