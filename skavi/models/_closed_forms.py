@@ -46,6 +46,10 @@ class ClosedForms:
         """Return E_q log p(x_n, s | theta) of all states in closed form, (n_rows, n_states)."""
         raise NotImplementedError
 
+    def knows_row_derivatives(self, family: Family, global_family: Family) -> bool:
+        """Say whether `row_derivatives` serves factors of these families."""
+        return False
+
     def row_derivatives(
         self,
         factors: NormalFactors,

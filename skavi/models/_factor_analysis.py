@@ -326,8 +326,15 @@ class FactorAnalysis(LinearStart):
 
     def _by_cells(self, globals_):
         """Say whether the rows' terms are sums over cells with derivatives in closed form."""
-        changed = any(overrides(self, FactorAnalysis, name) for name in _TERMS)
-        return self._integrates(globals_) and not changed
+        return self._integrates(globals_) and not self._changed
+
+    @property
+    def _changed(self):
+        return any(overrides(self, FactorAnalysis, name) for name in _TERMS)
+
+    def knows_row_derivatives(self, family, global_family):
+        diagonal = type(family) is type(global_family) is DiagonalNormal
+        return diagonal and self.cell.bends and not self._changed
 
     def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
         """Return slopes and Hessians of each row's expected log density in its means and log sds.

@@ -206,6 +206,12 @@ class Objective:
         """Whether the model has the optimal factors of these families in closed form."""
         return self.model.has_coordinate_updates(self.family, self.global_family)
 
+    @property
+    def knows_row_derivatives(self) -> bool:
+        """Whether the model has all derivatives of the rows' terms at nodes of the latents."""
+        drawn = self.n_drawn_globals
+        return not drawn and self.model.knows_row_derivatives(self.family, self.global_family)
+
     def n_colours(self, n_rows: int) -> int:
         """Count the rows that share a term of the log joint, and so need independent noise.
 

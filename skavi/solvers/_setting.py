@@ -6,6 +6,11 @@ from typing import Any
 #: Globals up to which Newton is chosen: each of the two parameters of q is one backward pass a
 #: step. Not measured.
 _MAX_NEWTON_GLOBALS = 40
+#: Parameters of q(theta) up to which Newton is chosen where the model knows all derivatives: the
+#: corner is 8 MB. 200 x 30 counts with two components (300) take 7 s, by L-BFGS 13.
+_MAX_KNOWN_PARAMETERS = 1000
+#: Numbers of the border then: 160 MB. Not measured: order of magnitude.
+_MAX_BORDER = 20_000_000
 #: Latents a row up to which Newton is chosen: each adds two backward passes, and a row's block
 #: has (2 x latents) ** 2 numbers. Not measured.
 _MAX_NEWTON_LATENTS = 10
@@ -73,4 +78,7 @@ class Setting:
         """Whether a row's block and the border of globals are small."""
         objective = self.objective
         n_global = objective.global_family.n_parameters(objective.space.size)
-        return n_global <= 2 * _MAX_NEWTON_GLOBALS and objective.n_latents <= _MAX_NEWTON_LATENTS
+        few = n_global <= 2 * _MAX_NEWTON_GLOBALS
+        if objective.knows_row_derivatives and self.noise.deterministic:
+            few = n_global <= _MAX_KNOWN_PARAMETERS and self.n_outputs * n_global <= _MAX_BORDER
+        return few and objective.n_latents <= _MAX_NEWTON_LATENTS
