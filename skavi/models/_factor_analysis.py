@@ -1,27 +1,20 @@
 """Factor analysis and probabilistic PCA with a posterior over every global."""
 
-import copy
-
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 
 from skavi.distributions import PriorOfVariance
-from skavi.families import DiagonalFactors, DiagonalNormal
+from skavi.families import DiagonalNormal
 from skavi.models._base import overrides
-from skavi.models._factor_analysis_start import LinearStart
-from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
-from skavi.models._mixed_cells import Part
-from skavi.models._poisson_rates import Side
-from skavi.models._rows_at_rest import rows_at_rest
+from skavi.models._bent_cells import BentCells
 from skavi.models._scale_priors import check_scale, scale_prior
 
-#: What `row_derivatives` differentiates.
+#: What `BentCells` integrates and differentiates.
 _TERMS = "half_expected_terms", "expected_log_prior", "log_prior", "predictor", "eta", "cell"
 
 
-class FactorAnalysis(LinearStart):
+class FactorAnalysis(BentCells):
     r"""Linear model: a row is a mix of a few patterns, in noise or through a link.
 
     .. math::
@@ -207,9 +200,6 @@ class FactorAnalysis(LinearStart):
 
     roles = ("covariates", "offset", "trials")
     integrated_globals = ("loadings", "coefficients", "mean")
-    learned = (*LinearStart.learned, "theta_read_")
-    #: Means and sds of the training q(theta), which functions read rows by.
-    theta_read_: np.ndarray | None = None
 
     def least_globals(self, n_features):
         n_predictors = self.n_predictors(n_features)
@@ -265,129 +255,10 @@ class FactorAnalysis(LinearStart):
         eta = torch.addmm(self.intercepts(theta), z, theta["loadings"].mT)
         return eta if covariates is None else eta + covariates @ theta["coefficients"].mT
 
-    def half_expected_terms(self, theta, z, factors, rest, X):
-        """Integrate W, B and m out, given z: eta is normal, its mean at theta; and the noise."""
-        design = torch.nn.functional.pad(self._design(z, X), (0, 1), value=1.0)
-        variance = rest.variance_along(design, self._linear_index(rest, X))
-        eta = self.eta(theta, z, X)
-        if self._integrates(rest):
-            mean, sd = rest.mean, rest.sd
-            fit = sum(
-                part.over_noise(eta, variance, part.noise_factors(mean, sd))
-                for part in self._parts(rest, X)
-            )
-        else:
-            fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
-        return self.expected_log_prior(theta, z, factors, X) + fit
+    @property
+    def changed(self):  # type: ignore[override]
+        return any(overrides(self, FactorAnalysis, name) for name in _TERMS)
 
     def integrated(self, global_family):
         own = self.cell.own_globals if isinstance(global_family, DiagonalNormal) else ()
         return own + self.integrated_globals
-
-    def _integrates(self, rest):
-        """Say whether the noise is integrated with eta: where it is independent of it."""
-        return self.cell.bends and type(rest) is DiagonalFactors
-
-    def _parts(self, globals_, X):
-        """Return the cells of X by their likelihoods."""
-        cells = self.cells_of(X)
-        if self.mixed is not None:
-            return self.mixed.parts(cells)
-        return [Part(self.cell, cells, slice(None), self._noise_index(globals_, X))]
-
-    def _noise_index(self, globals_, X):
-        """Return the places in theta of a column's noise, (n_features, h), before all else."""
-        linear, own = self._linear_index(globals_, X), self.cell.own_globals
-        first, columns = int(linear.min()), torch.arange(len(linear), device=X.device)
-        places: list[Tensor] = []
-        for name in reversed(own):
-            each = self.by_column and name != "degrees_of_freedom"
-            first -= len(columns) if each else 1
-            places.insert(0, first + columns if each else torch.full_like(columns, first))
-        return torch.stack(places, -1) if places else linear[:, :0]
-
-    def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
-        """Differentiate cell by cell, where nothing but the rows' latents is drawn."""
-        if type(factors) is not DiagonalFactors or len(nodes.locals_[0]) != 1:
-            return None
-        if not self._by_cells(globals_):
-            return None
-        rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
-        reading = nodes.locals_[:, 0], nodes.weights
-        if frozen:
-            slope, block = self.row_slopes(rows, globals_, X, *reading)
-            return *rows_of_cells(rows, slope, block, weights), None, None, None
-        parts = [
-            scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
-            for cells, where, *sides in self._linear_cells(globals_, X, weights)
-        ]
-        slope, block, *of_theta = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
-        return *rows_of_cells(rows, slope, block, weights), *of_theta
-
-    def _by_cells(self, globals_):
-        """Say whether the rows' terms are sums over cells with derivatives in closed form."""
-        return self._integrates(globals_) and not self._changed
-
-    @property
-    def _changed(self):
-        return any(overrides(self, FactorAnalysis, name) for name in _TERMS)
-
-    def knows_row_derivatives(self, family, global_family):
-        diagonal = type(family) is type(global_family) is DiagonalNormal
-        return diagonal and self.cell.bends and not self._changed
-
-    def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
-        """Return slopes and Hessians of each row's expected log density in its means and log sds.
-
-        At nodes of its latents, as `LinearCells.derivatives_of_rows` has them.
-        """
-        found = [
-            cells.derivatives_of_rows(rows, *sides, noise, weights)
-            for cells, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
-        ]
-        return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
-
-    def _linear_cells(self, globals_, X, weights):
-        """Yield cells by their likelihoods, places of their raw numbers, and these numbers."""
-        offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
-        every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
-        for part in self._parts(globals_, X):
-            index, at = every[part.predictors], part.noise
-            columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
-            of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
-            cells = LinearCells(part.likelihood, part.cells, known, of_cells, weights)
-            where = torch.cat([index, index + size, at, at + size], -1)
-            yield cells, where, columns, part.noise_factors(globals_.mean, globals_.sd)
-
-    def check_learned(self, n_features):
-        super().check_learned(n_features)
-        if self.theta_read_ is not None:
-            self._require_learned("theta_read_", (2, None))
-
-    # --- what inference functions read ----------------------------------------------------------
-
-    def reading(self, globals_):
-        if not self._by_cells(globals_):
-            return super().reading(globals_)
-        model = copy.copy(self)
-        model.theta_read_ = torch.stack([globals_.mean, globals_.sd]).cpu().numpy()
-        return model
-
-    @property
-    def summary_is_factor(self):  # type: ignore[override]
-        return self.theta_read_ is not None or super().summary_is_factor
-
-    def summary(self, X):
-        """Return a row's own factor given the training q(theta): means and log sds; covariates.
-
-        Functions of the cells themselves take minutes to come near it.
-        """
-        if self.theta_read_ is None:
-            return super().summary(X)
-        globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
-
-        def slopes(rows, index, nodes, weights):
-            return self.row_slopes(rows, globals_, X[index], nodes, weights)
-
-        rows = rows_at_rest(slopes, len(X), self.n_components, X)
-        return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)

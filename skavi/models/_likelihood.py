@@ -185,15 +185,31 @@ class Likelihood(ABC):
 
     def expected_rows_over_noise(self, cells: Cells, mean: Tensor, variance: Tensor, noise):
         """Return `expected_log_rows` under normal logs of the noise as well."""
-        x, root = cells.values, root_of(variance)
-        nodes, weights = (part.tolist() for part in self.rule)
-        etas = [mean + e * root for e in nodes]
+        root = root_of(variance)
+        rule = zip(*(part.tolist() for part in self.rule), strict=True)
+        return self.expected_rows_at(cells, mean, ((w, mean + e * root) for e, w in rule), noise)
+
+    def expected_rows_at(self, cells: Cells, mean: Tensor, nodes, noise: NoiseFactors) -> Tensor:
+        """Return the rows' expected log densities, shape (n_rows,), by nodes of their predictors.
+
+        Parameters
+        ----------
+        cells : Cells
+        mean : Tensor of shape (n_rows, n_columns)
+            Of eta.
+        nodes : iterable of (float or Tensor, Tensor)
+            Weights and values of eta.
+        noise : NoiseFactors
+        """
+        x, (levels, factors) = cells.values, self.levels(noise)
+        bends = [torch.zeros_like(mean)] * len(levels)
+        for weight, eta in nodes:
+            bends = [
+                bend + weight * self.bend(x, eta, level)
+                for bend, level in zip(bends, levels, strict=True)
+            ]
         total = self.slope(x) * mean + self.rest(x, noise)
-        at_nodes = zip(*self.levels(noise), noise.rule()[1].tolist(), strict=True)
-        for level, factor, weight in at_nodes:
-            bend = torch.zeros_like(mean)
-            for eta, w in zip(etas, weights, strict=True):
-                bend = bend.add(self.bend(x, eta, level), alpha=w)
+        for weight, factor, bend in zip(noise.rule()[1].tolist(), factors, bends, strict=True):
             total = total - weight * (self.share(x) + factor) * bend
         return cells.masked(total).sum(-1)
 

@@ -19,6 +19,7 @@ from skavi.models._expected_cells import Jets, derivatives_of_rest, expected_cel
 from skavi.models._likelihood import Likelihood
 from skavi.models._noise_factors import NoiseFactors
 from skavi.models._poisson_rates import Side
+from skavi.models._predictor_nodes import predictor_nodes
 
 #: Cells at once, over rows and nodes: with nine nodes each, 144 kB an array stay in the cache.
 _CELLS = 2000
@@ -48,6 +49,11 @@ class LinearCells:
     def __getitem__(self, index):
         known, offset = self.known[index], self.offset[index]
         return LinearCells(self.likelihood, self.cells[index], known, offset, self.weights[index])
+
+    def expected_rows(self, rows: Side, columns: Side, own: NoiseFactors) -> Tensor:
+        """Return the rows' expected log densities, at nodes of each cell's predictor, (n_rows,)."""
+        mean, nodes = predictor_nodes(rows, columns, self.known, self.offset)
+        return self.likelihood.expected_rows_at(self.cells, mean, nodes, own)
 
     def derivatives(
         self, rows: Side, columns: Side, own: NoiseFactors, noise: Tensor, weights: Tensor

@@ -28,6 +28,12 @@ _STILL = 1e-8
 _NODES = (5, 5, 3, 3)
 
 
+def few_nodes(k: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes of a row's latents, shape (n_nodes, k), and weights: for second derivatives."""
+    rule = product_rule((_NODES[k - 1],) * k) if k <= len(_NODES) else spherical_rule(8 * k, k, 0)
+    return tuple(aligned(each).to(like) for each in rule)  # type: ignore[return-value]
+
+
 def rows_at_rest(slopes: Callable, n_rows: int, k: int, like: Tensor) -> Side:
     """Return the factors at which rows are at rest, each by itself.
 
@@ -41,14 +47,13 @@ def rows_at_rest(slopes: Callable, n_rows: int, k: int, like: Tensor) -> Side:
     like : Tensor
         Of the dtype and on the device of what is returned.
     """
-    rule = product_rule((_NODES[k - 1],) * k) if k <= len(_NODES) else spherical_rule(2 * k, k, 0)
-    nodes, weights = (aligned(each).to(like) for each in rule)
+    nodes, weights = few_nodes(k, like)
     mean, log_sd = like.new_zeros(n_rows, k), like.new_full((n_rows, k), _WIDE)
     left = torch.arange(n_rows, device=like.device)
     for _ in range(_STEPS if k else 0):
         rows = Side(mean[left], (2 * log_sd[left]).exp())
         found = slopes(rows, left, nodes, weights)
-        slope, block = rows_of_cells(rows, *found, like.new_ones(len(left)))
+        slope, block = rows_of_cells(rows, found[0], found[1], like.new_ones(len(left)))
         finite = (slope.sum(-1) + block.sum((-1, -2))).isfinite()
         left, slope, block = left[finite], slope[finite], block[finite]
         step = torch.linalg.solve(positive(-block), slope.unsqueeze(-1)).squeeze(-1)

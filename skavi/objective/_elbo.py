@@ -208,9 +208,8 @@ class Objective:
 
     @property
     def knows_row_derivatives(self) -> bool:
-        """Whether the model has all derivatives of the rows' terms at nodes of the latents."""
-        drawn = self.n_drawn_globals
-        return not drawn and self.model.knows_row_derivatives(self.family, self.global_family)
+        """Whether the model has the rows' second derivatives without automatic ones."""
+        return self.model.knows_row_derivatives(self.family, self.global_family)
 
     def n_colours(self, n_rows: int) -> int:
         """Count the rows that share a term of the log joint, and so need independent noise.
@@ -242,7 +241,7 @@ class Objective:
 
     def row_derivatives(self, raw, raw_globals, X, nodes, weights, frozen):
         """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
-        if nodes is None or nodes.slopes_at is not None or self.n_drawn_globals:
+        if self.n_drawn_globals or (nodes is not None and nodes.slopes_at is not None):
             return None
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         return self.model.row_derivatives(factors, q_theta, X, nodes, weights, frozen)

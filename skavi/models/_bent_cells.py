@@ -1,0 +1,211 @@
+"""The half of factor analysis that is for likelihoods with a bend: everything goes cell by cell."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal
+from skavi.models._factor_analysis_start import LinearStart
+from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
+from skavi.models._mixed_cells import Part
+from skavi.models._poisson_rates import Side
+from skavi.models._rows_at_rest import few_nodes, rows_at_rest
+
+#: Latents up to which nodes of z are taken: of one there are few, and they are refined. Six nodes
+#: for each of two latents are further off than nodes of predictors (200 x 10 answers: .003 nats in
+#: all, 9e-6), and for each of four take 160 s in place of 3 (300 x 20 answers).
+_MOST_DRAWN = 1
+#: Cells, times nodes of their noise, of which all nodes of predictors are held at once: 55 of them
+#: are 22 MB an array, of which autograd holds some ten. Not measured: order of magnitude.
+_CELLS = 50_000
+
+
+class BentCells(LinearStart):
+    """Adds expectations and derivatives of cells whose kernel is linear but for a bend.
+
+    With one latent a row they are averages over nodes of z; with more, a cell's predictor has nodes
+    of its own (`skavi.models._predictor_nodes`).
+    """
+
+    learned = (*LinearStart.learned, "theta_read_")
+    #: Means and sds of the training q(theta), which functions read rows by.
+    theta_read_: np.ndarray | None = None
+    #: Whether a subclass has its own version of what this integrates and differentiates.
+    changed: bool
+
+    # --- expectations ---------------------------------------------------------------------------
+
+    def has_closed_form(self, family, global_family):
+        many = self.n_components > _MOST_DRAWN
+        bent = many and self.knows_row_derivatives(family, global_family)
+        return bent or super().has_closed_form(family, global_family)
+
+    def expected_log_local(self, factors, globals_, X):
+        if not self._by_cells(globals_):
+            return super().expected_log_local(factors, globals_, X)
+        prior = -0.5 * (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
+        levels = self.cell.n_noise_nodes if self.cell.own_globals else 1
+        width = self.n_predictors(self.n_explained(X)) * levels
+        size = max(1, _CELLS // max(1, width))
+        parts = [slice(first, first + size) for first in range(0, len(X), size)]
+        terms = partial(self._expected_cells, globals_)
+        if len(parts) > 1 and torch.is_grad_enabled():  # nodes are found anew for the gradient
+            terms = partial(checkpoint, terms, use_reentrant=False, preserve_rng_state=False)
+        fits = [terms(factors.mean[part], factors.sd[part], X[part]) for part in parts]
+        return prior + torch.cat(fits) if fits else prior
+
+    def _expected_cells(self, globals_, mean, sd, X):
+        rows, constants = Side(mean, sd**2), self._parts(globals_, X)
+        return sum(
+            cells.expected_rows(rows, columns, own) + part.constant
+            for part, (cells, _, columns, own) in zip(
+                constants, self._linear_cells(globals_, X, X.new_ones(len(X))), strict=True
+            )
+        )
+
+    def half_expected_terms(self, theta, z, factors, rest, X):
+        """Integrate W, B and m out, given z: eta is normal, its mean at theta; and the noise."""
+        design = torch.nn.functional.pad(self._design(z, X), (0, 1), value=1.0)
+        variance = rest.variance_along(design, self._linear_index(rest, X))
+        eta = self.eta(theta, z, X)
+        if self._integrates(rest):
+            mean, sd = rest.mean, rest.sd
+            fit = sum(
+                part.over_noise(eta, variance, part.noise_factors(mean, sd))
+                for part in self._parts(rest, X)
+            )
+        else:
+            fit = self.cell.expected_log_rows(self.cells_of(X), eta, variance, theta)
+        return self.expected_log_prior(theta, z, factors, X) + fit
+
+    # --- derivatives ------------------------------------------------------------------------------
+
+    def _integrates(self, rest):
+        """Say whether the noise is integrated with eta: where it is independent of it."""
+        return self.cell.bends and type(rest) is DiagonalFactors
+
+    def _parts(self, globals_, X):
+        """Return the cells of X by their likelihoods."""
+        cells = self.cells_of(X)
+        if self.mixed is not None:
+            return self.mixed.parts(cells)
+        return [Part(self.cell, cells, slice(None), self._noise_index(globals_, X))]
+
+    def _noise_index(self, globals_, X):
+        """Return the places in theta of a column's noise, (n_features, h), before all else."""
+        linear, own = self._linear_index(globals_, X), self.cell.own_globals
+        first, columns = int(linear.min()), torch.arange(len(linear), device=X.device)
+        places: list[Tensor] = []
+        for name in reversed(own):
+            each = self.by_column and name != "degrees_of_freedom"
+            first -= len(columns) if each else 1
+            places.insert(0, first + columns if each else torch.full_like(columns, first))
+        return torch.stack(places, -1) if places else linear[:, :0]
+
+    def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
+        """Differentiate cell by cell, where nothing but the rows' latents is drawn.
+
+        Where nothing is drawn, slopes are those of `expected_log_local`, and second derivatives are
+        at a few nodes of z: Newton's method ends where slopes are 0, a few steps later.
+        """
+        if type(factors) is not DiagonalFactors or not self._by_cells(globals_):
+            return None
+        if nodes is not None and len(nodes.locals_[0]) != 1:
+            return None
+        rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
+        few = nodes is None
+        reading = few_nodes(self.n_components, X) if few else (nodes.locals_[:, 0], nodes.weights)
+        if frozen:
+            found = self.row_slopes(rows, globals_, X, *reading)
+            of_theta = [None] * 3
+        else:
+            parts = [
+                scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
+                for cells, where, *sides in self._linear_cells(globals_, X, weights)
+            ]
+            *found, C, g, H = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
+            of_theta = [C, g, H]
+        slope, block = rows_of_cells(rows, found[0], found[1], weights)
+        if few:
+            slope, of_theta[1] = self._slopes(factors, globals_, X, weights, frozen)
+        return slope, block, *of_theta
+
+    def _slopes(self, factors, globals_, X, weights, frozen):
+        """Return the exact slopes of the rows' weighted terms in all raw numbers."""
+        of_rows, of_theta = (torch.stack([q.mean, q.sd.log()]) for q in (factors, globals_))
+        with torch.enable_grad():
+            of_rows = of_rows.detach().requires_grad_(True)
+            of_theta = of_theta.detach().requires_grad_(not frozen)
+            here, there = (DiagonalFactors(q[0], q[1].exp()) for q in (of_rows, of_theta))
+            terms = self.expected_log_local(here, there, X) + here.entropy()
+            unknowns = [of_rows] if frozen else [of_rows, of_theta]
+            slopes = torch.autograd.grad((weights * terms).sum(), unknowns)
+        return torch.cat(tuple(slopes[0]), -1), None if frozen else slopes[1].flatten()
+
+    def _by_cells(self, globals_):
+        """Say whether the rows' terms are sums over cells with derivatives in closed form."""
+        return self._integrates(globals_) and not self.changed
+
+    def knows_row_derivatives(self, family, global_family):
+        diagonal = type(family) is type(global_family) is DiagonalNormal
+        return diagonal and self.cell.bends and not self.changed
+
+    def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
+        """Return slopes and Hessians of each row's expected log density in its means and log sds.
+
+        At nodes of its latents, as `LinearCells.derivatives_of_rows` has them.
+        """
+        found = [
+            cells.derivatives_of_rows(rows, *sides, noise, weights)
+            for cells, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
+        ]
+        return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
+
+    def _linear_cells(self, globals_, X, weights):
+        """Yield cells by their likelihoods, places of their raw numbers, and these numbers."""
+        offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
+        every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
+        for part in self._parts(globals_, X):
+            index, at = every[part.predictors], part.noise
+            columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
+            of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
+            cells = LinearCells(part.likelihood, part.cells, known, of_cells, weights)
+            where = torch.cat([index, index + size, at, at + size], -1)
+            yield cells, where, columns, part.noise_factors(globals_.mean, globals_.sd)
+
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        if self.theta_read_ is not None:
+            self._require_learned("theta_read_", (2, None))
+
+    # --- what inference functions read ----------------------------------------------------------
+
+    def reading(self, globals_):
+        if not self._by_cells(globals_):
+            return super().reading(globals_)
+        model = copy.copy(self)
+        model.theta_read_ = torch.stack([globals_.mean, globals_.sd]).cpu().numpy()
+        return model
+
+    @property
+    def summary_is_factor(self):  # type: ignore[override]
+        return self.theta_read_ is not None or super().summary_is_factor
+
+    def summary(self, X):
+        """Return a row's own factor given the training q(theta): means and log sds; covariates.
+
+        Functions of the cells themselves take minutes to come near it.
+        """
+        if self.theta_read_ is None:
+            return super().summary(X)
+        globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
+
+        def slopes(rows, index, nodes, weights):
+            return self.row_slopes(rows, globals_, X[index], nodes, weights)
+
+        rows = rows_at_rest(slopes, len(X), self.n_components, X)
+        return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)
