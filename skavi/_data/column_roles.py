@@ -227,10 +227,10 @@ class ColumnRoles:
             kinds = tuple(map(Kind.from_plain, plain.get("kinds", ())))
             roles = cls(given, plain["n_columns"], tuple(plain.get("response", ())), kinds)
             known = plain.keys() - {"response", "kinds"} == {"given", "n_columns"}
-            known = known and len(kinds) in (0, len(roles.explained))
             columns = [column for each in given.values() for column in each]
             fine = known and is_whole(roles.n_columns, 1) and all(map(_is_column, columns))
             fine = fine and all(c.place < roles.n_columns for c in columns)
+            fine = fine and len(kinds) in (0, roles.n_explained(roles.n_columns))
             fine = fine and not any(column.levels for column in given.get(TRIALS, ()))
             fine = fine and all(is_whole(p, 0) and p < roles.n_columns for p in roles.response)
         except (TypeError, ValueError, KeyError, AttributeError):

@@ -38,13 +38,17 @@ def require_linear_predictor(objective: Objective, rows: Rows, noise) -> None:
         )
 
 
+def may_be_linear(objective: Objective) -> bool:
+    """Say whether rows have no latents and q(theta) is drawn, as such a rule needs."""
+    plain, family = objective.model.coupling is INDEPENDENT, objective.global_family
+    without = not objective.has_factors and objective.n_drawn_globals == objective.space.size > 1
+    closed = objective.model.has_closed_form(objective.family, family)
+    return plain and without and family.random and not closed
+
+
 def _is_known(objective, rows):
     """Say whether no row changes across its slope; False where the model cannot be asked."""
-    plain = objective.model.coupling is INDEPENDENT and isinstance(rows.X, Tensor)
-    without = not objective.has_factors and objective.n_drawn_globals == objective.space.size > 1
-    if not (plain and without and objective.batched and objective.global_family.random):
-        return False
-    if objective.model.has_closed_form(objective.family, objective.global_family):
+    if not (isinstance(rows.X, Tensor) and objective.batched and may_be_linear(objective)):
         return False
     generator = torch.Generator().manual_seed(0)
     try:

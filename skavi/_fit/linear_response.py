@@ -35,6 +35,7 @@ from skavi._data.rows import cells_a_row
 from skavi._fit.iterates import Solution
 from skavi._fit.suboptimality import nats_below
 from skavi.inference_functions import Table
+from skavi.objective import Objective
 from skavi.posterior._correction import Correction
 from skavi.solvers import CoordinateAscent, State
 
@@ -56,7 +57,7 @@ _FAR_A_ROW = 1e-3
 
 #: Times q's sd: a global is then not determined. Loadings that could rotate freely had 480 times
 #: with 60 rows, 2,000 with 200 and 330,000 with 5,000; an intercept 100 sds away from its data 140.
-_FLAT = 1000.0
+FLAT = 1000.0
 
 
 class NoResponseError(ValueError):
@@ -281,10 +282,16 @@ def _require_optimum(problem, response):
 
 def _require_determined(objective, response, raw_globals):
     """Raise a NoResponseError if the posterior is flat in some direction."""
-    steps = objective.global_family.steps(objective.global_factor(raw_globals))
-    ratio = float((response.of_globals.diagonal().sqrt() / steps).max())
-    if not ratio <= _FLAT:
+    ratio = widest_ratio(objective, response.of_globals, raw_globals)
+    if not ratio <= FLAT:
         raise NoResponseError(
             f"The ELBO is flat in some direction of the globals (an sd of {ratio:.1e} times q's), "
             "as where latents and loadings can rotate together: linear response is not defined."
         )
+
+
+def widest_ratio(objective: Objective, covariance: Tensor, raw_globals: Tensor) -> float:
+    """Return the largest sd of a covariance of q(theta)'s parameters, in their natural steps."""
+    steps = objective.global_family.steps(objective.global_factor(raw_globals))
+    ratios = covariance.diagonal().sqrt() / steps
+    return float(ratios.max()) if len(ratios) else 0.0

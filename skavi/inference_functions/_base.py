@@ -62,6 +62,10 @@ class InferenceFunction(Component):
         if self.input_mean_ is not None:
             self._require_learned("input_mean_", (None,))
             self._require_learned("input_scale_", self.input_mean_.shape, positive=True)
+            with np.errstate(over="ignore", under="ignore"):
+                variances = np.asarray(self.input_scale_) ** 2  # a fit takes their roots
+            fine = bool((variances > 0).all() and np.isfinite(variances).all())
+            self._require("input_scale_", fine, "roots of variances")
 
     def parameter_shapes(self, n_inputs: int, n_outputs: int) -> dict[str, tuple[int, ...]] | None:
         """Return the shapes of the parameters by name, if they follow from these numbers.

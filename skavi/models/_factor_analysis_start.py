@@ -152,7 +152,7 @@ class LinearStart(LinearPoisson):
         return suggested, coefficients[:, :-1]
 
     def _initial_noise(self, covariance):
-        """Return the columns' noise: mean of the eigenvalues left out, or what each has alone.
+        """Return the columns' noise: mean of the eigenvalues left out, or what columns have alone.
 
         What a column has alone is at most its variance given all other columns (Joreskog 1967,
         "Some contributions to maximum likelihood factor analysis", section 6); the prior's smallest
@@ -160,11 +160,14 @@ class LinearStart(LinearPoisson):
         """
         values, vectors = torch.linalg.eigh(covariance)
         values = values.clamp_min(0)
+        least = _LEAST_SHARE * covariance.diagonal().clamp_min(_LEAST_SHARE)
+        alone = 1 / (vectors**2 @ (1 / (values + least.mean())))
         if self.by_column and self.cell.has_variance:
-            least = _LEAST_SHARE * covariance.diagonal().clamp_min(_LEAST_SHARE)
-            return 1 / (vectors**2 @ (1 / (values + least.mean())))
+            return alone
         left = values[: max(len(values) - self.n_components, 0)]
-        rest = left.mean() if len(left) else 0.01 * values.mean()
+        # One column has no use for a component: from little noise it took 357 sweeps to lose it.
+        whole = alone.mean() if self.cell.has_variance else 0.01 * values.mean()
+        rest = left.mean() if len(left) else whole
         return rest.clamp_min(1e-3 * values.mean().clamp_min(1e-3))
 
     def initial_locals(self, theta, X):

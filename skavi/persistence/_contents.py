@@ -21,6 +21,7 @@ from sklearn.base import BaseEstimator
 from skavi._component import Component
 from skavi._data.column_roles import RESPONSE, ColumnRoles, named_columns
 from skavi._estimators.base import VariationalInference
+from skavi._fit.linear_response import FLAT, widest_ratio
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi.families import Family
@@ -320,6 +321,8 @@ def _check_globals(fitted, objective):
         raise ValueError("the covariance of the globals is of another kind")
     if not _is_covariance(covariance):
         raise ValueError("_global_covariance is the covariance of nothing")
+    if not widest_ratio(objective, aligned(covariance), aligned(raw)) <= FLAT:
+        raise ValueError("_global_covariance is wider than any that a fit keeps")
 
 
 def _is_covariance(matrix: np.ndarray) -> bool:

@@ -113,6 +113,16 @@ def test_the_table_in_the_docs_is_that_of_the_module():
         assert " ".join(line.split()) in words
 
 
+@pytest.mark.parametrize(("n_rows", "n_draws"), [(1, 128), (3, 42), (40, 3), (100, 1), (10**5, 1)])
+def test_decoders_of_few_rows_take_more_draws_a_step(n_rows, n_draws):
+    """Rows times draws are at most 128, the rows of a minibatch, but for at least one draw."""
+    X = torch.zeros(n_rows, 2, dtype=torch.float64)
+    model = BayesianDecoder(1, (3,), noise_sd=1.0)
+    objective = bind(model, DiagonalNormal(), DiagonalNormal(), X)
+    noise = defaults.default_noise(Setting(objective, Table(), None, n_rows))
+    assert noise.n_draws == n_draws
+
+
 # --- tolerances -----------------------------------------------------------------------------------
 
 

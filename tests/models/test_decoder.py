@@ -49,6 +49,21 @@ def test_too_narrow_a_decoder_carries_the_first_latents():
     assert_allclose(model.predictor(theta, z), linear.predictor(plain, z), atol=1e-10)
 
 
+def test_a_table_of_one_value_starts_near_its_bound():
+    """The first sds of weights and the noise of the start are of one size.
+
+    Cells then start near -log(2 pi s^2) / 2 - 1 / 2 = 2.4 nats each, of noise s^2 = 5e-4, and each
+    of 37 weights costs log(100) - 1 / 2 = 4.1 nats: 480 - 152 in all. A noise of 1e-6, as the
+    columns' own variance has it, starts at -18,920.
+    """
+    solver = Adam(1e-9)
+    vi = FactorizedVI(BayesianDecoder(2, (4,)), solver=solver, max_iter=20, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it stops after 20 steps, and uses no latents
+        vi.fit(np.full((40, 5), 3.0))
+    assert vi.elbo_curve_.mean() == pytest.approx(480 - 152, abs=100)
+
+
 def test_spare_units_are_random_and_silent():
     """They differ by seed, and their outputs start at zero, so that a step can use them."""
     model, data = adapted(BayesianDecoder(2, (8,)), X)

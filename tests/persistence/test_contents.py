@@ -139,7 +139,7 @@ def test_every_forgery(name, tmp_path):
 def files(tmp_path_factory):
     """Honest headers and arrays by name."""
     found = {}
-    for name in ("linear", "polynomial", "network", "effects", "series", *NEWER):
+    for name in ("linear", "polynomial", "network", "factors", "effects", "series", *NEWER):
         folder = tmp_path_factory.mktemp("files")
         found[name] = read_archive(honest_file(name, folder)[0])
     return found
@@ -154,6 +154,7 @@ def _set(tree, path, value):
 
 NEWER = ("mixed columns", "groups by a set")
 _LIKELIHOOD = "params/model/params/likelihood/items"
+_N_COLUMNS = "attributes/model_/attributes/columns_/value/items/0/1"
 #: The levels of the column of trials.
 _LEVELS = "attributes/model_/attributes/columns_/value/items/1/1/items/0/1/items/0/items/2/items"
 _WIDE = {"kind": "tuple", "items": [10**7, 10**7]}
@@ -168,6 +169,7 @@ FOUND = [
     ("linear", "attributes/n_features_in_", 2**27),
     ("linear", "attributes/noise_", {"kind": "component"} | _ANY),
     ("linear", "params/noise", {"kind": "component"} | _ANY),
+    ("factors", "attributes/noise_/class", "skavi.noise.LinearPredictor"),
     ("polynomial", "attributes/inference_function_/params/degree", 200),
     ("polynomial", "params/inference_function/params/degree", 200),
     ("network", "attributes/inference_function_/params/context", _WIDE),
@@ -178,6 +180,7 @@ FOUND = [
     ("series", "attributes/noise_/params/n_nodes", 400),
     ("mixed columns", f"{_LIKELIHOOD}/0/1/items", []),
     ("mixed columns", f"{_LIKELIHOOD}/2/1/items/0", 3),
+    ("mixed columns", _N_COLUMNS, 2**24),
     ("mixed columns", _LEVELS, {"kind": "strings", "values": ["a"]}),
     ("mixed columns", _LEVELS, ["a", "b"]),
     ("groups by a set", "params/model/params/response", None),
@@ -193,6 +196,24 @@ def test_what_an_attack_found_is_refused(files, name, where, value, tmp_path):
     with pytest.raises(ValueError, match=r"forged\.skavi is no estimator that skavi saved: "):
         skavi.load(path)
     assert peak() - before < _MOST_MEGABYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "value", "why"),
+    [
+        ("polynomial", "inference_function_/attributes/input_scale_", 1e-320, "roots of variances"),
+        ("polynomial", "inference_function_/attributes/input_scale_", 1e300, "roots of variances"),
+        ("linear", "_global_covariance", 1e300, "wider than any that a fit keeps"),
+    ],
+)
+def test_numbers_that_no_fit_leaves_are_refused(files, name, where, value, why, tmp_path):
+    header, arrays = files[name]
+    node = header["estimator"]["attributes"]
+    for step in where.split("/"):
+        node = node[step]
+    forged = arrays | {node["name"]: np.full_like(arrays[node["name"]], value)}
+    with pytest.raises(ValueError, match=why):
+        skavi.load(write(tmp_path / "forged.skavi", header, forged))
 
 
 def _copied(tree):
