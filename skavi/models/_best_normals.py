@@ -6,6 +6,7 @@ inference", section 3). Every function works on tensors of such numbers at once.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -127,5 +128,17 @@ def best_weights(total: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tenso
     if n < 2:
         return mean, sd
     later = total.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-    offset = torch.arange(n - 1, 0, -1).to(total).log()
-    return best_normals(logistic(total[..., :-1], later, offset), mean, sd)
+    return best_normals(logistic(total[..., :-1], later, log_left(mean)), mean, sd)
+
+
+def log_left(u: Tensor) -> Tensor:
+    """Return log n, ..., log 1 for numbers u, (..., n): by it StickBreakingTransform moves them.
+
+    It takes the share logistic(u_k - log(n + 1 - k)) of what is left. Nobody may write into it.
+    """
+    return _log_left(u.shape[-1], u.dtype, u.device)
+
+
+@lru_cache(maxsize=64)
+def _log_left(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(n, 0, -1).to(device, dtype).log()

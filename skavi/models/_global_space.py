@@ -39,6 +39,7 @@ from skavi.distributions import (
     unvalidated,
 )
 from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._best_normals import log_left
 from skavi.models._bijections_of_globals import bijection_of_global
 from skavi.models._centred_coefficients import CentringTransform, centred_moments, free_prior
 from skavi.models._correlation import LKJ
@@ -75,9 +76,9 @@ def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
     to u_k but for a constant: quadrature in one dimension each.
     """
     nodes, weights = _nodes(mean)
-    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
-    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
-    taken, left = F.logsigmoid(y) @ weights, F.logsigmoid(-y) @ weights
+    centre = mean - log_left(mean)
+    taken = F.logsigmoid(centre.unsqueeze(-1) + sd.unsqueeze(-1) * nodes) @ weights
+    left = taken - centre  # log(1 - s(y)) = log s(y) - y
     return F.pad(taken, (0, 1)) + F.pad(left.cumsum(-1), (1, 0))
 
 
@@ -87,8 +88,7 @@ def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
     w_k is a product of independent numbers, s(y_k) and 1 - s(y_j) for j < k; shapes (..., n).
     """
     nodes, weights = _nodes(mean)
-    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
-    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
+    y = (mean - log_left(mean)).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
     powers = []
     for power in (1, 2):
         taken, left = torch.sigmoid(y) ** power @ weights, torch.sigmoid(-y) ** power @ weights

@@ -184,9 +184,6 @@ class MixtureModel(Emitting, HierarchicalModel):
 
     # --- where to start -------------------------------------------------------------------------
 
-    @over_ranks
-    def drawn_globals(self, X, weights, generator):
-        """Return the moments of clusters by k-means from k-means++ centres, largest first."""
-        share, emissions = self.clusters(X, weights, generator)
-        counts = total(share.sum(0)) + 1
-        return {"weights": counts / counts.sum()} | emissions
+    def globals_of(self, shares, X):
+        counts = total(shares.sum(0)) + 1
+        return {"weights": counts / counts.sum()} | self.emissions.start(shares, self.emitted(X))
