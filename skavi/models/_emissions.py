@@ -75,6 +75,11 @@ class Emissions(ABC):
         """Names of the globals' dimensions; the first one is called "component"."""
         return {"means": ("component", "feature")}
 
+    def n_numbers(self, n_features: int) -> int:
+        """Count the numbers of its globals, a cell of each column being one."""
+        columns = (n_features if "feature" in dims else 1 for dims in self.dims.values())
+        return self.n_states * sum(columns)
+
     @abstractmethod
     def eta(self, theta: Globals, state: Tensor) -> Tensor:
         """Return the cells' eta of rows in given states, shape (n_rows, n_features)."""

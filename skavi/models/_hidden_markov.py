@@ -54,7 +54,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     * "means" (n_states, n_features): of cells in each state;
     * "variances" (n_states, n_features), or "covariances" (n_states, n_features, n_features),
       without the first dimension if tied: of normal cells;
-    * of mixed columns and of levels, those of `MixtureModel`.
+    * of other cells, of mixed columns and of levels, those of `MixtureModel`.
 
     Given q(theta) the factors of `Chain` (the default)
     are those of the forward-backward algorithm, and updates of q(theta) are in closed form (those

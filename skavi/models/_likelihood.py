@@ -185,7 +185,11 @@ class Likelihood(ABC):
 
     def expected_rows_over_noise(self, cells: Cells, mean: Tensor, variance: Tensor, noise):
         """Return `expected_log_rows` under normal logs of the noise as well."""
-        x, root = cells.values, root_of(variance)
+        return cells.masked(self.expected_over_noise(cells.values, mean, variance, noise)).sum(-1)
+
+    def expected_over_noise(self, x: Tensor, mean: Tensor, variance: Tensor, noise) -> Tensor:
+        """Return the same of every cell x, whose mean and variance of eta may be its column's."""
+        root = root_of(variance)
         nodes, weights = (part.tolist() for part in self.rule)
         etas = [mean + e * root for e in nodes]
         total = self.slope(x) * mean + self.rest(x, noise)
@@ -195,7 +199,7 @@ class Likelihood(ABC):
             for eta, w in zip(etas, weights, strict=True):
                 bend = bend.add(self.bend(x, eta, level), alpha=w)
             total = total - weight * (self.share(x) + factor) * bend
-        return cells.masked(total).sum(-1)
+        return total
 
     def with_rule(self, rule: Rule) -> Self:
         """Return the likelihood with another rule of quadrature, where it needs one."""
