@@ -22,6 +22,8 @@ from skavi.models._emissions import LEAST_SHARE, NormalEmissions
 
 #: Numbers of the rows' matrices that are made at once: 64 MB. Not measured: order of magnitude.
 _MOST_NUMBERS = 8_000_000
+#: Of a column's variance over the squared scale that `defaults` gives it: 1 if cells differ, else 0.
+_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -218,10 +220,15 @@ class DenseNormalEmissions(NormalEmissions):
         return scale if scale.dim() == 2 else torch.diag(scale.expand(len(like)))
 
     def defaults(self, X, weights):
-        """The scale is the columns' covariance, with a thousandth of their variances added."""
+        """The scale is the columns' covariance, with a thousandth of their variances added.
+
+        A column whose cells are all alike has a variance of 1, as without covariances.
+        """
         own, cells = super().defaults(X, weights), self.cells(X)
         sd, mean = own["mean_scale"], own["mean_loc"]
-        values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, sd))
+        shape = cells.covariance(weights, mean, sd)
+        alike = (shape.diagonal() < _ALIKE).to(shape)
+        values, vectors = torch.linalg.eigh(shape + torch.diag(alike))
         # Pairs of columns with holes need not fit together: by as much they are not known.
         root = vectors * (values + LEAST_SHARE - values.min().clamp_max(0)).sqrt()
         scale = root @ root.mT * sd * sd[:, None]
