@@ -312,13 +312,13 @@ class GlobalSpace:
                     centre[where] = base.mean.expand(shape).reshape(-1).to(centre)
                     spread[where] = base.stddev.expand(shape).reshape(-1).to(spread)
                     continue
-                copies = 1
-                if isinstance(base, PriorOfCovariance):  # a matrix would be made, and taken apart
-                    raw, copies = base.of_one().sample_free((101,)), math.prod(base.batch_shape)
+                if isinstance(base, PriorOfCovariance):  # no draws, which are taken apart slowly
+                    copies = math.prod(base.batch_shape)
+                    low, middle, high = torch.stack(base.free_quartiles()).repeat(1, copies)
                 else:
                     raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
-                raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
-                low, middle, high = raw.sort(0).values[[25, 50, 75]].repeat(1, copies)
+                    raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
+                    low, middle, high = raw.sort(0).values[[25, 50, 75]]
                 width = (high - low) / 1.35
                 if not is_real(prior.support):
                     vast = torch.maximum(middle.abs(), width) >= _OVERFLOW / 2
