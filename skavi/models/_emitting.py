@@ -19,7 +19,7 @@ _STARTS = 3
 class Emitting(MixedColumns):
     """A model with one finite latent a row, by which the distribution of the row is chosen."""
 
-    allows_missing = True
+    allows_missing = goes_through_vmap = True
     known_kinds = EMITTED
     #: The argument that says how many states there are.
     counted = "n_components"
