@@ -53,6 +53,8 @@ class Emissions(ABC):
     likelihood: str
     #: Dimensions that `variance_scale` may have.
     scale_dims = 1
+    #: What a cell costs, in passes of normal cells.
+    passes_a_cell = 1
 
     def __init__(self, n_states, mean_loc, mean_scale, variance_shape=1.5, variance_scale=None):
         self.n_states = n_states

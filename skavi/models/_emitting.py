@@ -1,6 +1,7 @@
 """What mixtures and hidden Markov models share: arguments, starts, and what a row shows of it."""
 
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,19 @@ _STARTS = 3
 class Emitting(MixedColumns):
     """A model with one finite latent a row, by which the distribution of the row is chosen."""
 
-    allows_missing = goes_through_vmap = True
+    allows_missing = True
+    goes_through_vmap: bool | None = True
     known_kinds = EMITTED
     #: The argument that says how many states there are.
     counted = "n_components"
     #: At 0.1 the squares expected under wide means drown narrow clusters, from which rows then
     #: wander off: digits with variances of their own ended 7,000 nats lower, in twice the sweeps.
     start_share = 0.01
+
+    def _passes_a_cell(self) -> int:
+        return self.emissions.passes_a_cell
+
+    passes_a_cell: Any = property(_passes_a_cell)
 
     @property
     def _n(self) -> int:

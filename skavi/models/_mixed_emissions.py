@@ -109,6 +109,11 @@ class MixedEmissions(Emissions):
             else:
                 self.parts.append(self._of_columns(name, each.columns))
 
+    @property
+    def passes_a_cell(self) -> int:  # type: ignore[override]
+        """What the dearest cell costs."""
+        return max(part.emissions.passes_a_cell for part in self.parts)
+
     def _of_columns(self, name, columns):
         made, names = _SETS[name]
         n_own, n_explained = len(columns), len(self.kinds)
