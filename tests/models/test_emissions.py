@@ -55,6 +55,23 @@ def test_log_joints_go_through_vmap(likelihood, covariance, kind):
     assert goes_through_vmap(objective, raw, Rows(X, torch.ones(4).double()))
 
 
+@pytest.mark.parametrize(("likelihood", "covariance"), KINDS)
+def test_a_row_without_cells_changes_nothing_for_others(likelihood, covariance):
+    """Complete tables are computed by fewer steps than those with holes; to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(9, 3, generator=generator, dtype=torch.float64).mul(5).round()
+    X = (X > 2.5).double() if likelihood == "bernoulli" else X
+    model = MixtureModel(2, likelihood, covariance).adapted(X, torch.ones(9).double())
+    emissions, n = model.emissions, bind(model, None, DiagonalNormal(), X).space.size - 1
+    mean, sd = torch.randn(2, n, generator=generator, dtype=torch.float64)
+    sd, more = 0.1 + 0.1 * sd.abs(), torch.cat([X, torch.full_like(X[:1], torch.nan)])
+    found = emissions.expected_log_likelihoods(mean, sd, X)
+    torch.testing.assert_close(emissions.expected_log_likelihoods(mean, sd, more)[:-1], found)
+    shares = torch.rand(10, 2, generator=generator, dtype=torch.float64)
+    best = emissions.optimum(mean, sd, shares[:-1], X)
+    torch.testing.assert_close(emissions.optimum(mean, sd, shares, more), best)
+
+
 def climbs(model, X, generator):
     """Sweep from a random q(theta), with the rows weighted."""
     weights = torch.rand(40, generator=generator, dtype=torch.float64)
