@@ -388,6 +388,7 @@ def test_three_hundred_inputs_give_fits_or_documented_errors(hasty):
 
 MIXTURES = [("normal", "diagonal"), ("normal", "tied"), ("normal", "full")]
 MIXTURES += [(each, "diagonal") for each in ("poisson", "bernoulli", "categorical")]
+MIXTURES += [(each, "diagonal") for each in ("student_t", "negative_binomial")]
 MIXTURES += [({"normal": [0], "poisson": [1], "ordinal": [2]}, "diagonal")]
 
 
@@ -416,7 +417,9 @@ def test_models_of_states_fit_odd_tables_or_say_why_not(likelihood, covariance, 
             assert np.isfinite(mean).all()
         assert np.isfinite([vi.elbo_, vi.score(X)]).all()
         if kind is HiddenMarkovModel:
-            assert np.isfinite(vi.forecast(X, 2)).all()
+            mean, sd = vi.forecast(X, 2)
+            assert np.isfinite(mean).all()
+            assert (sd > 0).all() if likelihood == "student_t" else np.isfinite(sd).all()
         fitted += 1
     assert fitted >= 6  # of 21: most others are out of range, or no 0 and 1, or no levels
 

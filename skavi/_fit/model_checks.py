@@ -60,7 +60,9 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     few = rows[:3]
     some = objective.some_latents(few.weights, len(few))
     some_rows = few if model.coupling.independent else rows
-    batched = _goes_through_vmap(objective, raw_globals, some_rows)
+    batched = model.goes_through_vmap
+    if batched is None:
+        batched = goes_through_vmap(objective, raw_globals, some_rows)
     declared = _check_parameters(model, model.declared, theta, some, few.X)
     if objective.n_latents:
         _check_latents(objective, declared, few.X)
@@ -101,7 +103,7 @@ def _count_latents(model, n_features) -> int:
     raise ValueError(f"{name}.n_latents{call} {got}: it must be an integer >= {fewest}{remedy}.")
 
 
-def _goes_through_vmap(objective, raw_globals, rows) -> bool:
+def goes_through_vmap(objective, raw_globals, rows) -> bool:
     """Say whether the log joint works under vmap; some distributions (Multinomial) do not.
 
     Whatever else is wrong is found later, with better words.

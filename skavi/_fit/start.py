@@ -19,11 +19,14 @@ def start_globals(objective: Objective, rows: Rows, generator, rough: bool = Fal
     `rough`: one that costs little and draws by chance no start of the model's own.
     """
     space = objective.space
+    given = rows.ask(objective.model.initial_globals, rows.X, rows.weights) if rough else None
+    if given is not None and objective.has_states:  # which read the means of q(theta) alone
+        torch.randint(2**62, (), generator=generator)  # as many draws as the prior's would take
+        centre = space.unconstrain(given).to(rows.weights)
+        return objective.global_family.raw(DiagonalFactors(centre, torch.ones_like(centre)))
     centre, spread = space.start(generator)
     centre, spread = centre.to(rows.weights), spread.to(rows.weights)
-    if rough:
-        given = rows.ask(objective.model.initial_globals, rows.X, rows.weights)
-    else:
+    if not rough:
         given = rows.ask(objective.model.drawn_globals, rows.X, rows.weights, generator)
     if given is not None:
         centre = space.unconstrain(given).to(rows.weights)

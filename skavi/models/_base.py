@@ -77,6 +77,8 @@ class LatentVariableModel(
     coupling: Coupling = JOINT
     #: Whether missing cells (NaN in X) are marginalised.
     allows_missing: bool = False
+    #: Whether the log joint works under `torch.func.vmap`; None: that is tried before a fit.
+    goes_through_vmap: bool | None = None
     #: Whether X may be CSR: the model then sees `skavi._data.sparse_rows.SparseRows`, also of a
     #: dense X, and its `summary` for inference functions must be dense.
     accepts_sparse: bool = False

@@ -6,6 +6,7 @@ inference", section 3). Every function works on tensors of such numbers at once.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _N_NODES = 40
 #: Steps: each leaves a small share of the error, and sweeps of coordinate ascent go on. With 2, 3
 #: or 6, mixtures of iris and breast cancer take as many sweeps.
 _STEPS = 2
+#: Of weights: one leaves as many sweeps (8 for 7 of Old Faithful's), each a tenth shorter.
+_STEPS_OF_WEIGHTS = 1
 #: On the scale of logs and logits: longer steps land where exp overflows. Not measured.
 _LONGEST = 3.0
 #: Of an sd: shorter steps change the value by less than rounding.
@@ -34,7 +37,9 @@ _LEAST_PRECISION = 1e-12
 Expectation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def best_normals(expectation: Expectation, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+def best_normals(
+    expectation: Expectation, mean: Tensor, sd: Tensor, steps: int = _STEPS
+) -> tuple[Tensor, Tensor]:
     """Return the means and sds that maximise E f(u) + log sd, each number on its own.
 
     Parameters
@@ -43,10 +48,11 @@ def best_normals(expectation: Expectation, mean: Tensor, sd: Tensor) -> tuple[Te
         For a concave f.
     mean, sd : Tensor
         Where to start: no number ends lower.
+    steps : int
     """
     value, slope, curvature = expectation(mean, sd)
     value = value + sd.log()
-    for _ in range(_STEPS):
+    for _ in range(steps):
         precision = (-curvature).clamp_min(_LEAST_PRECISION)
         step = (slope / precision).clamp(-_LONGEST, _LONGEST)
         log_ratio = (-0.5 * precision.log() - sd.log()).clamp(-_LONGEST, _LONGEST)
@@ -127,5 +133,19 @@ def best_weights(total: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tenso
     if n < 2:
         return mean, sd
     later = total.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-    offset = torch.arange(n - 1, 0, -1).to(total).log()
-    return best_normals(logistic(total[..., :-1], later, offset), mean, sd)
+    return best_normals(
+        logistic(total[..., :-1], later, log_left(mean)), mean, sd, _STEPS_OF_WEIGHTS
+    )
+
+
+def log_left(u: Tensor) -> Tensor:
+    """Return log n, ..., log 1 for numbers u, (..., n): by it StickBreakingTransform moves them.
+
+    It takes the share logistic(u_k - log(n + 1 - k)) of what is left. Nobody may write into it.
+    """
+    return _log_left(u.shape[-1], u.dtype, u.device)
+
+
+@lru_cache(maxsize=64)
+def _log_left(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(n, 0, -1).to(device, dtype).log()

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from scipy.special import gammaincinv, stdtrit
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, biject_to, constraints
 from torch.distributions.transforms import Transform
@@ -170,25 +171,38 @@ class PriorOfCovariance(Distribution):
     def mean(self):
         return (self.scale / (self.shape - 1)).expand(*self.batch_shape, *self.event_shape)
 
-    def of_one(self):
-        """Return the prior of one of the matrices, which are alike."""
-        return PriorOfCovariance(self.shape, self.scale)
-
     def sample(self, sample_shape=()):
         with torch.no_grad():
-            return RegressionTransform()(self.sample_free(sample_shape))
-
-    def sample_free(self, sample_shape=()):
-        """Return draws of the matrices' free numbers, (..., d (d + 1) / 2)."""
-        with torch.no_grad():
-            root = torch.linalg.cholesky(self.scale)
-            diagonal, eye = root.diagonal(), torch.eye(len(root)).to(root)
-            inverse = torch.linalg.solve_triangular(root, eye, upper=False)
+            diagonal, inverse = self._roots()
             shape = torch.Size(sample_shape) + self.batch_shape
             variances = 1 / Gamma(self.shapes, diagonal**2).sample(shape)
-            noise = torch.randn(*shape, *self.event_shape, dtype=root.dtype).tril(-1) @ inverse
+            noise = torch.randn(*shape, *self.event_shape, dtype=inverse.dtype).tril(-1) @ inverse
             slopes = noise * (0.5 * variances).sqrt().unsqueeze(-1) - diagonal[:, None] * inverse
-            return joined(variances.log(), slopes)
+            return RegressionTransform()(joined(variances.log(), slopes))
+
+    def _roots(self):
+        """Return the diagonal of the scale's Cholesky factor, and the factor's inverse."""
+        root = torch.linalg.cholesky(self.scale)
+        eye = torch.eye(len(root)).to(root)
+        return root.diagonal(), torch.linalg.solve_triangular(root, eye, upper=False)
+
+    def free_quartiles(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the quartiles of one matrix's free numbers.
+
+        A residual variance is b over a gamma variable of shape a; a slope, normal given it, is a
+        Student t variable of 2 a degrees of freedom.
+        """
+        diagonal, inverse = self._roots()
+        centre = -diagonal[:, None] * inverse
+        before = torch.cat([torch.zeros_like(inverse[:1]), (inverse**2).cumsum(0)[:-1]])
+        sd = (0.5 * before * (diagonal**2 / self.shapes).unsqueeze(-1)).sqrt()
+        shapes, found = self.shapes.cpu().numpy(), []
+        for share in (0.25, 0.5, 0.75):
+            gamma = torch.as_tensor(gammaincinv(shapes, 1 - share)).to(inverse)
+            away = torch.as_tensor(stdtrit(2 * shapes, share)).to(inverse)
+            slopes = centre + away.unsqueeze(-1) * sd
+            found.append(joined((diagonal**2 / gamma).log(), slopes))
+        return found[0], found[1], found[2]
 
     def log_prob(self, value):
         bijection = RegressionTransform()

@@ -53,6 +53,8 @@ class Emissions(ABC):
     likelihood: str
     #: Dimensions that `variance_scale` may have.
     scale_dims = 1
+    #: What a cell costs, in passes of normal cells.
+    passes_a_cell = 1
 
     def __init__(self, n_states, mean_loc, mean_scale, variance_shape=1.5, variance_scale=None):
         self.n_states = n_states
@@ -74,6 +76,11 @@ class Emissions(ABC):
     def dims(self) -> dict[str, tuple[str, ...]]:
         """Names of the globals' dimensions; the first one is called "component"."""
         return {"means": ("component", "feature")}
+
+    def n_numbers(self, n_features: int) -> int:
+        """Count the numbers of its globals, a cell of each column being one."""
+        columns = (n_features if "feature" in dims else 1 for dims in self.dims.values())
+        return self.n_states * sum(columns)
 
     @abstractmethod
     def eta(self, theta: Globals, state: Tensor) -> Tensor:

@@ -12,10 +12,18 @@ from skavi.models._emissions import (
     PoissonEmissions,
 )
 from skavi.models._emissions_dense import DenseNormalEmissions, TiedNormalEmissions
+from skavi.models._emissions_noisy import NegativeBinomialEmissions, StudentTEmissions
 from skavi.models._mixed_emissions import MixedEmissions
 
 EMISSIONS: dict[str, type[Emissions]] = {
-    each.likelihood: each for each in (NormalEmissions, PoissonEmissions, BernoulliEmissions)
+    each.likelihood: each
+    for each in (
+        NormalEmissions,
+        StudentTEmissions,
+        BernoulliEmissions,
+        PoissonEmissions,
+        NegativeBinomialEmissions,
+    )
 }
 #: Of normal cells.
 COVARIANCES: dict[str, type[Emissions]] = {

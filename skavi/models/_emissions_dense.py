@@ -22,6 +22,8 @@ from skavi.models._emissions import LEAST_SHARE, NormalEmissions
 
 #: Numbers of the rows' matrices that are made at once: 64 MB. Not measured: order of magnitude.
 _MOST_NUMBERS = 8_000_000
+#: Of the ratio of a column's variance to its squared scale: 1 where cells differ, else 0.
+_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class _Moments:
 
     def squares(self, x: Tensor) -> Tensor:
         """Return (x - centre)' precision (x - centre) of rows x, (n_states, n_rows)."""
-        white = x @ self.unit.mT - self.centre.unsqueeze(-2) @ self.unit.mT
-        away = x - self.centre.unsqueeze(-2)
-        both = white**2 @ self.weight.unsqueeze(-1) + away**2 @ self.spread.unsqueeze(-1)
-        return both.squeeze(-1)
+        scaled = self.weight.sqrt().unsqueeze(-1) * self.unit
+        white = x @ scaled.mT - self.centre.unsqueeze(-2) @ scaled.mT
+        slope, own = self.spread * self.centre, (self.spread * self.centre**2).sum(-1, keepdim=True)
+        spread = self.spread.expand_as(slope) @ (x**2).mT - 2 * slope @ x.mT + own
+        return white.square().sum(-1) + spread
 
 
 class DenseNormalEmissions(NormalEmissions):
@@ -141,10 +144,10 @@ class DenseNormalEmissions(NormalEmissions):
         variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
         cross = first.unsqueeze(-1) * centre.unsqueeze(-2)
         moments = centre.unsqueeze(-1) * centre.unsqueeze(-2) + torch.diag_embed(variance)
-        scatter = second - cross - cross.mT + count[:, None, None] * moments
+        rest = count[:, None, None] * moments - cross - cross.mT
         if not self._batch:
-            count, scatter = count.sum(0, keepdim=True), scatter.sum(0, keepdim=True)
-        found = self._best_covariances(count, scatter)
+            count, rest = count.sum(0, keepdim=True), rest.sum(0, keepdim=True)
+        found = self._best_covariances(count, second + rest)
         loc = torch.as_tensor(self.mean_loc).to(X)
         means = torch.cat([(centre + loc).reshape(-1), found[0].reshape(-1)])
         return means, torch.cat([variance.reshape(-1), found[1].reshape(-1)]).sqrt()
@@ -176,10 +179,13 @@ class DenseNormalEmissions(NormalEmissions):
         return joined(log_mean, -unit * diagonal.unsqueeze(-1)), joined(1 / shape, spread)
 
     def _sufficient(self, q, shares, cells):
-        """Return counts, sums and sums of squares of the states' rows, missing cells expected."""
+        """Return counts and sums of the states' rows, missing cells expected, and sums of squares.
+
+        There is one of the latter for each matrix.
+        """
         if cells.observed is None:
-            x = cells.values
-            second = torch.stack([(x * share.unsqueeze(-1)).mT @ x for share in shares.mT])
+            x, own = cells.values, shares if self._batch else shares.sum(1, keepdim=True)
+            second = torch.stack([(x * share.unsqueeze(-1)).mT @ x for share in own.mT])
             return total(shares.sum(0)), total(shares.mT @ x), total(second)
         shares = shares * cells.observed.any(-1, keepdim=True)  # others say nothing
         inverse = torch.linalg.inv(q.precision)
@@ -191,6 +197,7 @@ class DenseNormalEmissions(NormalEmissions):
             x = q.centre + known.filled(away * observed.unsqueeze(1))
             first += torch.einsum("nk,nkd->kd", share, x)
             second += torch.einsum("nk,nkd,nke->kde", share, x, x) + known.left(share)
+        second = second if self._batch else second.sum(0, keepdim=True)
         return total(shares.sum(0)), total(first), total(second)
 
     def _centred(self, X):
@@ -218,10 +225,15 @@ class DenseNormalEmissions(NormalEmissions):
         return scale if scale.dim() == 2 else torch.diag(scale.expand(len(like)))
 
     def defaults(self, X, weights):
-        """The scale is the columns' covariance, with a thousandth of their variances added."""
+        """The scale is the columns' covariance, with a thousandth of their variances added.
+
+        A column whose cells are all alike has a variance of 1, as without covariances.
+        """
         own, cells = super().defaults(X, weights), self.cells(X)
         sd, mean = own["mean_scale"], own["mean_loc"]
-        values, vectors = torch.linalg.eigh(cells.covariance(weights, mean, sd))
+        shape = cells.covariance(weights, mean, sd)
+        alike = (shape.diagonal() < _ALIKE).to(shape)
+        values, vectors = torch.linalg.eigh(shape + torch.diag(alike))
         # Pairs of columns with holes need not fit together: by as much they are not known.
         root = vectors * (values + LEAST_SHARE - values.min().clamp_max(0)).sqrt()
         scale = root @ root.mT * sd * sd[:, None]

@@ -1,5 +1,8 @@
 """What mixtures and hidden Markov models share: arguments, starts, and what a row shows of it."""
 
+from abc import abstractmethod
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,12 +21,18 @@ class Emitting(MixedColumns):
     """A model with one finite latent a row, by which the distribution of the row is chosen."""
 
     allows_missing = True
+    goes_through_vmap: bool | None = True
     known_kinds = EMITTED
     #: The argument that says how many states there are.
     counted = "n_components"
     #: At 0.1 the squares expected under wide means drown narrow clusters, from which rows then
     #: wander off: digits with variances of their own ended 7,000 nats lower, in twice the sweeps.
     start_share = 0.01
+
+    def _passes_a_cell(self) -> int:
+        return self.emissions.passes_a_cell
+
+    passes_a_cell: Any = property(_passes_a_cell)
 
     @property
     def _n(self) -> int:
@@ -143,18 +152,20 @@ class Emitting(MixedColumns):
     def n_starts(self, X):
         return _STARTS if self._n > 1 else 1
 
+    @abstractmethod
+    def globals_of(self, shares: Tensor, X: Tensor) -> dict[str, Tensor]:
+        """Return the moments of rows that belong to states by `shares`, (n_rows, n)."""
+
+    @over_ranks
     def initial_globals(self, X, weights):
-        return self.drawn_globals(X, weights, torch.Generator().manual_seed(0))
+        """Return the moments of all rows for every state: no fit starts there, but for trial."""
+        return self.globals_of(weights[:, None].expand(-1, self._n) / self._n, X)
 
-    def clusters(self, X, weights, generator):
-        """Return rows' weights in clusters by k-means (n_rows, n), largest first, and emissions.
-
-        The latter are globals that start at the clusters' moments.
-        """
-        X = self.emitted(X)
-        rows = self.emissions.standardised(X, weights)
+    @over_ranks
+    def drawn_globals(self, X, weights, generator):
+        """Return the moments of clusters by k-means from k-means++ centres, largest first."""
+        rows = self.emissions.standardised(self.emitted(X), weights)
         centres = k_means(stacked(rows), stacked(weights), self._n, generator)
         state = torch.cdist(rows, centres).argmin(1)
-        share = torch.nn.functional.one_hot(state, self._n).to(X) * weights[:, None]
-        share = share[:, total(share.sum(0)).argsort(descending=True)]
-        return share, self.emissions.start(share, X)
+        shares = torch.nn.functional.one_hot(state, self._n).to(X) * weights[:, None]
+        return self.globals_of(shares[:, total(shares.sum(0)).argsort(descending=True)], X)

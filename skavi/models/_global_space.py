@@ -39,6 +39,7 @@ from skavi.distributions import (
     unvalidated,
 )
 from skavi.families import DiagonalFactors, NormalFactors
+from skavi.models._best_normals import log_left
 from skavi.models._bijections_of_globals import bijection_of_global
 from skavi.models._centred_coefficients import CentringTransform, centred_moments, free_prior
 from skavi.models._correlation import LKJ
@@ -75,9 +76,9 @@ def expected_log_weights(mean: Tensor, sd: Tensor) -> Tensor:
     to u_k but for a constant: quadrature in one dimension each.
     """
     nodes, weights = _nodes(mean)
-    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
-    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
-    taken, left = F.logsigmoid(y) @ weights, F.logsigmoid(-y) @ weights
+    centre = mean - log_left(mean)
+    taken = F.logsigmoid(centre.unsqueeze(-1) + sd.unsqueeze(-1) * nodes) @ weights
+    left = taken - centre  # log(1 - s(y)) = log s(y) - y
     return F.pad(taken, (0, 1)) + F.pad(left.cumsum(-1), (1, 0))
 
 
@@ -87,8 +88,7 @@ def weights_moments(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
     w_k is a product of independent numbers, s(y_k) and 1 - s(y_j) for j < k; shapes (..., n).
     """
     nodes, weights = _nodes(mean)
-    offset = torch.arange(mean.shape[-1], 0, -1).to(mean).log()
-    y = (mean - offset).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
+    y = (mean - log_left(mean)).unsqueeze(-1) + sd.unsqueeze(-1) * nodes
     powers = []
     for power in (1, 2):
         taken, left = torch.sigmoid(y) ** power @ weights, torch.sigmoid(-y) ** power @ weights
@@ -312,13 +312,13 @@ class GlobalSpace:
                     centre[where] = base.mean.expand(shape).reshape(-1).to(centre)
                     spread[where] = base.stddev.expand(shape).reshape(-1).to(spread)
                     continue
-                copies = 1
-                if isinstance(base, PriorOfCovariance):  # a matrix would be made, and taken apart
-                    raw, copies = base.of_one().sample_free((101,)), math.prod(base.batch_shape)
+                if isinstance(base, PriorOfCovariance):  # no draws, which are taken apart slowly
+                    copies = math.prod(base.batch_shape)
+                    low, middle, high = torch.stack(base.free_quartiles()).repeat(1, copies)
                 else:
                     raw = self.bijections[name].inv(prior.sample((101,))).reshape(101, -1)
-                raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
-                low, middle, high = raw.sort(0).values[[25, 50, 75]].repeat(1, copies)
+                    raw = torch.nan_to_num(raw, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
+                    low, middle, high = raw.sort(0).values[[25, 50, 75]]
                 width = (high - low) / 1.35
                 if not is_real(prior.support):
                     vast = torch.maximum(middle.abs(), width) >= _OVERFLOW / 2

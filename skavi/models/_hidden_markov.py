@@ -54,7 +54,7 @@ class HiddenMarkovModel(Emitting, MarkovModel):
     * "means" (n_states, n_features): of cells in each state;
     * "variances" (n_states, n_features), or "covariances" (n_states, n_features, n_features),
       without the first dimension if tied: of normal cells;
-    * of mixed columns and of levels, those of `MixtureModel`.
+    * of other cells, of mixed columns and of levels, those of `MixtureModel`.
 
     Given q(theta) the factors of `Chain` (the default)
     are those of the forward-backward algorithm, and updates of q(theta) are in closed form (those
@@ -237,11 +237,9 @@ class HiddenMarkovModel(Emitting, MarkovModel):
             )
         return super().adapted(X, weights)
 
-    def drawn_globals(self, X, weights, generator):
-        """Return the moments of clusters by k-means from k-means++ centres, and their moves."""
+    def globals_of(self, shares, X):
         begins = self.begins(X)
-        share, emissions = self.clusters(X, weights, generator)
-        moves = share[:-1][~begins[1:]].mT @ (share[1:] > 0).to(share)[~begins[1:]] + 1
-        initial = share[begins].sum(0) + 1
+        moves = shares[:-1][~begins[1:]].mT @ (shares[1:] > 0).to(shares)[~begins[1:]] + 1
+        initial = shares[begins].sum(0) + 1
         chain = {"initial": initial / initial.sum(), "transitions": moves / moves.sum(1, True)}
-        return chain | emissions
+        return chain | self.emissions.start(shares, self.emitted(X))

@@ -185,23 +185,27 @@ class Likelihood(ABC):
 
     def expected_rows_over_noise(self, cells: Cells, mean: Tensor, variance: Tensor, noise):
         """Return `expected_log_rows` under normal logs of the noise as well."""
+        return cells.masked(self.expected_over_noise(cells.values, mean, variance, noise)).sum(-1)
+
+    def expected_over_noise(self, x: Tensor, mean: Tensor, variance: Tensor, noise) -> Tensor:
+        """Return the same of every cell x, whose mean and variance of eta may be its column's."""
         root = root_of(variance)
         rule = zip(*(part.tolist() for part in self.rule), strict=True)
-        return self.expected_rows_at(cells, mean, ((w, mean + e * root) for e, w in rule), noise)
+        return self.expected_at(x, mean, ((w, mean + e * root) for e, w in rule), noise)
 
-    def expected_rows_at(self, cells: Cells, mean: Tensor, nodes, noise: NoiseFactors) -> Tensor:
-        """Return the rows' expected log densities, shape (n_rows,), by nodes of their predictors.
+    def expected_at(self, x: Tensor, mean: Tensor, nodes, noise: NoiseFactors) -> Tensor:
+        """Return every cell's expected log density by nodes of its predictor.
 
         Parameters
         ----------
-        cells : Cells
-        mean : Tensor of shape (n_rows, n_columns)
-            Of eta.
+        x : Tensor of shape (n_rows, n_columns)
+        mean : Tensor
+            Of eta: a cell's, or its column's.
         nodes : iterable of (float or Tensor, Tensor)
             Weights and values of eta.
         noise : NoiseFactors
         """
-        x, (levels, factors) = cells.values, self.levels(noise)
+        levels, factors = self.levels(noise)
         bends = [torch.zeros_like(mean)] * len(levels)
         for weight, eta in nodes:
             bends = [
@@ -211,7 +215,7 @@ class Likelihood(ABC):
         total = self.slope(x) * mean + self.rest(x, noise)
         for weight, factor, bend in zip(noise.rule()[1].tolist(), factors, bends, strict=True):
             total = total - weight * (self.share(x) + factor) * bend
-        return cells.masked(total).sum(-1)
+        return total
 
     def with_rule(self, rule: Rule) -> Self:
         """Return the likelihood with another rule of quadrature, where it needs one."""

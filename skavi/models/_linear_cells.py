@@ -53,7 +53,8 @@ class LinearCells:
     def expected_rows(self, rows: Side, columns: Side, own: NoiseFactors) -> Tensor:
         """Return the rows' expected log densities, at nodes of each cell's predictor, (n_rows,)."""
         mean, nodes = predictor_nodes(rows, columns, self.known, self.offset)
-        return self.likelihood.expected_rows_at(self.cells, mean, nodes, own)
+        values = self.likelihood.expected_at(self.cells.values, mean, nodes, own)
+        return self.cells.masked(values).sum(-1)
 
     def derivatives(
         self, rows: Side, columns: Side, own: NoiseFactors, noise: Tensor, weights: Tensor

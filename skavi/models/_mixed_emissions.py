@@ -16,14 +16,27 @@ from skavi.models._emissions import (
     NormalEmissions,
     PoissonEmissions,
 )
+from skavi.models._emissions_noisy import NegativeBinomialEmissions, StudentTEmissions
 from skavi.models._level_emissions import LevelEmissions, OrderedLevelEmissions
 from skavi.models._mixed_cells import mixed_cells
 
 #: Emissions of columns of each kind, and names of their globals in a table of mixed columns.
 _SETS: dict[str, tuple[type[Emissions], dict[str, str]]] = {
     "normal": (NormalEmissions, {"means": "means", "variances": "variances"}),
+    "student_t": (
+        StudentTEmissions,
+        {
+            "means": "centres",
+            "variances": "squared_scales",
+            "degrees_of_freedom": "degrees_of_freedom",
+        },
+    ),
     "bernoulli": (BernoulliEmissions, {"means": "probabilities"}),
     "poisson": (PoissonEmissions, {"means": "rates"}),
+    "negative_binomial": (
+        NegativeBinomialEmissions,
+        {"means": "mean_counts", "dispersion": "dispersion"},
+    ),
     "binomial": (BinomialEmissions, {"means": "success_rates"}),
 }
 #: Of a column of levels.
@@ -96,6 +109,11 @@ class MixedEmissions(Emissions):
             else:
                 self.parts.append(self._of_columns(name, each.columns))
 
+    @property
+    def passes_a_cell(self) -> int:  # type: ignore[override]
+        """What the dearest cell costs."""
+        return max(part.emissions.passes_a_cell for part in self.parts)
+
     def _of_columns(self, name, columns):
         made, names = _SETS[name]
         n_own, n_explained = len(columns), len(self.kinds)
@@ -104,8 +122,9 @@ class MixedEmissions(Emissions):
             if given[i] is not None:
                 given[i] = torch.as_tensor(given[i]).expand(n_explained)[list(columns)]
         trials = range(n_explained, n_explained + n_own) if name == "binomial" else ()
-        size = self.n_states * n_own * len(names)
-        return _Part(made(self.n_states, *given), names, columns, (*columns, *trials), size, name)
+        emissions = made(self.n_states, *given)
+        places, size = (*columns, *trials), emissions.n_numbers(n_own)
+        return _Part(emissions, names, columns, places, size, name)
 
     def _of_levels(self, column, kind):
         made = _LEVELS[kind.likelihood](self.n_states, kind.n_levels, f"level{column}")

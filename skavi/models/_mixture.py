@@ -25,22 +25,25 @@ class MixtureModel(Emitting, HierarchicalModel):
     n_components : int, default=2
         Number of components.
     likelihood : str, or dict from str to columns, default="normal"
-        Distribution of a cell given its component: "normal"; "bernoulli", for cells from 0 to 1;
-        "poisson", for counts; "ordinal" or "categorical", for levels 0, ..., K - 1 or texts, with a
-        chance of each level; "binomial", for successes out of `trials`. A dict names the columns,
-        by name or place, of each likelihood: a table of mixed columns (Notes).
+        Distribution of a cell given its component: "normal"; "student_t", where some cells are far
+        out and should not decide; "bernoulli", for cells from 0 to 1; "poisson", for counts;
+        "negative_binomial", for counts that vary more: of mean m their variance is
+        ``m + dispersion * m ** 2``; "ordinal" or "categorical", for levels 0, ..., K - 1 or texts,
+        with a chance of each level; "binomial", for successes out of `trials`. A dict names the
+        columns, by name or place, of each likelihood: a table of mixed columns (Notes).
     covariance : {"diagonal", "tied", "full"}, default="diagonal"
         Covariance of normal cells within a component: a variance for each component and column, one
         matrix for all components, or one for each. "diagonal" for mixed columns.
     concentration : float, default=1.0
         Of the weights' Dirichlet prior; less than 1 lets components empty.
     mean_loc, mean_scale : array of shape (n_features,), default=None
-        Prior mean and sd of the means: of their logs for "poisson", of their logits for "bernoulli"
-        and "binomial"; numbers of columns of levels are not read. None: the columns' means, and
-        their standard deviations, or 3.
+        Prior mean and sd of the means: of their logs for "poisson" and "negative_binomial", of
+        their logits for "bernoulli" and "binomial"; numbers of columns of levels are not read.
+        None: the columns' means, and their standard deviations, or 3.
     variance_shape : float, default=1.5
-        Shape of the variances' inverse gamma prior. With "tied" and "full" covariances the prior is
-        inverse Wishart, with ``2 * variance_shape + n_features - 1`` degrees of freedom.
+        Shape of the inverse gamma prior of variances, or of squared scales for "student_t". With
+        "tied" and "full" covariances the prior is inverse Wishart, with ``2 * variance_shape +
+        n_features - 1`` degrees of freedom.
     variance_scale : array of shape (n_features,) or (n_features, n_features), default=None
         Its scale, in squared units of X; a matrix is half the scale of the inverse Wishart prior.
         None: half the columns' variances, or with "tied" and "full" their covariance matrix, over
@@ -56,27 +59,33 @@ class MixtureModel(Emitting, HierarchicalModel):
     * "weights" (n_components,): shares of the components;
     * "means" (n_components, n_features): of cells in each component;
     * "variances" (n_components, n_features), or "covariances" (n_components, n_features,
-      n_features), without the first dimension if tied: of normal cells.
+      n_features), without the first dimension if tied: of normal cells;
+    * "variances", here squared scales, and "degrees_of_freedom" (n_components,), with prior
+      Gamma(2, 0.1): of student_t cells, whose "means" are their centres;
+    * "dispersion" (n_components, n_features), with prior Exp(1): of negative_binomial cells.
 
     In a table of mixed columns, and for "ordinal", "categorical" and "binomial", each kind has its
-    own names: "means" and "variances" of the normal columns, "probabilities" of the bernoulli ones,
-    "rates" of the poisson ones, "success_rates" of the binomial ones, each of shape
-    (n_components, columns of that kind); "levels_3" (n_components, n_levels), for an ordinal or
+    own names: "means" and "variances" of the normal columns, "centres", "squared_scales" and
+    "degrees_of_freedom" of the student_t ones, "probabilities" of the bernoulli ones, "rates" of
+    the poisson ones, "mean_counts" and "dispersion" of the negative_binomial ones, "success_rates"
+    of the binomial ones, each but the degrees of freedom of shape (n_components, columns of that
+    kind); "levels_3" (n_components, n_levels), for an ordinal or
     categorical column at place 3 of those that are explained, are the chances of its levels, with a
     Dirichlet prior of ones. Ordered levels have a chance each, too, without a cut point: their
     order counts when cells are predicted, by the level to expect, where categories have the most
     probable one. How many levels a column has is learned as in `FactorAnalysis`, and `impute` fills
     each column in its own kind.
 
-    q is normal in the log variance of each column given those
-    before it and in its slopes on them (Pourahmadi 1999). Expectations under q(theta) are in closed
-    form, those of log weights by quadrature in one dimension each, and so are the updates. With
-    covariance matrices, rows with missing cells have a lower bound of their term, which is exact
-    where theta is known. Fits start from k-means++ (Arthur & Vassilvitskii 2007), and the best of
-    several starts is kept. Components are in the order of their expected weights, largest first, so
-    that fits can be compared; a function of `AmortizedVI` keeps the order of the factorized fit
-    that it starts from. With a small `concentration` components that no row needs empty: their
-    weight is near zero, and their other globals follow the prior.
+    q is normal in the log variance of each column given those before it and in its slopes on them
+    (Pourahmadi 1999). Expectations under q(theta) are in closed form, those of log weights by
+    quadrature in one dimension each, and so are the updates; of student_t and negative_binomial
+    cells both are by quadrature in two dimensions. With covariance matrices, rows with missing
+    cells have a lower bound of their term, which is exact where theta is known. Fits start from
+    k-means++ (Arthur & Vassilvitskii 2007), and the best of several starts is kept. Components are
+    in the order of their expected weights, largest first, so that fits can be compared; a function
+    of `AmortizedVI` keeps the order of the factorized fit that it starts from. With a small
+    `concentration` components that no row needs empty: their weight is near zero, and their other
+    globals follow the prior.
 
     Examples
     --------
@@ -184,9 +193,6 @@ class MixtureModel(Emitting, HierarchicalModel):
 
     # --- where to start -------------------------------------------------------------------------
 
-    @over_ranks
-    def drawn_globals(self, X, weights, generator):
-        """Return the moments of clusters by k-means from k-means++ centres, largest first."""
-        share, emissions = self.clusters(X, weights, generator)
-        counts = total(share.sum(0)) + 1
-        return {"weights": counts / counts.sum()} | emissions
+    def globals_of(self, shares, X):
+        counts = total(shares.sum(0)) + 1
+        return {"weights": counts / counts.sum()} | self.emissions.start(shares, self.emitted(X))

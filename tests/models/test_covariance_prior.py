@@ -33,6 +33,16 @@ def test_draws_have_the_mean(matrices):
     assert away.abs().max() < 4
 
 
+def test_quartiles_of_free_numbers_are_those_of_draws(matrices):
+    """To 4 standard errors: that of a quartile is sqrt(p (1 - p) / n) over the density there."""
+    u = RegressionTransform().inv(matrices).sort(0).values
+    found, n = PriorOfCovariance(2.5, SCALE, (2,)).free_quartiles(), len(u)
+    for quartile, share in zip(found, (0.25, 0.5, 0.75), strict=True):
+        wide = 4 * (share * (1 - share) / n) ** 0.5
+        low, high = (u[round(n * (share + away))] for away in (-wide, wide))
+        assert ((low < quartile) & (quartile < high)).all()
+
+
 def test_the_bijection_returns_and_knows_its_jacobian(matrices):
     bijection, low = RegressionTransform(), torch.tril_indices(3, 3)
     u = bijection.inv(matrices[:4])

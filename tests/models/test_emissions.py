@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from skavi._data.rows import Rows
 from skavi._data.validated_tables import roles_in
+from skavi._fit.model_checks import goes_through_vmap
 from skavi.families import DiagonalNormal
-from skavi.models import MixtureModel
+from skavi.models import HiddenMarkovModel, MixtureModel
 from skavi.models._emissions_by_name import COVARIANCES, EMISSIONS
 from skavi.objective import bind
 
@@ -36,6 +38,38 @@ def test_sweeps_climb_on_mixed_columns():
     model = MixtureModel(2, MIXED, trials=[5])
     model.columns_ = roles_in(X.numpy(), {"trials": (5,)}, "", True, (), MIXED)
     climbs(model, X, generator)
+    objective = bind(model.adapted(X, torch.ones(40).double()), None, DiagonalNormal(), X)
+    raw = torch.zeros(2 * objective.space.size, dtype=torch.float64)
+    assert goes_through_vmap(objective, raw, Rows(X, torch.ones(40).double()))
+
+
+@pytest.mark.parametrize("kind", [MixtureModel, HiddenMarkovModel])
+@pytest.mark.parametrize(("likelihood", "covariance"), KINDS)
+def test_log_joints_go_through_vmap(likelihood, covariance, kind):
+    """That is taken for granted, before every fit."""
+    X = torch.tensor([[0.0, 1.0], [1.0, torch.nan], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    model = kind(2, likelihood, covariance=covariance).adapted(X, torch.ones(4).double())
+    objective = bind(model, None, DiagonalNormal(), X)
+    raw = torch.zeros(2 * objective.space.size, dtype=torch.float64)
+    assert model.goes_through_vmap
+    assert goes_through_vmap(objective, raw, Rows(X, torch.ones(4).double()))
+
+
+@pytest.mark.parametrize(("likelihood", "covariance"), KINDS)
+def test_a_row_without_cells_changes_nothing_for_others(likelihood, covariance):
+    """Complete tables are computed by fewer steps than those with holes; to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(9, 3, generator=generator, dtype=torch.float64).mul(5).round()
+    X = (X > 2.5).double() if likelihood == "bernoulli" else X
+    model = MixtureModel(2, likelihood, covariance).adapted(X, torch.ones(9).double())
+    emissions, n = model.emissions, bind(model, None, DiagonalNormal(), X).space.size - 1
+    mean, sd = torch.randn(2, n, generator=generator, dtype=torch.float64)
+    sd, more = 0.1 + 0.1 * sd.abs(), torch.cat([X, torch.full_like(X[:1], torch.nan)])
+    found = emissions.expected_log_likelihoods(mean, sd, X)
+    torch.testing.assert_close(emissions.expected_log_likelihoods(mean, sd, more)[:-1], found)
+    shares = torch.rand(10, 2, generator=generator, dtype=torch.float64)
+    best = emissions.optimum(mean, sd, shares[:-1], X)
+    torch.testing.assert_close(emissions.optimum(mean, sd, shares, more), best)
 
 
 def climbs(model, X, generator):

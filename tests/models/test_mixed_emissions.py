@@ -310,8 +310,8 @@ def test_regimes_of_mixed_columns_are_found_and_forecast():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (MixtureModel(2, {"normal": [0], "student_t": [1]}), r"likelihood must be a dict"),
-        (MixtureModel(2, "negative_binomial"), r"likelihood must be one of"),
+        (MixtureModel(2, {"normal": [0], "cauchy": [1]}), r"likelihood must be a dict"),
+        (MixtureModel(2, "cauchy"), r"likelihood must be one of"),
         (MixtureModel(2, {"normal": [0, 1]}, "full"), r"covariance.*left alone"),
         (MixtureModel(2, {"normal": [0]}), r"column 'x1' is named under no likelihood"),
         (MixtureModel(2, {"normal": [0], "binomial": [1]}), r"trials must be the columns"),

@@ -23,7 +23,7 @@ from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI, can_close_gap
 from skavi._data.rows import Rows, distinct
 from skavi._data.sparse_rows import SparseRows
-from skavi._fit.model_checks import _goes_through_vmap
+from skavi._fit.model_checks import goes_through_vmap
 from skavi.diagnostics import held_out_perplexity
 from skavi.families import DiagonalFactors, DiagonalNormal
 from skavi.inference_functions import MLP, Constant, Polynomial
@@ -149,7 +149,7 @@ def test_draws_of_a_topic_model_are_evaluated_at_once(fitted):
     )
     torch.testing.assert_close(batched, looped, rtol=1e-12, atol=0)
     weighted = Rows(rows, torch.ones(20, dtype=torch.float64))
-    assert _goes_through_vmap(objective, globals_, weighted)
+    assert goes_through_vmap(objective, globals_, weighted)
 
 
 def test_distinct_rows_of_sparse_and_dense_are_the_same():

@@ -146,6 +146,11 @@ CASES = {
         np.column_stack([ROWS[:, :2], COUNTS[:, :1] % 3, COUNTS[:, 1:2], COUNTS.sum(1)]),
         {},
     ),
+    "mixture of noisy columns": (
+        FactorizedVI(MixtureModel(2, {"student_t": [0], "negative_binomial": [1]}), n_init=1),
+        np.column_stack([ROWS[:, 0], COUNTS[:, 0]]),
+        {},
+    ),
     "mixed effects": (FactorizedVI(MixedEffects(centred=True)), GROUPED, {}),
     "mixed effects by a set": (
         AmortizedVI(MixedEffects(centred=True), DeepSet((4,), 2)),
