@@ -166,8 +166,8 @@ class RealSeriesIntegral(SeriesIntegral):
             decrement = (step * gradient).sum((-2, -1))
             if not bool((decrement > AT_MODE * (1 + value.abs())).any()):
                 break
-            z, moved = climbed(lambda at: self._terms(u, at).sum(-1), z, value, step)
-            if not moved:
+            z, rose = climbed(lambda i, to: self._terms(u[i], to).sum(-1), z, value, step)
+            if not bool(rose.any()):
                 break
         return z, bands
 

@@ -124,12 +124,14 @@ class RealIntegral(RowIntegral):
 
         -inf where the density is not a number.
         """
+        if (self.how == EXACT).all():
+            parts = [self._of_normals(part) for part in u.split(self._n_at_once(1))]
+            return _known(torch.cat(parts))
         most = int(self.nodes.max()) ** self.centre.shape[1]
         if bool((self.nodes == 0).any()):
             most = max(most, _DRAWS)
         parts = [self._at(part) for part in u.split(self._n_at_once(most))]
-        values = torch.cat(parts)
-        return torch.where(values.isnan(), -math.inf, values)
+        return _known(torch.cat(parts))
 
     def coarser(self):
         # Each rule has 2 n + 1 nodes for the n of the one before, with which it was seen to agree.
@@ -161,6 +163,22 @@ class RealIntegral(RowIntegral):
                 index = torch.nonzero(rows)[:, 0]
                 values[:, index] = self._integrated(u, index, where, int(n))
         return values
+
+    def _of_normals(self, u):
+        """Return the integrals of terms that are quadratic in latents: a step is at the mode.
+
+        What the step promises is not added: at extreme globals rounding would exceed it.
+        """
+        z = self.centre.expand(len(u), -1, -1)
+        if not z.shape[-1]:
+            return self._terms(u, z, self._every)
+        _, gradient, curvature = self._derivatives(u, z, self._every)
+        lower, failed = torch.linalg.cholesky_ex(curvature)
+        step = torch.cholesky_solve(gradient.unsqueeze(-1), lower)[..., 0]
+        log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        width = 0.5 * (z.shape[-1] * math.log(2 * math.pi) - log_det)
+        values = self._terms(u, z + step, self._every) + width
+        return torch.where(failed > 0, math.nan, values)
 
     # --- the choice of rules --------------------------------------------------------------------
 
@@ -260,16 +278,18 @@ class RealIntegral(RowIntegral):
         z = self.centre.expand(len(u), -1, -1).clone()
         if not z.shape[-1]:
             return z, z.new_zeros(*z.shape, 0)
-        every = self._every
+        every, left = self._every, torch.arange(len(u), device=u.device)
         for _ in range(STEPS):
-            value, gradient, curvature = self._derivatives(u, z, every)
+            at, here = u[left], z[left]
+            value, gradient, curvature = self._derivatives(at, here, every)
             step = _ascent(curvature, gradient)
             far = (step * gradient).sum(-1) > AT_MODE * (1 + value.abs())
-            if not bool(far.any()):
-                break
             step = torch.where(far.unsqueeze(-1), step, 0.0)  # whatever rows stand beside it
-            z, moved = climbed(lambda at: self._terms(u, at, every), z, value, step)
-            if not moved:
+            z[left], rose = climbed(
+                lambda i, to, at=at: self._terms(at[i], to, every), here, value, step
+            )
+            left = left[(far & rose).any(-1)]
+            if not len(left):
                 break
         return z, self._scales(u, z, every)
 
@@ -293,6 +313,10 @@ class RealIntegral(RowIntegral):
         sound = curvature.isfinite().all(-1).all(-1)[..., None, None]
         gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
         return value.detach(), gradient, torch.where(sound, curvature.detach(), self.precision)
+
+
+def _known(values):
+    return torch.where(values.isnan(), -math.inf, values)
 
 
 def _is_flat(curvature):
@@ -319,28 +343,31 @@ def _ascent(curvature, gradient):
     return step
 
 
-def climbed(values_at, z: Tensor, value: Tensor, step: Tensor) -> tuple[Tensor, bool]:
+def climbed(values_at, z: Tensor, value: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Take the longest part of each step, halved again and again, that does not descend.
 
     Parameters
     ----------
     values_at : callable
-        The values at z, with the axes of `value`; z has further ones.
+        The values of the draws at an index, at z of these, with the axes of `value`; z has further
+        ones.
 
     Returns
     -------
     z : Tensor
-    moved : bool
-        Whether any value rose.
+    rose : Tensor of bool
+        Which values rose.
     """
-    share, found = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
-    shape = *value.shape, *[1] * (z.dim() - value.dim())
-    for _ in range(_HALVINGS):
+    share, moved = torch.ones_like(value), torch.zeros_like(value)
+    rose, left = torch.zeros_like(value, dtype=torch.bool), torch.arange(len(value))
+    shape = -1, *value.shape[1:], *[1] * (z.dim() - value.dim())
+    for _ in range(_HALVINGS):  # of the draws alone that have a value which fell
         with torch.no_grad():
-            new = values_at(z + share.reshape(shape) * step)
-        found = new >= value
-        if bool(found.all()):
+            new = values_at(left, z[left] + share[left].reshape(shape) * step[left])
+        found, rose[left] = new >= value[left], new > value[left]
+        moved[left] = torch.where(found, share[left], 0.0)
+        share[left] = torch.where(found, share[left], 0.5 * share[left])
+        left = left[~found.reshape(len(found), -1).all(-1)]
+        if not len(left):
             break
-        share = torch.where(found, share, 0.5 * share)
-    moved = torch.where(found, share, torch.zeros_like(share))
-    return z + moved.reshape(shape) * step, bool((new > value).any())
+    return z + moved.reshape(shape) * step, rose

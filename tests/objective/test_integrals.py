@@ -19,7 +19,7 @@ from skavi.models import (
     SawTimeSeries,
 )
 from skavi.objective import bind
-from skavi.objective._integrals import EXACT, QUADRATURE, SAMPLING
+from skavi.objective._integrals import EXACT, QUADRATURE, SAMPLING, climbed
 
 N_ROWS = 12
 
@@ -62,6 +62,22 @@ def test_effects_are_integrated_exactly():
     expected = stats.norm(mu, np.sqrt(tau**2 + X[:, 1] ** 2)).logpdf(X[:, 0])
     assert set(integral.how) == {EXACT}
     np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("log_tau", [-300.0, -25.0, 0.0, 25.0, 150.0])
+def test_extreme_globals_give_no_rounding_for_evidence(centred, log_tau):
+    """x_n ~ N(mu, tau^2 + s_n^2): never above it, and at it unless a latent's sd is below rounding.
+
+    What a Newton step promises, squares of 1e40 there, is rounding beside the terms it mends.
+    """
+    X = np.array([[28.0, 15.0], [-3.0, 16.0], [7.0, 11.0]])
+    integral, _, _ = integrated(RandomEffects(5.0, 5.0, centred=centred), X)
+    values = integral.at(torch.tensor([[4.0, log_tau]], dtype=torch.float64))[0].numpy()
+    expected = stats.norm(4.0, np.hypot(np.exp(log_tau), X[:, 1])).logpdf(X[:, 0])
+    assert (values <= expected + 1e-6).all()
+    if (not centred and log_tau < 0) or abs(log_tau) < 1:
+        np.testing.assert_allclose(values, expected, atol=1e-9)
 
 
 def test_factors_are_integrated_exactly():
@@ -129,6 +145,21 @@ def test_many_latents_are_sampled():
     error = 3 * float(variances.sum().sqrt()) + 1e-3
     assert abs(float(integral.at(diagonal).sum()) - float(expected)) < error
     assert error < 0.5
+
+
+def test_steps_are_halved_until_they_do_not_descend():
+    """-z^2 from 1: ten times the way to the top is halved thrice, downhill there is no part."""
+    z, step = torch.ones(2, 2, 1), torch.tensor([[[-1.0], [-10.0]], [[1.0], [0.0]]])
+    asked = []
+
+    def values_at(index, to):
+        asked.append(len(index))
+        return -to[..., 0].square()
+
+    there, rose = climbed(values_at, z, -torch.ones(2, 2), step)
+    torch.testing.assert_close(there[..., 0], torch.tensor([[0.0, -0.25], [1.0, 1.0]]))
+    assert rose.tolist() == [[True, True], [False, False]]
+    assert asked[:5] == [2, 2, 2, 2, 1]  # a draw whose values have all been served is left alone
 
 
 def test_states_are_summed():
