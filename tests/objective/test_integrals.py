@@ -11,6 +11,7 @@ from skavi import FactorizedVI
 from skavi._estimators.fitted_estimator import position_on
 from skavi.families import DiagonalNormal
 from skavi.models import (
+    BayesianDecoder,
     FactorAnalysis,
     MixedEffects,
     MixtureModel,
@@ -19,12 +20,12 @@ from skavi.models import (
     SawTimeSeries,
 )
 from skavi.objective import bind
-from skavi.objective._integrals import EXACT, QUADRATURE, SAMPLING, climbed
+from skavi.objective._integrals import AGREEMENT, EXACT, QUADRATURE, SAMPLING, climbed
 
 N_ROWS = 12
 
 
-def integrated(model, X, n_draws=5, spread=0.3):
+def integrated(model, X, n_draws=5, spread=0.3, agreement=AGREEMENT):
     """Return the integral of rows, globals drawn near the prior's centre, and its values there."""
     X = torch.as_tensor(X)
     model = model.adapted(X, X.new_ones(len(X)))
@@ -34,7 +35,7 @@ def integrated(model, X, n_draws=5, spread=0.3):
     noise = torch.randn(n_draws, objective.space.size, generator=generator, dtype=X.dtype)
     u = centre.to(X) + spread * noise
     raw = torch.zeros(len(X), objective.n_outputs, dtype=X.dtype)
-    integral = objective.integral(X, objective.local_factors(raw), u)
+    integral = objective.integral(X, objective.local_factors(raw), u, agreement)
     return integral, u, integral.at(u)
 
 
@@ -121,6 +122,16 @@ def test_one_or_two_latents_are_integrated_by_quadrature(name):
     assert set(integral.how) == {QUADRATURE}
     assert bool(integral.about_prior.any()) == (name in ("several modes", "outliers"))
     np.testing.assert_allclose(values[0], dense(integral, u), atol=1e-4)
+
+
+def test_kinks_are_integrated_as_finely_as_is_asked():
+    """A decoder of kinked units: rules gain a digit or so as nodes double, against a dense sum."""
+    X = (np.random.default_rng(0).random((N_ROWS, 30)) < 0.5).astype(float)
+    decoder = BayesianDecoder(2, (8,), likelihood="bernoulli")
+    fine, _, _ = integrated(decoder, X, 1, spread=1.0)
+    loose, u, values = integrated(decoder, X, 1, spread=1.0, agreement=0.01)
+    assert SAMPLING in fine.how and set(loose.how) == {QUADRATURE}
+    np.testing.assert_allclose(values[0], dense(loose, u), atol=0.01)
 
 
 def test_many_latents_are_sampled():
