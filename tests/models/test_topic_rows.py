@@ -214,6 +214,17 @@ def test_approach_ends_within_the_nats_asked_for_and_never_below_its_start():
         assert (bounds(X, words, near) >= bounds(X, words, start)).all()
 
 
+@pytest.mark.parametrize(("seed", "row"), [(10, 275), (13, 313), (14, 302)])
+def test_an_approach_does_not_stop_on_a_ledge(seed, row):
+    """Where a Newton step promises less than 1e-3 nats, and leads 0.3 to 0.8 nats up."""
+    X, words = case(seed, n_rows=400, n_topics=6, longest=60)
+    X, given, prior = X[[row]], torch.as_tensor(words), (at(1, 6), PRECISION)
+    start = DiagonalFactors(torch.zeros(1, 6).double(), torch.full((1, 6), 0.5).double())
+    near = approached(SparseRows.from_scipy(X), given, *prior, start, 1e-3)
+    best = polished(SparseRows.from_scipy(X), given, *prior, near)
+    assert (bounds(X, words, best) - bounds(X, words, near)).max() < 2e-3
+
+
 def test_documents_of_several_widths_are_one_collection(monkeypatch):
     """What is said of them together, and of those at a mask, is said of each width alone."""
     X, words = case(4, n_rows=40)
