@@ -2,9 +2,8 @@
 
     ELBO = sum_n w_n { E_q[log p(z_n, x_n | theta)] + H[q(z_n)] } + E_q[log p(theta)] + H[q(theta)]
 
-One formula covers every model, family, inference function and noise rule: a rule supplies nodes
-(draws or quadrature points, with weights), or none where the model has the expectation in closed
-form.
+One formula covers every model, family, inference function and noise rule, which supplies nodes
+(draws or quadrature points, with weights), or none where the expectation is in closed form.
 """
 
 import math
@@ -286,8 +285,7 @@ class Objective:
     def slopes(self, X: Tensor, points: Tensor) -> Tensor:
         """Return the unit vector along which each row's log joint is steepest, (n_rows, size).
 
-        Without latents: at that of the unconstrained `points` where it is steepest; zeros where it
-        is flat, or not finite, at all of them.
+        Without latents: at the steepest of the unconstrained `points`; zeros where none has slope.
         """
         with torch.enable_grad():
             u = points.unsqueeze(1).repeat(1, len(X), 1).requires_grad_(True)
