@@ -24,6 +24,11 @@ from skavi.models import BayesianDecoder
 ROWS, WIDTHS, N_TEST = (50, 200), (2, 8, 32), 50
 
 
+def digits():
+    """Return all digits, a pixel inked or not."""
+    return (load_digits().data > 7).astype(float)
+
+
 def estimators():
     """Yield a name and an unfitted estimator for each way to infer."""
     decoder = BayesianDecoder(2, (16,), likelihood="bernoulli", weights="point")
@@ -33,23 +38,28 @@ def estimators():
         yield f"width {width}", AmortizedVI(decoder, function, max_iter=1000, random_state=0)
 
 
+def measured(name, vi, X, test):
+    """Fit one way to infer and return its line of the table: nats a row, on X and on `test`."""
+    begin = process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # part of the amortization
+        vi.fit(X)
+    gap = inference_gap(vi, X, test, random_state=0)
+    line = {"rows": len(X), "function": name}
+    for kind, part in (("train", gap), ("test", gap.generalization)):
+        for what in ("family", "amortization", "optimisation", "elbo"):
+            line[f"{what}, {kind}"] = round(float(getattr(part, what).mean()), 3)
+        line[f"known, {kind}"] = part.n_known
+    return line | {"seconds": round(process_time() - begin, 1)}
+
+
 def main(out=None):
-    """Fit and measure each, print a line of the table each, and write all of them."""
-    X = (load_digits().data > 7).astype(float)
-    test, found = X[-N_TEST:], []
+    """Measure each, print a line of the table each, and write all of them."""
+    X = digits()
+    found = []
     for n_rows in ROWS:
         for name, vi in estimators():
-            begin = process_time()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # part of the amortization
-                vi.fit(X[:n_rows])
-            gap = inference_gap(vi, X[:n_rows], test, random_state=0)
-            line = {"rows": n_rows, "function": name}
-            for kind, part in (("train", gap), ("test", gap.generalization)):
-                for what in ("family", "amortization", "optimisation", "elbo"):
-                    line[f"{what}, {kind}"] = round(float(getattr(part, what).mean()), 3)
-                line[f"known, {kind}"] = part.n_known
-            found.append(line | {"seconds": round(process_time() - begin, 1)})
+            found.append(measured(name, vi, X[:n_rows], X[-N_TEST:]))
             print(found[-1], flush=True)
     if out:
         with open(out, "w") as file:

@@ -14,7 +14,7 @@ from skavi._data.blockwise import evaluate_blockwise
 from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows, cells_a_row, first_places
 from skavi._fit.defaults import evaluation_noise
-from skavi._fit.local_problems import chunk_size, refined, solve_rows
+from skavi._fit.local_problems import approached, chunk_size, refined, solve_rows
 from skavi._fit.nonfinite import named_singularity, require_finite
 from skavi._fit.problem import Problem, windows_of, with_mask
 from skavi._numerics.aligned import aligned
@@ -189,11 +189,18 @@ class FittedModel:
         self.model.coupling.require_separable(what, name, "leave refine at None")
         rows = replace(rows, weights=torch.ones_like(rows.weights))
         raw_globals, tol = self.raw_globals_like(rows.weights), self._row_tol
-        parts = [
-            refined(self.frozen_problem(rows[piece]), raw[piece], raw_globals, nats, tol)
-            for piece in self.pieces(rows)
-        ]
+        parts = []
+        for piece in self._approached_pieces(rows):
+            near = approached(self.objective, rows[piece].X, raw[piece], raw_globals, nats)
+            if near is None:
+                problem = self.frozen_problem(rows[piece])
+                near = refined(problem, raw[piece], raw_globals, nats, tol)
+            parts.append(near)
         return torch.cat(parts)
+
+    def _approached_pieces(self, rows):
+        bounded = self.model.approaches_all_rows and self.objective.has_coordinate_updates
+        return [slice(0, len(rows))] if bounded else self.pieces(rows)
 
     @property
     def _row_tol(self):

@@ -87,13 +87,7 @@ def estimated_misses(problem: Problem, raw: Tensor, raw_globals: Tensor) -> Tens
 
 
 def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol: float) -> Tensor:
-    """Return the rows' factors, in which those estimated to miss by more than `nats` are solved.
-
-    Closed forms bring all rows as near at the price of the estimate.
-    """
-    near = _approached(problem, raw, raw_globals, nats)
-    if near is not None:
-        return near
+    """Return the rows' factors, in which those estimated to miss by more than `nats` are solved."""
     far = estimated_misses(problem, raw, raw_globals) > nats
     if not bool(far.any()):
         return raw
@@ -107,14 +101,16 @@ def refined(problem: Problem, raw: Tensor, raw_globals: Tensor, nats: float, tol
     return raw.index_copy(0, index, solved)
 
 
-def _approached(problem, raw, raw_globals, nats):
-    """Return raw factors uphill, within `nats` of optima; None where that is no closed form's."""
-    objective = problem.objective
+def approached(objective: Objective, X, raw: Tensor, raw_globals: Tensor, nats: float):
+    """Return raw factors uphill, within `nats` of optima; None where that is no closed form's.
+
+    Closed forms bring all rows as near at the price of the estimate that `refined` starts with.
+    """
     if objective.has_states or not objective.has_coordinate_updates:
         return None
     q_theta, factors = objective.global_factor(raw_globals), objective.local_factors(raw)
-    family, X = objective.family, problem.rows.X
-    return family.raw(objective.model.approached_locals(q_theta, X, family, factors, nats))
+    near = objective.model.approached_locals(q_theta, X, objective.family, factors, nats)
+    return objective.family.raw(near)
 
 
 def chunk_size(objective: Objective, noise: Noise, n_features: int) -> int:

@@ -23,6 +23,8 @@ class ClosedForms:
     passes_a_cell: int = 1
     #: Whether `swept` moves rows and globals together by second-order steps.
     second_order_sweeps: bool = False
+    #: Whether `approached_locals` holds bounded memory, however many rows it is given.
+    approaches_all_rows: bool = False
 
     def own_family(self) -> Family | None:
         """Return the family of local factors that suits the model; None: the usual one."""

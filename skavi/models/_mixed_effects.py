@@ -150,6 +150,18 @@ class MixedEffects(MixedPriors):
             density = self.cell.kernel(y, eta, own) + self.cell.constant(y, own)
             return torch.where(seen, density, torch.zeros_like(density))
 
+    def _log_units(self, theta, z, X):
+        if self.likelihood != "normal":
+            return super()._log_units(theta, z, X)
+        gram, count = X.kept("gram", self._sums)
+        H = self.given_columns(X.table[X.first], "group_covariates")
+        effects = self.own_scale(theta, z, H)
+        fixed = theta["fixed"].expand(len(effects), -1)
+        factors = torch.cat([fixed, effects, -torch.ones_like(effects[:, :1])], 1)
+        squares = ((gram @ factors.unsqueeze(-1))[..., 0] * factors).sum(1)
+        sd = theta["noise_sd"]
+        return -0.5 * (count * (LOG_2PI + 2 * sd.log()) + squares / sd**2)
+
     def _predicted(self, theta, z, X):
         effects = self.own_scale(theta, z, self.given_columns(X, "group_covariates"))
         trials = self.given_columns(X, "trials").sum(1)

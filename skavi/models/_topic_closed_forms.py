@@ -26,7 +26,7 @@ class LogisticNormal(DocumentsWithCovariates):
     probability is its `tilted` one.
     """
 
-    several_optima = True
+    several_optima = approaches_all_rows = True
 
     topic_loc: Any
     topic_scale: float

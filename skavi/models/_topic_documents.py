@@ -4,6 +4,7 @@ The bound is a convex function of the logits' mean (each word's topic at its opt
 (the normaliser), so it has several optima: one for every set of topics that may explain a document.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,9 +20,9 @@ class Documents:
 
     Attributes
     ----------
-    counts : Tensor of shape (n, c)
-    words : Tensor of shape (n, c, k)
-        exp E log~ words, of each cell's word under each topic.
+    blocks : tuple of pairs of Tensors of shape (m, c), and (m, c, k)
+        Of documents of about as many cells: counts, and exp E log~ words, of each cell's word under
+        each topic. Documents are in the order of the blocks.
     totals : Tensor of shape (n, 1)
     loc : Tensor of shape (n, k)
         Of the logits' prior.
@@ -29,20 +30,40 @@ class Documents:
         Of the logits' prior.
     """
 
-    counts: Tensor
-    words: Tensor
+    blocks: tuple[tuple[Tensor, Tensor], ...]
     totals: Tensor
     loc: Tensor
     precision: float
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Documents]") -> "Documents":
+        """Return documents of several parts, in their order."""
+        blocks = tuple(block for part in parts for block in part.blocks)
+        totals, loc = (torch.cat([getattr(p, name) for p in parts]) for name in ("totals", "loc"))
+        return cls(blocks, totals, loc, parts[0].precision)
+
+    def __len__(self) -> int:
+        return len(self.totals)
+
     def __getitem__(self, index) -> "Documents":
-        counts, words, totals = self.counts[index], self.words[index], self.totals[index]
-        return Documents(counts, words, totals, self.loc[index], self.precision)
+        """Return the documents at a mask or an index, which is ascending if there are blocks."""
+        one = len(self.blocks) == 1
+        blocks = [_at(self.blocks[0], index)] if one else _cut(self.blocks, index)
+        return Documents(tuple(blocks), self.totals[index], self.loc[index], self.precision)
+
+    def _by_block(self, function, *numbers: Tensor) -> tuple[Tensor, ...]:
+        """Return what a function of counts, words and numbers of documents says of all blocks."""
+        parts = zip(
+            *(part.split([len(c) for c, _ in self.blocks]) for part in numbers), strict=True
+        )
+        found = [function(*block, *part) for block, part in zip(self.blocks, parts, strict=True)]
+        return tuple(
+            each[0] if len(each) == 1 else torch.cat(each) for each in zip(*found, strict=True)
+        )
 
     def bound(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Return the ELBO's terms that depend on factors (n, s, k), shape (n, s), in nats."""
-        cells = (_tilted(mean, variance) @ self.words.mT).clamp_min(_TINY).log()
-        fit = (cells @ self.counts.unsqueeze(-1))[..., 0]
+        (fit,) = self._by_block(_fit, _tilted(mean, variance))
         away = (mean - self.loc.unsqueeze(1)) ** 2
         return fit + 0.5 * (variance.log() - self.precision * (away + variance)).sum(-1)
 
@@ -58,30 +79,59 @@ class Documents:
     def explained(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Return how many words each topic explains, shape (n, s, k)."""
         proportions = _tilted(mean, variance)
-        cells = (proportions @ self.words.mT).clamp_min(_TINY)
-        return proportions * ((self.counts.unsqueeze(1) / cells) @ self.words)
+        return proportions * self._by_block(_slopes, proportions)[0]
 
     def curved(self, mean: Tensor, variance: Tensor) -> "Curved":
         """Return the bound's first two derivatives in one factor (n, k) a document."""
         sd, proportions = variance.sqrt(), _tilted(mean, variance)
-        cells = (self.words @ proportions.unsqueeze(-1)).clamp_min(_TINY)
-        ratio = self.counts.unsqueeze(-1) / cells
-        explained = proportions * (self.words.mT @ ratio)[..., 0]
+        slopes, curvature = self._by_block(_slopes_and_curvature, proportions)
+        explained = proportions * slopes
         expected = self.totals * torch.softmax(mean + 0.5 * variance, -1)
         pull = expected + self.precision
         root = self.totals.clamp_min(_TINY).sqrt()
-        parts = (self.counts.sqrt().unsqueeze(-1) / cells) * self.words
         scale = sd * proportions
         return Curved(
             mean_gradient=sd * (explained - expected - self.precision * (mean - self.loc)),
             width_gradient=1 - variance * pull,
-            words=parts.mT @ parts * scale.unsqueeze(-1) * scale.unsqueeze(-2),
+            words=curvature.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2)),
             means=variance * (pull - explained),
             mixed=sd * variance * expected,
             widths=variance**2 * expected + 2 * variance * pull,
             shared_mean=sd * expected / root,
             shared_width=variance * expected / root,
         )
+
+
+def _cut(blocks, index):
+    """Yield what is left of each block at a mask, or an ascending index, of all documents."""
+    place, first = torch.arange(sum(len(counts) for counts, _ in blocks))[index], 0
+    for block in blocks:
+        inside = place[(place >= first) & (place < first + len(block[0]))] - first
+        first += len(block[0])
+        if len(inside):
+            yield _at(block, inside) if len(inside) < len(block[0]) else block
+
+
+def _at(block, index):
+    counts, words = block
+    return counts[index], words[index]
+
+
+def _fit(counts, words, proportions):
+    cells = (proportions @ words.mT).clamp_min(_TINY).log()
+    return ((cells @ counts.unsqueeze(-1))[..., 0],)
+
+
+def _slopes(counts, words, proportions):
+    cells = (proportions @ words.mT).clamp_min(_TINY)
+    return ((counts.unsqueeze(1) / cells) @ words,)
+
+
+def _slopes_and_curvature(counts, words, proportions):
+    cells = (words @ proportions.unsqueeze(-1)).clamp_min(_TINY)
+    slopes = (words.mT @ (counts.unsqueeze(-1) / cells))[..., 0]
+    parts = (counts.sqrt().unsqueeze(-1) / cells) * words
+    return slopes, parts.mT @ parts
 
 
 @dataclass(frozen=True)
@@ -134,8 +184,10 @@ class Curved:
         shared = self.mixed * self.shared_width / widths - self.shared_mean
         left = 1 - (self.shared_width**2 / widths).sum(-1, keepdim=True)
         diagonal = self.means + damping - self.mixed**2 / widths
-        rank_one = shared.unsqueeze(-1) * (shared / left).unsqueeze(-2)
-        return widths, self.words + torch.diag_embed(diagonal) - rank_one
+        ratio = (shared / left).unsqueeze(-2)
+        reduced = torch.baddbmm(self.words, shared.unsqueeze(-1), ratio, alpha=-1)
+        reduced.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        return widths, reduced
 
     def _widths_solved(self, widths, right):
         response = self.shared_width / widths

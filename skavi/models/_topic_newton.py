@@ -25,12 +25,20 @@ def newton(documents: Documents, mean: Tensor, variance: Tensor, still: float = 
     return climbed(documents, mean, variance, still, _NEWTON_STEPS)[:3]
 
 
-def climbed(documents: Documents, mean: Tensor, variance: Tensor, still: float, n_steps: int):
+def climbed(
+    documents: Documents,
+    mean: Tensor,
+    variance: Tensor,
+    still: float,
+    n_steps: int,
+    least: float = 0.0,
+):
     """Climb by at most so many Newton steps; also say which documents have arrived, (n,).
 
     A step is taken where the bound rises, and damped more where it does not. Where the gradient is
     nought and the curvature is not a maximum's, a step along it leaves. A document has arrived
-    where an undamped step promises no more than `still` nats.
+    where an undamped step promises no more than `still` nats, nor would where it is curved by at
+    least `least` in sds: on a ledge a step promises little and leads far.
     """
     mean, variance = mean.clone(), variance.clone()
     value = documents.bound(mean.unsqueeze(1), variance.unsqueeze(1))[:, 0]
@@ -42,7 +50,8 @@ def climbed(documents: Documents, mean: Tensor, variance: Tensor, still: float, 
         curved = documents.curved(m, v)
         rounding = _ROUNDING * (old.abs() + documents.totals[:, 0])
         along, widening, gain, fine = curved.newton_step(damped)
-        flat = fine & (gain <= still + 0.25 * rounding)
+        promised = torch.maximum(gain, 0.5 * least * (along**2 + widening**2).sum(-1))
+        flat = fine & (promised <= still + 0.25 * rounding)
         if bool((flat & (damped > 0)).any()):
             _leave(documents, curved, m, v, flat & (damped > 0), along, widening)
         longest = torch.maximum(v.sqrt() * along.abs(), widening.abs()).amax(-1, keepdim=True)

@@ -14,10 +14,13 @@ from skavi.models._topic_documents import Documents
 from skavi.models._topic_newton import climbed, newton
 
 _NUMBERS = 1_000_000  # that a chunk of documents holds
-#: Looks and Newton steps of a round, and rounds, of which each has twice the looks of the one
-#: before: a step costs as much as ten looks or more. With 50 topics all rows were within a nat in
-#: half the time of Newton steps alone.
-_ROUND_LOOKS, _ROUND_STEPS, _APPROACHES = 8, 2, 4
+_HELD = 10_000_000  # numbers of chunks that are approached together
+#: Looks and Newton steps of a round: a step costs as much as ten looks or more. With 50 topics all
+#: rows were within a nat in half the time of Newton steps alone.
+#: Least curvature, in sds, for which a step must promise as little: without, one document in a
+#: thousand stayed a nat below on a ledge.
+_LEDGE = 0.6
+_APPROACHES = (8, 3), (16, 3), (32, 3), (0, 200)
 _CORNERS = 16  # topics that a document starts from: those that explain most of it
 _CORNER = 0.9  # share of a start's own topic
 _USED, _IN, _OUT = 0.03, 0.2, 1e-3  # shares that are taken out; put in and out, of the largest
@@ -71,21 +74,35 @@ def approached(
 
     Cheap looks bring nearly all documents there; those left, all together, have more of them.
     """
-    mean, variance, left = start.mean.clone(), start.sd**2, torch.arange(len(X), device=X.device)
-    for i in range(_APPROACHES):
-        far = [left[:0]]
-        for index, documents in _in_chunks(X[left], words, loc[left], precision, 1):
-            here = left[index]
-            m, v = (t[here].unsqueeze(1) for t in (mean, variance))
-            m, v = documents.looked(m, v, _ROUND_LOOKS * 2**i)
-            m, v, _, arrived = climbed(documents, m[:, 0], v[:, 0], nats, _ROUND_STEPS)
-            mean[here], variance[here] = m, v
-            far.append(here[~arrived])
-        left = torch.cat(far)
-    for index, documents in _in_chunks(X[left], words, loc[left], precision, 1):
-        here = left[index]
-        mean[here], variance[here], _ = newton(documents, mean[here], variance[here], nats)
+    mean, variance = start.mean.clone(), start.sd**2
+    for left, documents in _together(_in_chunks(X, words, loc, precision, 1)):
+        for n_looks, n_steps in _APPROACHES:
+            m, v = (t[left].unsqueeze(1) for t in (mean, variance))
+            m, v = documents.looked(m, v, n_looks)
+            m, v, _, arrived = climbed(documents, m[:, 0], v[:, 0], nats, n_steps, _LEDGE)
+            mean[left], variance[left] = m, v
+            if bool(arrived.all()):
+                break
+            left, documents = left[~arrived], documents[~arrived]
     return DiagonalFactors(mean, variance.sqrt())
+
+
+def _together(chunks):
+    """Yield rows and documents of several chunks as one, in bounded memory with their Hessians."""
+    held, size = [], 0
+    for index, documents in chunks:
+        held.append((index, documents))
+        size += documents.blocks[0][1].numel() + documents.loc.shape[1] * documents.loc.numel()
+        if size > _HELD:
+            yield _joined(held)
+            held, size = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(held):
+    index, documents = zip(*held, strict=True)
+    return torch.cat(index), Documents.joined(documents)
 
 
 def _in_chunks(X, words, loc, precision, n_starts=_CORNERS):
@@ -103,7 +120,8 @@ def _in_chunks(X, words, loc, precision, n_starts=_CORNERS):
             place = part.row, torch.arange(part.numel(), device=X.device) - part.starts[part.row]
             columns[place], counts[place] = part.columns, part.values
             totals = part.totals.unsqueeze(-1)
-            yield index, Documents(counts, words[columns], totals, loc[index], precision)
+            blocks = ((counts, words[columns]),)
+            yield index, Documents(blocks, totals, loc[index], precision)
 
 
 def _best(documents, own):
@@ -140,8 +158,8 @@ def _variance(documents, share):
 
 def _first_shares(documents):
     """Return shares (n, s, k): even ones, those of a first look, and nearly all for one topic."""
-    n, _, k = documents.words.shape
-    even = documents.counts.new_full((n, 1, k), 1 / k)
+    n, k = documents.loc.shape
+    even = documents.loc.new_full((n, 1, k), 1 / k)
     explained = documents.explained(_logits(even), _variance(documents, even))
     look = (explained + 0.1) / (explained + 0.1).sum(-1, keepdim=True)
     top = explained[:, 0].topk(min(k, _CORNERS), -1).indices
@@ -178,7 +196,7 @@ def _climbed(documents, mean, variance, known):
 
 def _rivals(documents, owner, mean, variance, value):
     """Say which ends, roughly known, may be their document's best: each optimum once."""
-    n = len(documents.counts)
+    n = len(documents)
     first = _first_best(owner, value, n)[owner]
     root = torch.softmax(mean + 0.5 * variance, -1).sqrt()
     away = documents.totals[owner, 0] * (2 - 2 * (root * root[first]).sum(-1)) > _NEAR

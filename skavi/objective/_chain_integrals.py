@@ -50,10 +50,6 @@ class SeriesIntegral:
         sizes = torch.bincount(self._series, minlength=self.n_series)
         return (values / sizes)[..., self._series]
 
-    def coarser(self) -> "SeriesIntegral":
-        """Return cheaper rules: there are none."""
-        return self
-
     @property
     def _series(self):
         return self.objective.model.begins(self.X).long().cumsum(0) - 1
@@ -113,7 +109,7 @@ class RealSeriesIntegral(SeriesIntegral):
     noise: Tensor
 
     @classmethod
-    def of(cls, objective, X, factors, u) -> "RealSeriesIntegral":
+    def of(cls, objective, X, factors, u, agreement) -> "RealSeriesIntegral":
         """Choose each series' rule, so that it serves at all the unconstrained globals u."""
         centre = factors.mean.detach()
         here = cls(objective, X, centre, np.empty(0), _mirrored(_TESTED, centre))
@@ -166,8 +162,8 @@ class RealSeriesIntegral(SeriesIntegral):
             decrement = (step * gradient).sum((-2, -1))
             if not bool((decrement > AT_MODE * (1 + value.abs())).any()):
                 break
-            z, moved = climbed(lambda at: self._terms(u, at).sum(-1), z, value, step)
-            if not moved:
+            z, rose = climbed(lambda i, to: self._terms(u[i], to).sum(-1), z, value, step)
+            if not bool(rose.any()):
                 break
         return z, bands
 

@@ -46,7 +46,7 @@ class StatesInAChain(FiniteObjective):
         begins = self.model.begins(X)[:, None, None]
         return torch.where(begins, first, moves) + rows.unsqueeze(1)
 
-    def integral(self, X, factors, u):
+    def integral(self, X, factors, u, agreement=None):
         return FiniteSeriesIntegral(self, X)
 
     def typical_latents(self, raw, raw_globals, X):

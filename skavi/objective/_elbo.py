@@ -2,9 +2,8 @@
 
     ELBO = sum_n w_n { E_q[log p(z_n, x_n | theta)] + H[q(z_n)] } + E_q[log p(theta)] + H[q(theta)]
 
-One formula covers every model, family, inference function and noise rule: a rule supplies nodes
-(draws or quadrature points, with weights), or none where the model has the expectation in closed
-form.
+One formula covers every model, family, inference function and noise rule, which supplies nodes
+(draws or quadrature points, with weights), or none where the expectation is in closed form.
 """
 
 import math
@@ -25,6 +24,7 @@ from skavi.models import LatentVariableModel
 from skavi.models._global_space import GlobalSpace
 from skavi.noise import Nodes
 from skavi.objective._chain_integrals import REAL_INTEGRALS
+from skavi.objective._integrals import AGREEMENT
 
 #: Of a predictor, so that its root has a slope: of a row that does not read theta it is zero.
 _LEAST_VARIANCE = 1e-30
@@ -284,8 +284,7 @@ class Objective:
     def slopes(self, X: Tensor, points: Tensor) -> Tensor:
         """Return the unit vector along which each row's log joint is steepest, (n_rows, size).
 
-        Without latents: at that of the unconstrained `points` where it is steepest; zeros where it
-        is flat, or not finite, at all of them.
+        Without latents: at the steepest of the unconstrained `points`; zeros where none has slope.
         """
         with torch.enable_grad():
             u = points.unsqueeze(1).repeat(1, len(X), 1).requires_grad_(True)
@@ -359,23 +358,18 @@ class Objective:
 
     def log_terms_at(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
         """Return log p(x_n, z_n | theta) at pairs of draws, shape (n_draws, n_rows)."""
+        return self._evaluate(self._terms_of(X), u, z)
 
-        def terms(u, z):
-            return self.model.log_terms(self.space.constrain(u), z, X)
+    def _terms_of(self, X):
+        return lambda u, z: self.model.log_terms(self.space.constrain(u), z, X)
 
-        return self._evaluate(terms, u, z)
-
-    def integral(self, X: Tensor, factors, u: Tensor) -> Any:
-        """Return the integrals over the latents of rows, by rules that serve at globals like u."""
-        return of_kind(REAL_INTEGRALS, self.model.coupling).of(self, X, factors, u)
+    def integral(self, X: Tensor, factors, u: Tensor, agreement: float = AGREEMENT) -> Any:
+        """Return integrals over rows' latents, by rules that agree to these nats at globals u."""
+        return of_kind(REAL_INTEGRALS, self.model.coupling).of(self, X, factors, u, agreement)
 
     def evaluate_batch(self, u: Tensor, z: Tensor, X: Tensor) -> Tensor:
         """Evaluate the log joint at pairs of draws, under vmap as a fit does."""
-
-        def density(u, z):
-            return self.model.log_terms(self.space.constrain(u), z, X)
-
-        return torch.func.vmap(density)(u, z)
+        return torch.func.vmap(self._terms_of(X))(u, z)
 
     def global_term(self, raw_globals: Tensor) -> Tensor:
         """E_q[log p(theta)] + H[q(theta)], a scalar."""

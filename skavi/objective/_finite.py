@@ -98,7 +98,7 @@ class FiniteObjective(Objective):
         """Return log p(x_n, s | theta) at unconstrained globals, (n_draws, n_rows, n_states)."""
         return self._evaluate(self.density(None, None, X), u, u)
 
-    def integral(self, X, factors, u):
+    def integral(self, X, factors, u, agreement=None):
         return FiniteIntegral(self, X)
 
     def density(self, factors, rest, X):

@@ -83,6 +83,23 @@ def test_expectations_are_those_of_draws(likelihood, centred, family):
     assert bool(((terms.mean(0) - closed).abs() < 4.5 * se + 1e-6).all())
 
 
+def test_terms_of_groups_are_the_sums_of_their_rows():
+    """Normal responses need sums of products a group; weights and missing responses count."""
+    X = table()
+    X.loc[[0, 5], "y"] = np.nan
+    vi = FactorizedVI(model(centred=(True, False)), max_iter=3, tol=1e3).fit(X)
+    rows = vi._rows(vi._validate(X)).X
+    weights = 1.0 + torch.arange(len(X), dtype=torch.float64) % 3
+    rows = replace(rows, weights=weights)
+    objective = bind(vi.model_, vi.family_, vi.global_family_, rows)
+    theta = objective.space.constrain(torch.as_tensor(vi.global_posterior_.widest_factor().mean))
+    z = torch.linspace(-1, 1, 2 * len(rows), dtype=torch.float64).reshape(-1, 2)
+    of_rows = weights * vi.model_.log_likelihood(theta, rows.at_rows(z), rows.table)
+    expected = vi.model_.log_prior(theta, z, rows) + rows.over_units(of_rows)
+    found = vi.model_.log_local(theta, z, rows)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+
+
 def houses():
     rows = (
         CASES[CASES["radon_centred"]["rows"]]["rows"]

@@ -93,7 +93,8 @@ def test_a_document_ends_at_a_maximum():
     found = searched(SparseRows.from_scipy(X), words, loc, PRECISION)
     rows = zip(torch.as_tensor(X), found.mean, found.sd, loc, strict=True)
     for x, mean, sd, there in rows:
-        one = Documents(x[None], words[None], x.sum().reshape(1, 1), there[None], PRECISION)
+        blocks = ((x[None], words[None]),)
+        one = Documents(blocks, x.sum().reshape(1, 1), there[None], PRECISION)
 
         def value(u, one=one, mean=mean, sd=sd):
             m, s = mean + sd * u[:4], sd * u[4:].exp()
@@ -113,7 +114,8 @@ def test_derivatives_are_those_of_the_bound():
     )
     counts = (5 * counts.abs()).round()
     variance = torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.1
-    documents = Documents(counts, words.abs(), counts.sum(1, keepdim=True), at(3, 4, 0), PRECISION)
+    blocks = ((counts, words.abs()),)
+    documents = Documents(blocks, counts.sum(1, keepdim=True), at(3, 4, 0), PRECISION)
     damping = torch.full((3,), 20.0, dtype=torch.float64)
     along, widening, gain, fine = documents.curved(mean, variance).newton_step(damping)
     assert bool(fine.all())
@@ -134,7 +136,8 @@ def test_newton_leaves_a_saddle():
     """Two topics that are nearly one: even shares have no gradient, and are no maximum."""
     words = torch.tensor([[0.52, 0.48], [0.48, 0.52]], dtype=torch.float64)
     counts = torch.tensor([[50.0, 50.0]], dtype=torch.float64)
-    documents = Documents(counts, words[None], counts.sum(1, keepdim=True), at(1, 2), PRECISION)
+    blocks = ((counts, words[None]),)
+    documents = Documents(blocks, counts.sum(1, keepdim=True), at(1, 2), PRECISION)
     even = torch.zeros(1, 1, 2).double(), torch.full((1, 1, 2), 0.02).double()
     even = documents.looked(*even, 500)
     mean, variance = (t[:, 0] for t in even)
@@ -209,6 +212,47 @@ def test_approach_ends_within_the_nats_asked_for_and_never_below_its_start():
         best = bounds(X, words, polished(sparse, given, *prior, near))
         assert (best - bounds(X, words, near)).max() < 2 * nats
         assert (bounds(X, words, near) >= bounds(X, words, start)).all()
+
+
+@pytest.mark.parametrize(("seed", "row"), [(10, 275), (13, 313), (14, 302)])
+def test_an_approach_does_not_stop_on_a_ledge(seed, row):
+    """Where a Newton step promises less than 1e-3 nats, and leads 0.3 to 0.8 nats up."""
+    X, words = case(seed, n_rows=400, n_topics=6, longest=60)
+    X, given, prior = X[[row]], torch.as_tensor(words), (at(1, 6), PRECISION)
+    start = DiagonalFactors(torch.zeros(1, 6).double(), torch.full((1, 6), 0.5).double())
+    near = approached(SparseRows.from_scipy(X), given, *prior, start, 1e-3)
+    best = polished(SparseRows.from_scipy(X), given, *prior, near)
+    assert (bounds(X, words, best) - bounds(X, words, near)).max() < 2e-3
+
+
+def test_documents_of_several_widths_are_one_collection(monkeypatch):
+    """What is said of them together, and of those at a mask, is said of each width alone."""
+    X, words = case(4, n_rows=40)
+    chunks = list(
+        rows_module._in_chunks(
+            SparseRows.from_scipy(X), torch.as_tensor(words), at(40, 4), PRECISION
+        )
+    )
+    assert len(chunks) > 3
+    index, together = rows_module._joined(chunks)
+    mean = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance, mask = 0.3 + mean**2, torch.arange(40) % 3 > 0
+    assert sorted(index.tolist()) == list(range(40)) and len(together) == 40
+
+    def said(documents, m, v):
+        damping = torch.full_like(m[:, 0], 5.0)
+        m_, v_ = documents.looked(m.unsqueeze(1), v.unsqueeze(1), 2)
+        return documents.bound(m_, v_), *documents.curved(m, v).newton_step(damping)[:3]
+
+    apart = [said(each, mean[i], variance[i]) for i, each in chunks]
+    everything = said(together, mean[index], variance[index])
+    some = said(together[mask], mean[index][mask], variance[index][mask])
+    for of_parts, of_all, of_some in zip(zip(*apart, strict=True), everything, some, strict=True):
+        torch.testing.assert_close(torch.cat(of_parts), of_all)
+        torch.testing.assert_close(of_all[mask], of_some)
+    monkeypatch.setattr(rows_module, "_HELD", 0)
+    groups = list(rows_module._together(chunks))
+    assert len(groups) == len(chunks)  # a chunk is held alone where memory is short
 
 
 def test_proportions_do_not_depend_on_the_documents_beside():

@@ -11,6 +11,7 @@ from skavi import FactorizedVI
 from skavi._estimators.fitted_estimator import position_on
 from skavi.families import DiagonalNormal
 from skavi.models import (
+    BayesianDecoder,
     FactorAnalysis,
     MixedEffects,
     MixtureModel,
@@ -19,12 +20,12 @@ from skavi.models import (
     SawTimeSeries,
 )
 from skavi.objective import bind
-from skavi.objective._integrals import EXACT, QUADRATURE, SAMPLING
+from skavi.objective._integrals import AGREEMENT, EXACT, QUADRATURE, SAMPLING, climbed
 
 N_ROWS = 12
 
 
-def integrated(model, X, n_draws=5, spread=0.3):
+def integrated(model, X, n_draws=5, spread=0.3, agreement=AGREEMENT):
     """Return the integral of rows, globals drawn near the prior's centre, and its values there."""
     X = torch.as_tensor(X)
     model = model.adapted(X, X.new_ones(len(X)))
@@ -34,7 +35,7 @@ def integrated(model, X, n_draws=5, spread=0.3):
     noise = torch.randn(n_draws, objective.space.size, generator=generator, dtype=X.dtype)
     u = centre.to(X) + spread * noise
     raw = torch.zeros(len(X), objective.n_outputs, dtype=X.dtype)
-    integral = objective.integral(X, objective.local_factors(raw), u)
+    integral = objective.integral(X, objective.local_factors(raw), u, agreement)
     return integral, u, integral.at(u)
 
 
@@ -62,6 +63,22 @@ def test_effects_are_integrated_exactly():
     expected = stats.norm(mu, np.sqrt(tau**2 + X[:, 1] ** 2)).logpdf(X[:, 0])
     assert set(integral.how) == {EXACT}
     np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("log_tau", [-300.0, -25.0, 0.0, 25.0, 150.0])
+def test_extreme_globals_give_no_rounding_for_evidence(centred, log_tau):
+    """x_n ~ N(mu, tau^2 + s_n^2): never above it, and at it unless a latent's sd is below rounding.
+
+    What a Newton step promises, squares of 1e40 there, is rounding beside the terms it mends.
+    """
+    X = np.array([[28.0, 15.0], [-3.0, 16.0], [7.0, 11.0]])
+    integral, _, _ = integrated(RandomEffects(5.0, 5.0, centred=centred), X)
+    values = integral.at(torch.tensor([[4.0, log_tau]], dtype=torch.float64))[0].numpy()
+    expected = stats.norm(4.0, np.hypot(np.exp(log_tau), X[:, 1])).logpdf(X[:, 0])
+    assert (values <= expected + 1e-6).all()
+    if (not centred and log_tau < 0) or abs(log_tau) < 1:
+        np.testing.assert_allclose(values, expected, atol=1e-9)
 
 
 def test_factors_are_integrated_exactly():
@@ -107,6 +124,16 @@ def test_one_or_two_latents_are_integrated_by_quadrature(name):
     np.testing.assert_allclose(values[0], dense(integral, u), atol=1e-4)
 
 
+def test_kinks_are_integrated_as_finely_as_is_asked():
+    """A decoder of kinked units: rules gain a digit or so as nodes double, against a dense sum."""
+    X = (np.random.default_rng(0).random((N_ROWS, 30)) < 0.5).astype(float)
+    decoder = BayesianDecoder(2, (8,), likelihood="bernoulli")
+    fine, _, _ = integrated(decoder, X, 1, spread=1.0)
+    loose, u, values = integrated(decoder, X, 1, spread=1.0, agreement=0.01)
+    assert SAMPLING in fine.how and set(loose.how) == {QUADRATURE}
+    np.testing.assert_allclose(values[0], dense(loose, u), atol=0.01)
+
+
 def test_many_latents_are_sampled():
     """Loadings that let each column read a latent of its own: a row is a product of integrals."""
     k, rng = 5, np.random.default_rng(0)
@@ -129,6 +156,21 @@ def test_many_latents_are_sampled():
     error = 3 * float(variances.sum().sqrt()) + 1e-3
     assert abs(float(integral.at(diagonal).sum()) - float(expected)) < error
     assert error < 0.5
+
+
+def test_steps_are_halved_until_they_do_not_descend():
+    """-z^2 from 1: ten times the way to the top is halved thrice, downhill there is no part."""
+    z, step = torch.ones(2, 2, 1), torch.tensor([[[-1.0], [-10.0]], [[1.0], [0.0]]])
+    asked = []
+
+    def values_at(index, to):
+        asked.append(len(index))
+        return -to[..., 0].square()
+
+    there, rose = climbed(values_at, z, -torch.ones(2, 2), step)
+    torch.testing.assert_close(there[..., 0], torch.tensor([[0.0, -0.25], [1.0, 1.0]]))
+    assert rose.tolist() == [[True, True], [False, False]]
+    assert asked[:5] == [2, 2, 2, 2, 1]  # a draw whose values have all been served is left alone
 
 
 def test_states_are_summed():

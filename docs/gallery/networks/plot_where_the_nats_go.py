@@ -2,7 +2,7 @@
 What does my encoder lose, and where?
 =====================================
 
-A small decoder of digits, fitted with factors of the rows' own (F-VI) and with functions of two
+A small decoder of digits, fitted with factors of the rows' own (F-VI) and with functions of three
 widths (A-VI). `inference_gap` splits what each ELBO is below the log likelihood: what the family of
 factors loses, and what the function does, on fitted rows and on new ones.
 """
@@ -25,7 +25,7 @@ X_train, X_test = X[:40], X[40:60]
 # Single factors of two latents; the decoder's weights are a point, as in a variational autoencoder.
 decoder = BayesianDecoder(2, (16,), likelihood="bernoulli", weights="point")
 fits = {"F-VI": FactorizedVI(decoder, max_iter=300, random_state=0)}
-for width in (2, 32):
+for width in (2, 8, 32):
     function = MLP(hidden_layer_sizes=(width,))
     fits[f"A-VI, width {width}"] = AmortizedVI(decoder, function, max_iter=500, random_state=0)
 
