@@ -18,6 +18,10 @@ from torch import Tensor
 
 from skavi._platform.private_names import are_transforms_active
 
+#: Cells, zeros counted, a stored one up to which all are multiplied by `CrowdedRows`: with 12
+#: dimensions and 6,000 stored of 20,000 that took 0.02 ms in place of 0.7.
+_CROWDED = 20
+
 
 @dataclass(frozen=True)
 class SparseRows:
@@ -238,6 +242,23 @@ class SparseRows:
             return torch.sparse_csr_tensor(
                 self.starts, self.columns, cells, self.shape, check_invariants=False
             )
+
+
+class CrowdedRows(SparseRows):
+    """Rows with so many stored cells that a product of all cells is the quicker way to these."""
+
+    @classmethod
+    def if_crowded(cls, X: SparseRows) -> SparseRows:
+        """Return such rows where most of the work is not for zeros, else X."""
+        few = len(X) * X.n_features > _CROWDED * X.numel()
+        return X if few else cls(X.starts, X.columns, X.values, X.n_features)
+
+    def sampled(self, left: Tensor, right: Tensor) -> Tensor:
+        return (left @ right.mT).flatten(-2)[..., self._places]
+
+    @cached_property
+    def _places(self):
+        return self.row * self.n_features + self.columns
 
 
 def _apply(function, *arguments):

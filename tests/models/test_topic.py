@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI, can_close_gap
 from skavi._data.rows import Rows, distinct
-from skavi._data.sparse_rows import SparseRows
+from skavi._data.sparse_rows import CrowdedRows, SparseRows
 from skavi._fit.model_checks import goes_through_vmap
 from skavi.diagnostics import held_out_perplexity
 from skavi.families import DiagonalFactors, DiagonalNormal
@@ -73,6 +73,21 @@ def test_explicit_zeros_and_repeated_cells_make_no_difference():
     rows = SparseRows.from_scipy(messy)
     assert rows.numel() == 2
     assert rows.dense().tolist() == [[0.0, 0.0, 3.0], [0.0, 4.0, 0.0]]
+
+
+def test_products_at_crowded_cells_are_those_at_sparse_ones():
+    """Of batches too; rows of which nearly all is zero stay as they are."""
+    rows, dense = sparse_and_dense()
+    crowded = CrowdedRows.if_crowded(rows)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    right = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    assert isinstance(crowded, CrowdedRows)
+    torch.testing.assert_close(crowded.sampled(left, right), rows.sampled(left, right))
+    cells = (left[0] @ right.mT)[dense != 0]
+    torch.testing.assert_close(crowded.sampled(left[0], right), cells, rtol=1e-14, atol=0)
+    empty = SparseRows.from_scipy(scipy.sparse.csr_array(([1.0], ([3], [7])), (10, 10)))
+    assert CrowdedRows.if_crowded(empty) is empty
 
 
 def test_products_and_their_first_two_derivatives():

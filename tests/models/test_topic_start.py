@@ -1,5 +1,7 @@
 """Where topics start: the topics that are found, and those that are dropped or drawn anew."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,13 +127,77 @@ def test_the_best_of_several_searches_is_kept_with_topics_of_the_others():
     assert start._recombined([stuck[0], best, stuck[1]]).elbo >= best.elbo
 
 
+def test_words_are_unexplained_as_a_loop_over_documents_counts_it():
+    """Of each word the gain x log(x / mu) - (x - mu) of a Poisson count, less a nat's price.
+
+    mu is what the topics' shares and words lead one to expect. Summed where x > mu and the gain is
+    worth its price; documents have weights.
+    """
+    X, topics = small()
+    state = from_topics(X, topics)
+    weights = torch.linspace(0.5, 2, len(X), dtype=torch.float64)
+    state = replace(state, weights=weights)
+    shares = torch.softmax(state.q_documents.mean, -1).numpy()
+    words = state.model._tilted_words(state.q_topics).mT.numpy()
+    words = words / words.sum(-1, keepdims=True)
+    gains = np.zeros(X.shape[1])
+    for n, v in zip(*X.nonzero(), strict=True):
+        mu = X[n].sum() * shares[n] @ words[:, v]
+        if X[n, v] > mu:
+            gain = X[n, v] * np.log(X[n, v] / mu) - (X[n, v] - mu) - 1
+            gains[v] += float(weights[n]) * max(gain, 0)
+    np.testing.assert_allclose(state.unexplained(), gains, rtol=1e-9)
+
+
+def test_a_topic_of_one_word_is_nearly_all_that_word():
+    X, topics = small()
+    state = from_topics(X, topics).with_word(7)
+    p = torch.softmax(state.q_topics.mean.reshape(5, -1)[4], -1)
+    assert state.k == 5
+    assert float(p[7]) == pytest.approx(np.exp(2) / (1 + np.exp(2)), abs=0.02)
+    assert state.q_documents.mean.shape == (80, 5)
+    assert state.without(4).q_topics.mean.equal(from_topics(X, topics).q_topics.mean)
+
+
+def bursty():
+    """Return documents of three topics, in some of which one word comes ten times more."""
+    rng = np.random.default_rng(0)
+    topics, shares = rng.dirichlet(np.full(40, 0.1), 3), rng.dirichlet(np.full(3, 0.3), 80)
+    X = np.stack([rng.multinomial(60, p) for p in shares @ topics]).astype(float)
+    word = int(X.sum(0).argsort()[20])
+    X[::4, word] += 10
+    return X, topics, word
+
+
+def test_a_word_takes_the_place_of_a_topic_that_is_there_twice(monkeypatch):
+    """Documents of three topics that say a word at random beside: it needs the fourth one.
+
+    The word that is explained worst is tried alone.
+    """
+    X, topics, word = bursty()
+    twice = from_topics(X, np.concatenate([topics, topics[:1]])).swept(60)
+    alone = np.full((1, 40), 1e-3)
+    alone[0, word] = 1
+    right = from_topics(X, np.concatenate([topics, alone / alone.sum()])).swept(60)
+    monkeypatch.setattr(start, "_WORDS", 1)
+    moved = start._swapped(twice)
+    assert int(twice.unexplained().argmax()) == word
+    assert twice.elbo < right.elbo - 1e-3 * abs(right.elbo)
+    assert moved.elbo > right.elbo - 1e-4 * abs(right.elbo)
+
+
+def test_searches_of_many_cells_try_no_words(monkeypatch):
+    X, topics = small()
+    found = [from_topics(X, topics), from_topics(X, topics[::-1].copy())]
+    monkeypatch.setattr(start, "_QUICK", 4 * found[0].X.numel() - 1)
+    monkeypatch.setattr(start, "_climbed", lambda *_: pytest.fail("words were tried"))
+    assert start._searched(found, generator(0)).elbo >= max(each.elbo for each in found)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(20))
 def test_seeds_agree_on_simulated_corpora(seed):
-    """Seven of ten at least end within 0.5 % of the best, in fifteen corpora looked at.
-
-    Asked are nine within 0.1 %: met in five of them; of all 150 fits 103 are so near.
-    """
+    """Nine of ten at least end within 0.1 % of the best."""
     X, k = corpus(seed)
     elbos = np.array([FactorizedVI(TopicModel(k), random_state=s).fit(X).elbo_ for s in range(10)])
-    assert (elbos.max() - elbos < 0.005 * abs(elbos.max())).sum() >= 7
+    assert (elbos.max() - elbos < 0.001 * abs(elbos.max())).sum() >= 9
