@@ -349,17 +349,18 @@ class GaussHermite(Noise):
 
 
 class LinearPredictor(Noise):
-    """Gauss-Hermite quadrature over one number a row, of which theta's effect on it is a function.
+    """Gauss-Hermite quadrature over the linear predictor of a row, or of each of its cells.
 
     For regressions: a row without latents reads theta through a predictor linear in the
     unconstrained globals, as in ``Bernoulli(logits=x @ theta["slopes"])``. Under q(theta) it is
-    normal, whatever the number of globals. Its direction is that in which the row's log likelihood
-    slopes. A fit with noise=None finds such models; for others the rule is refused.
+    normal. Its direction is that in which the row's log likelihood slopes. And for `FactorAnalysis`
+    of answers, overdispersed counts or mixed columns: however many latents there are, each cell has
+    nodes of its own. A fit with noise=None finds such models; for others the rule is refused.
 
     Parameters
     ----------
     n_nodes : int, default=5
-        Nodes a row.
+        Nodes a row, or a cell; five times as many where latents and loadings both vary.
 
     Examples
     --------

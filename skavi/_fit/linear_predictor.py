@@ -30,7 +30,9 @@ def with_linear_predictor(objective: Objective, rows: Rows) -> Objective:
 
 def require_linear_predictor(objective: Objective, rows: Rows, noise) -> None:
     """Raise a ValueError if a rule for such models is given for another one."""
-    if isinstance(noise, LinearPredictor) and not _is_known(objective, rows):
+    if objective.knows_row_derivatives or not isinstance(noise, LinearPredictor):
+        return
+    if not _is_known(objective, rows):
         raise ValueError(
             f"noise={noise!r} needs rows without latents that read the globals through one number, "
             f"linear in their unconstrained values, but {type(objective.model).__name__} does not "

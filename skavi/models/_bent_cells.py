@@ -15,20 +15,16 @@ from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
 from skavi.models._rows_at_rest import few_nodes, rows_at_rest
 
-#: Latents up to which nodes of z are taken: of one there are few, and they are refined. Six nodes
-#: for each of two latents are further off than nodes of predictors (200 x 10 answers: .003 nats in
-#: all, 9e-6), and for each of four take 160 s in place of 3 (300 x 20 answers).
-_MOST_DRAWN = 1
-#: Cells, times nodes of their noise, of which all nodes of predictors are held at once: 55 of them
-#: are 22 MB an array, of which autograd holds some ten. Not measured: order of magnitude.
-_CELLS = 50_000
+#: Cells times nodes of their noise and of e that are held at once: 4 MB an array, and a fifth of
+#: what autograd holds for each of some ten. Not measured: order of magnitude.
+_NUMBERS = 500_000
 
 
 class BentCells(LinearStart):
     """Adds expectations and derivatives of cells whose kernel is linear but for a bend.
 
-    With one latent a row they are averages over nodes of z; with more, a cell's predictor has nodes
-    of its own (`skavi.models._predictor_nodes`).
+    They are averages over nodes of z, or over nodes of every cell's predictor
+    (`skavi.models._predictor_nodes`).
     """
 
     learned = (*LinearStart.learned, "theta_read_")
@@ -39,29 +35,23 @@ class BentCells(LinearStart):
 
     # --- expectations ---------------------------------------------------------------------------
 
-    def has_closed_form(self, family, global_family):
-        many = self.n_components > _MOST_DRAWN
-        bent = many and self.knows_row_derivatives(family, global_family)
-        return bent or super().has_closed_form(family, global_family)
-
-    def expected_log_local(self, factors, globals_, X):
-        if not self._by_cells(globals_):
-            return super().expected_log_local(factors, globals_, X)
+    def expected_along_predictors(self, factors, globals_, X, nodes):
+        rule = list(zip(nodes.globals_[:, 0].tolist(), nodes.weights.tolist(), strict=True))
         prior = -0.5 * (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
         levels = self.cell.n_noise_nodes if self.cell.own_globals else 1
-        width = self.n_predictors(self.n_explained(X)) * levels
-        size = max(1, _CELLS // max(1, width))
+        width = self.n_predictors(self.n_explained(X)) * levels * len(rule)
+        size = max(1, _NUMBERS // max(1, width))
         parts = [slice(first, first + size) for first in range(0, len(X), size)]
-        terms = partial(self._expected_cells, globals_)
+        terms = partial(self._expected_cells, globals_, rule)
         if len(parts) > 1 and torch.is_grad_enabled():  # nodes are found anew for the gradient
             terms = partial(checkpoint, terms, use_reentrant=False, preserve_rng_state=False)
         fits = [terms(factors.mean[part], factors.sd[part], X[part]) for part in parts]
         return prior + torch.cat(fits) if fits else prior
 
-    def _expected_cells(self, globals_, mean, sd, X):
+    def _expected_cells(self, globals_, rule, mean, sd, X):
         rows, constants = Side(mean, sd**2), self._parts(globals_, X)
         return sum(
-            cells.expected_rows(rows, columns, own) + part.constant
+            cells.expected_rows(rows, columns, own, rule) + part.constant
             for part, (cells, _, columns, own) in zip(
                 constants, self._linear_cells(globals_, X, X.new_ones(len(X))), strict=True
             )
@@ -109,15 +99,15 @@ class BentCells(LinearStart):
     def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
         """Differentiate cell by cell, where nothing but the rows' latents is drawn.
 
-        Where nothing is drawn, slopes are those of `expected_log_local`, and second derivatives are
-        at a few nodes of z: Newton's method ends where slopes are 0, a few steps later.
+        Along predictors slopes are exact, and second derivatives those at a few nodes of z:
+        Newton's method ends where slopes are 0, a few steps later.
         """
         if type(factors) is not DiagonalFactors or not self._by_cells(globals_):
             return None
-        if nodes is not None and len(nodes.locals_[0]) != 1:
+        if len(nodes.locals_[0]) != 1:
             return None
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
-        few = nodes is None
+        few = nodes.slopes_at is not None
         reading = few_nodes(self.n_components, X) if few else (nodes.locals_[:, 0], nodes.weights)
         if frozen:
             found = self.row_slopes(rows, globals_, X, *reading)
@@ -131,17 +121,17 @@ class BentCells(LinearStart):
             of_theta = [C, g, H]
         slope, block = rows_of_cells(rows, found[0], found[1], weights)
         if few:
-            slope, of_theta[1] = self._slopes(factors, globals_, X, weights, frozen)
+            slope, of_theta[1] = self._slopes(factors, globals_, X, nodes, weights, frozen)
         return slope, block, *of_theta
 
-    def _slopes(self, factors, globals_, X, weights, frozen):
+    def _slopes(self, factors, globals_, X, nodes, weights, frozen):
         """Return the exact slopes of the rows' weighted terms in all raw numbers."""
         of_rows, of_theta = (torch.stack([q.mean, q.sd.log()]) for q in (factors, globals_))
         with torch.enable_grad():
             of_rows = of_rows.detach().requires_grad_(True)
             of_theta = of_theta.detach().requires_grad_(not frozen)
             here, there = (DiagonalFactors(q[0], q[1].exp()) for q in (of_rows, of_theta))
-            terms = self.expected_log_local(here, there, X) + here.entropy()
+            terms = self.expected_along_predictors(here, there, X, nodes) + here.entropy()
             unknowns = [of_rows] if frozen else [of_rows, of_theta]
             slopes = torch.autograd.grad((weights * terms).sum(), unknowns)
         return torch.cat(tuple(slopes[0]), -1), None if frozen else slopes[1].flatten()

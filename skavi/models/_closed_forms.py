@@ -48,6 +48,15 @@ class ClosedForms:
         """Return E_q log p(x_n, s | theta) of all states in closed form, (n_rows, n_states)."""
         raise NotImplementedError
 
+    def expected_along_predictors(
+        self, factors: NormalFactors, globals_: NormalFactors, X: Tensor, nodes
+    ) -> Tensor:
+        """Return E_q log p(z_n, x_n | theta) by nodes of cells' linear predictors.
+
+        For models that know their rows' derivatives.
+        """
+        raise NotImplementedError
+
     def knows_row_derivatives(self, family: Family, global_family: Family) -> bool:
         """Say whether `row_derivatives` serves factors of these families."""
         return False

@@ -55,6 +55,8 @@ class Likelihood(ABC):
     own_globals: tuple[str, ...] = ()
     #: Nodes of the rule for them.
     n_noise_nodes: int = 7
+    #: Whether `bend` may turn within less than a unit of eta.
+    narrow: bool = False
     #: Whether `bend` and the rest are known.
     bends: bool = False
     #: Nodes and weights against N(0, 1).

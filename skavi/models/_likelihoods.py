@@ -89,7 +89,7 @@ class StudentTCells(Likelihood):
     based on skew-t distributions".
     """
 
-    has_variance = has_noise = bends = True
+    has_variance = has_noise = bends = narrow = True
     own_globals = "degrees_of_freedom", "noise_variance"
 
     def global_prior(self, shape, variance):

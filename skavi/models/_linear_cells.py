@@ -19,7 +19,7 @@ from skavi.models._expected_cells import Jets, derivatives_of_rest, expected_cel
 from skavi.models._likelihood import Likelihood
 from skavi.models._noise_factors import NoiseFactors
 from skavi.models._poisson_rates import Side
-from skavi.models._predictor_nodes import predictor_nodes
+from skavi.models._predictor_nodes import Rule, predictor_nodes
 
 #: Cells at once, over rows and nodes: with nine nodes each, 144 kB an array stay in the cache.
 _CELLS = 2000
@@ -50,9 +50,9 @@ class LinearCells:
         known, offset = self.known[index], self.offset[index]
         return LinearCells(self.likelihood, self.cells[index], known, offset, self.weights[index])
 
-    def expected_rows(self, rows: Side, columns: Side, own: NoiseFactors) -> Tensor:
+    def expected_rows(self, rows: Side, columns: Side, own: NoiseFactors, rule: Rule) -> Tensor:
         """Return the rows' expected log densities, at nodes of each cell's predictor, (n_rows,)."""
-        mean, nodes = predictor_nodes(rows, columns, self.known, self.offset)
+        mean, nodes = predictor_nodes(rows, columns, self.known, self.offset, rule)
         values = self.likelihood.expected_at(self.cells.values, mean, nodes, own)
         return self.cells.masked(values).sum(-1)
 

@@ -110,6 +110,7 @@ class MixedCells(Likelihood):
         self.binomial = next((s for s in self.sets if isinstance(s, Successes)), None)
         self._varied = [s for s in self.sets if s.likelihood.has_variance]
         self.has_variance = bool(self._varied)
+        self.narrow = any(s.likelihood.narrow for s in self.sets)
 
     # --- places ---------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ _NODES = (5, 5, 3, 3)
 
 def few_nodes(k: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return nodes of a row's latents, shape (n_nodes, k), and weights: for second derivatives."""
-    rule = product_rule((_NODES[k - 1],) * k) if k <= len(_NODES) else spherical_rule(8 * k, k, 0)
+    rule = product_rule((_NODES[k - 1],) * k) if k <= len(_NODES) else spherical_rule(16 * k, k, 0)
     return tuple(aligned(each).to(like) for each in rule)  # type: ignore[return-value]
 
 

@@ -219,10 +219,7 @@ class Objective:
         return self.model.coupling.n_colours(n_rows)
 
     def row_terms(self, raw: Tensor, raw_globals: Tensor, X: Tensor, nodes: Nodes | None) -> Tensor:
-        """E_q[log p(z_n, x_n | theta)] + H[q(z_n)], shape (n_rows,).
-
-        For a model that gives only its log joint: its expectation plus all entropies, a scalar.
-        """
+        """E_q[log p(z_n, x_n | theta)] + H[q(z_n)], (n_rows,); of a bare log joint, a scalar."""
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         return self.terms_at(factors, q_theta, X, nodes)
 
@@ -241,7 +238,7 @@ class Objective:
 
     def row_derivatives(self, raw, raw_globals, X, nodes, weights, frozen):
         """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
-        if self.n_drawn_globals or (nodes is not None and nodes.slopes_at is not None):
+        if nodes is None or self.n_drawn_globals:
             return None
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         return self.model.row_derivatives(factors, q_theta, X, nodes, weights, frozen)
@@ -257,6 +254,8 @@ class Objective:
             return self.model.expected_log_local(factors, q_theta, X)
 
         if nodes.slopes_at is not None:
+            if self.knows_row_derivatives:
+                return self.model.expected_along_predictors(factors, q_theta, X, nodes)
             return self._expected_along_slopes(q_theta, X, nodes)
         drawn = self.n_drawn_globals
         density = self.density(factors, q_theta.given_first(drawn), X)

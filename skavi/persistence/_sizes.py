@@ -33,7 +33,8 @@ def check_theta(model: LatentVariableModel, n_features: int, raw: np.ndarray) ->
 
 def check_noise(noise: Noise, objective: Objective) -> None:
     """Refuse a rule of more nodes than an ordinary call has time for, or for other models."""
-    if isinstance(noise, LinearPredictor) and not may_be_linear(objective):
+    linear = objective.knows_row_derivatives or may_be_linear(objective)
+    if isinstance(noise, LinearPredictor) and not linear:
         raise ValueError(f"{noise!r} is no rule of {type(objective.model).__name__}")
     dimensions = objective.n_drawn_globals, objective.n_latents
     n_nodes = noise.count_nodes(*dimensions)

@@ -20,7 +20,14 @@ from skavi.models import (
     RandomEffects,
     TopicModel,
 )
-from skavi.noise import ClosedForm, FixedDraws, GaussHermite, MonteCarlo, QuasiMonteCarlo
+from skavi.noise import (
+    ClosedForm,
+    FixedDraws,
+    GaussHermite,
+    LinearPredictor,
+    MonteCarlo,
+    QuasiMonteCarlo,
+)
 from skavi.objective import bind
 from skavi.solvers import LBFGS, Adam, CoordinateAscent, Newton, Setting
 
@@ -54,16 +61,25 @@ class Joint(GaussianProcess):
         return False
 
 
+class ByHand(FactorAnalysis):
+    """A model with a method of its own: nothing is known of it."""
+
+    def predictor(self, theta, z, covariates=None):
+        return super().predictor(theta, z, covariates)
+
+
 LINES = {
     "closed form": ((FactorAnalysis(2), 1000, 5), ClosedForm, CoordinateAscent),
     "few latents, few globals": ((NonlinearModel(), 1000, 1), GaussHermite, Newton),
-    "more of them": ((FactorAnalysis(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
+    "more of them": ((ByHand(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
+    "linear cells": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 30), LinearPredictor, Newton),
+    "narrow cells": ((FactorAnalysis(2, likelihood="student_t"), 50, 9), GaussHermite, Newton),
     "Markov model": ((Walk(), 1000, 1), GaussHermite, Newton),
     "few coupled rows": ((Joint(), 100, 2), QuasiMonteCarlo, Newton),
     "many coupled rows": ((Joint(), 1000, 2), QuasiMonteCarlo, LBFGS),
     "small network": ((NonlinearModel(), 1000, 1, MLP((16,)), 500), GaussHermite, Newton),
     "larger network": ((NonlinearModel(), 1000, 1, MLP((64, 64)), 5000), GaussHermite, LBFGS),
-    "many globals": ((FactorAnalysis(9, likelihood="bernoulli"), 50, 30), QuasiMonteCarlo, LBFGS),
+    "many globals": ((ByHand(9, likelihood="bernoulli"), 50, 30), QuasiMonteCarlo, LBFGS),
     "too many globals for a network": (
         (FactorAnalysis(50), 1000, 800, MLP((64,)), 9000),
         ClosedForm,
