@@ -353,14 +353,13 @@ class LinearPredictor(Noise):
 
     For regressions: a row without latents reads theta through a predictor linear in the
     unconstrained globals, as in ``Bernoulli(logits=x @ theta["slopes"])``. Under q(theta) it is
-    normal. Its direction is that in which the row's log likelihood slopes. And for `FactorAnalysis`
-    of answers, overdispersed counts or mixed columns: however many latents there are, each cell has
-    nodes of its own. A fit with noise=None finds such models; for others the rule is refused.
+    normal, along the row's steepest slope. And for `FactorAnalysis` of answers, overdispersed
+    counts or mixed columns: each cell has nodes of its own. Other models refuse the rule.
 
     Parameters
     ----------
     n_nodes : int, default=5
-        Nodes a row, or a cell; five times as many where latents and loadings both vary.
+        Nodes a row; of a cell whose row has latents, five times as many.
 
     Examples
     --------
