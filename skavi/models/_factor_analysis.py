@@ -90,8 +90,11 @@ class FactorAnalysis(BentCells):
     :math:`\mathrm{E}\,\exp(W_d z_n)`, which independent normal factors have in closed form too, and
     are fitted by second-order steps in all rows and columns together; it is infinite, and the ELBO
     minus infinity, where the sds of a latent and of its loading have a product of 1 or more. With
-    other likelihoods only z_n needs nodes: given it eta is normal, and its kernel is integrated
-    cell by cell, with the noise where q(theta) has independent factors.
+    other likelihoods, one latent has nodes: given it eta is normal, and its kernel is integrated
+    cell by cell, with the noise where q(theta) has independent factors. Of several latents eta has
+    the nodes, a cell at a time (`skavi.noise.LinearPredictor`): its distribution is taken to have
+    the right first four moments, and those beyond of a gamma mixture of normals, which is 1e-5 nats
+    a cell off where loadings have sds of 0.3. Two latents of Student t cells have nodes as one has.
 
     A table of mixed columns has one predictor a column, and for a category one a level but the
     last; rows of "loadings" and of "coefficients" follow in the columns' order. "mean" leaves
