@@ -123,7 +123,8 @@ class Stages:
         """
         with torch.no_grad():
             elbo = float(problem.elbo(state))
-        if not best - elbo <= tol * problem.total_weight:
+        near = math.isfinite(best) and best - elbo <= tol * problem.total_weight
+        if not near:
             return False
         self.total_weight, left = problem.total_weight, max(0.0, best - elbo)
         self.outcome = Outcome(state, [elbo], True, left, gradient_norm(problem, state))

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from skavi import AmortizedVI, FactorizedVI
 from skavi.callbacks import EarlyStopping, ElboMonitor
 from skavi.inference_functions import MLP
-from skavi.models import FactorAnalysis, RandomEffects, TopicModel
+from skavi.models import FactorAnalysis, MixtureModel, RandomEffects
 from skavi.noise import ClosedForm, MonteCarlo
 from skavi.solvers import LBFGS, Adam
 
@@ -105,18 +105,17 @@ def test_the_stage_rises_with_the_noise_rule_and_a_stop_ends_all_stages():
 
 @pytest.fixture(scope="module")
 def starts():
-    """Return counts on which the best of three starts of the topics is not the last one."""
+    """Return rows on which the best of three starts of a mixture is not the last one."""
     rng = np.random.default_rng(0)
-    topics, shares = rng.dirichlet(np.full(20, 0.2), 4), rng.dirichlet(np.full(4, 0.3), 40)
-    counts = rng.multinomial(30, shares @ topics)
+    rows = rng.normal(size=(60, 2)) + 3 * rng.normal(size=(6, 2))[rng.integers(6, size=60)]
     for seed in range(20):
-        vi = FactorizedVI(TopicModel(6), n_init=3, random_state=seed)
+        vi = FactorizedVI(MixtureModel(6), n_init=3, random_state=seed)
         recorder = Recorder()
-        recorded = clone(vi).set_callbacks(recorder).fit(counts)
+        recorded = clone(vi).set_callbacks(recorder).fit(rows)
         metadata = [metadata for metadata, _ in recorder.seen]
         ends = {each["stage"]: each["elbo"] for each in metadata}
         if max(ends.values()) > ends[3] + 1:
-            return vi, counts, ends, recorded
+            return vi, rows, ends, recorded
     raise AssertionError("the last start was always the best one")
 
 
@@ -126,8 +125,8 @@ def test_stages_are_counted_over_starts(starts):
 
 def test_early_stopping_judges_each_start_by_itself(starts):
     """Patience that no start exhausts changes nothing: the best start is kept, not the last."""
-    vi, counts, _, plain = starts
-    watched = clone(vi).set_callbacks(EarlyStopping(patience=1000)).fit(counts)
+    vi, rows, _, plain = starts
+    watched = clone(vi).set_callbacks(EarlyStopping(patience=1000)).fit(rows)
     assert not watched.stopped_early_ and watched.converged_
     assert watched.elbo_ == plain.elbo_ and watched.n_iter_ == plain.n_iter_
 
@@ -149,10 +148,10 @@ def test_an_interrupt_in_a_later_start_keeps_the_finished_fits(starts):
 
     What is kept is what one start reaches, to the last bit: the first one draws the same numbers.
     """
-    vi, counts, *_ = starts
-    first = clone(vi).set_params(n_init=1).fit(counts)
+    vi, rows, *_ = starts
+    first = clone(vi).set_params(n_init=1).fit(rows)
     with pytest.warns(ConvergenceWarning):
-        kept = clone(vi).set_callbacks(Interrupt(2, 2)).fit(counts)
+        kept = clone(vi).set_callbacks(Interrupt(2, 2)).fit(rows)
     assert kept.elbo_ == first.elbo_ and kept.converged_
 
 
