@@ -165,7 +165,7 @@ def draw(figure, runs):
                 xytext=(0, 5 if ours else -11),
                 textcoords="offset points",
                 fontsize=6,
-                ha="center",
+                ha={"skavi F-VI": "right", "skavi A-VI": "left"}.get(run.name, "center"),
             )
     axes.set(xscale="log", xlabel="processor seconds of fit (median)", yticks=range(len(jobs)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
