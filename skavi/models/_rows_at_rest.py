@@ -1,8 +1,7 @@
 """A row's own factor given q(theta), as functions read it: where Newton's method comes to rest.
 
-Rows start wide. Under a wide factor the expected log density is smooth, and factors that narrow as
-they climb are led to the better optima of densities that have several, as those of Student t cells
-do (as in graduated optimisation: Blake & Zisserman 1987, "Visual reconstruction", ch. 7).
+Means and log sds move together from the first step on. Densities of Student t cells have several
+modes: from sds at the first mode that Newton's method finds, half of the rows end nats below.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from skavi.models._linear_cells import rows_of_cells
 from skavi.models._poisson_rates import Side
 
 #: Log sd at the start. From 0, means stay at 0 for long, and a row in 25 of Student t cells ends in
-#: a cycle; from modes, half of them end nats below.
+#: a cycle; from -6 rows end where they do from -1.
 _WIDE = -1.0
 #: Steps of a row at most (ten are usual), and the longest, in prior sds and in log sds.
 _STEPS, _LONGEST = 30, 1.0
