@@ -213,7 +213,7 @@ def corpora():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", corpora())
+@pytest.mark.parametrize("seed", list(corpora()))
 def test_seeds_agree_on_simulated_corpora(seed):
     """Nine of ten at least end within 0.1 % of the best."""
     X, k = corpus(seed)
