@@ -186,6 +186,7 @@ def fit_model(
     `progress` is called after each iteration; True stops the fit. Its stages follow `stage`.
     """
     problem, solver, state = _bind(plan, rows, start)
+    first = problem
     stages, tol = Stages(solver, plan.max_iter, progress, plan.journal, stage), plan.tol
     network = is_network(problem.function)
     best = _elbo_of_start(problem, start) if start.fitted and network else -math.inf
@@ -195,7 +196,7 @@ def fit_model(
             stages.confirm(problem, state, tol)
     outcome = stages.outcome
     assert outcome is not None
-    if math.isfinite(best):  # under the rule that the fit ends with
+    if math.isfinite(best) and problem is not first:  # under the rule that the fit ends with
         best = _elbo_of_start(problem, start)
     missed = missed_by(problem, outcome, best)
     outcome = replace(outcome, converged=outcome.converged and not missed)

@@ -52,13 +52,7 @@ _MAX_PRODUCT_DIMENSION = 4
 _MAX_NARROW_DIMENSION = 5
 #: Latents of these dimensions at most: each may need up to 24 nodes. Not measured alone.
 _MAX_WIDE_LATENTS = 2
-#: Latents of rows whose cells have linear predictors: of one there are few nodes. Six nodes for
-#: each of two are further off than ten of predictors (200 x 10 answers: .003 nats in all, 1e-5),
-#: and for each of four take 160 s in place of 3 (300 x 20 answers).
-#: Student t cells turn within their own scale: under a column of zeros, and two latents, curvatures
-#: at nodes other than the ELBO's own lead nowhere.
-_MOST_DRAWN_LATENTS, _MOST_DRAWN_NARROW = 1, 2
-#: Of each of its cells: five, for each of which there are five more.
+#: Of a cell's predictor: five, for each of which there are five more.
 _PREDICTOR_NODES = 25
 #: Drawn globals: in more dimensions Sobol points are hardly better than random ones, so fresh
 #: draws and Adam are chosen. Not measured (2,000 before b7ea308).
@@ -205,7 +199,7 @@ def default_noise(setting: Setting) -> Noise:
         return LinearPredictor()
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most, shared = budget(setting), _shared(objective)
-    many = objective.knows_row_derivatives and n_latents > _most_drawn(objective.model)
+    many = objective.knows_row_derivatives and n_latents > objective.model.most_drawn_latents
     if many and n_rows * objective.width * _PREDICTOR_NODES <= most:
         return LinearPredictor()
     product = dimension
@@ -222,10 +216,6 @@ def default_noise(setting: Setting) -> Noise:
     if quasi and n_rows * objective.width * n_draws <= most:
         return QuasiMonteCarlo(n_draws)
     return MonteCarlo()
-
-
-def _most_drawn(model):
-    return _MOST_DRAWN_NARROW if model.cell.narrow else _MOST_DRAWN_LATENTS
 
 
 def default_solver(setting: Setting) -> Solver:

@@ -15,8 +15,8 @@ from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
 from skavi.models._rows_at_rest import few_nodes, rows_at_rest
 
-#: Cells times nodes of their noise and of e that are held at once: 4 MB an array, and a fifth of
-#: what autograd holds for each of some ten. Not measured: order of magnitude.
+#: Cells times nodes of their noise and of e at once. Autograd keeps some ten arrays of five times
+#: as many numbers, 20 MB each. Not measured: order of magnitude.
 _NUMBERS = 500_000
 
 
@@ -35,6 +35,10 @@ class BentCells(LinearStart):
 
     # --- expectations ---------------------------------------------------------------------------
 
+    @property
+    def most_drawn_latents(self):  # type: ignore[override]
+        return 2 if self.cell.narrow else 1
+
     def expected_along_predictors(self, factors, globals_, X, nodes):
         rule = list(zip(nodes.globals_[:, 0].tolist(), nodes.weights.tolist(), strict=True))
         prior = -0.5 * (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
@@ -49,12 +53,10 @@ class BentCells(LinearStart):
         return prior + torch.cat(fits) if fits else prior
 
     def _expected_cells(self, globals_, rule, mean, sd, X):
-        rows, constants = Side(mean, sd**2), self._parts(globals_, X)
+        rows, ones = Side(mean, sd**2), X.new_ones(len(X))
         return sum(
-            cells.expected_rows(rows, columns, own, rule) + part.constant
-            for part, (cells, _, columns, own) in zip(
-                constants, self._linear_cells(globals_, X, X.new_ones(len(X))), strict=True
-            )
+            cells.expected_rows(rows, *sides, rule) + constant
+            for cells, constant, _, *sides in self._linear_cells(globals_, X, ones)
         )
 
     def half_expected_terms(self, theta, z, factors, rest, X):
@@ -115,7 +117,7 @@ class BentCells(LinearStart):
         else:
             parts = [
                 scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
-                for cells, where, *sides in self._linear_cells(globals_, X, weights)
+                for cells, _, where, *sides in self._linear_cells(globals_, X, weights)
             ]
             *found, C, g, H = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
             of_theta = [C, g, H]
@@ -151,12 +153,12 @@ class BentCells(LinearStart):
         """
         found = [
             cells.derivatives_of_rows(rows, *sides, noise, weights)
-            for cells, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
+            for cells, _, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
         ]
         return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
 
     def _linear_cells(self, globals_, X, weights):
-        """Yield cells by their likelihoods, places of their raw numbers, and these numbers."""
+        """Yield cells by likelihoods, their constants, places of their raw numbers, and these."""
         offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
         every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
         for part in self._parts(globals_, X):
@@ -165,7 +167,13 @@ class BentCells(LinearStart):
             of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
             cells = LinearCells(part.likelihood, part.cells, known, of_cells, weights)
             where = torch.cat([index, index + size, at, at + size], -1)
-            yield cells, where, columns, part.noise_factors(globals_.mean, globals_.sd)
+            yield (
+                cells,
+                part.constant,
+                where,
+                columns,
+                part.noise_factors(globals_.mean, globals_.sd),
+            )
 
     def check_learned(self, n_features):
         super().check_learned(n_features)

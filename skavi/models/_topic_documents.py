@@ -104,7 +104,8 @@ class Documents:
 
 def _cut(blocks, index):
     """Yield what is left of each block at a mask, or an ascending index, of all documents."""
-    place, first = torch.arange(sum(len(counts) for counts, _ in blocks))[index], 0
+    n, device = sum(len(counts) for counts, _ in blocks), blocks[0][0].device
+    place, first = torch.arange(n, device=device)[index], 0
     for block in blocks:
         inside = place[(place >= first) & (place < first + len(block[0]))] - first
         first += len(block[0])

@@ -15,11 +15,11 @@ from skavi.models._topic_newton import climbed, newton
 
 _NUMBERS = 1_000_000  # that a chunk of documents holds
 _HELD = 10_000_000  # numbers of chunks that are approached together
-#: Looks and Newton steps of a round: a step costs as much as ten looks or more. With 50 topics all
-#: rows were within a nat in half the time of Newton steps alone.
 #: Least curvature, in sds, for which a step must promise as little: without, one document in a
 #: thousand stayed a nat below on a ledge.
 _LEDGE = 0.6
+#: Looks and Newton steps of a round: a step costs as much as ten looks or more. With 50 topics all
+#: rows were within a nat in half the time of Newton steps alone.
 _APPROACHES = (8, 3), (16, 3), (32, 3), (0, 200)
 _CORNERS = 16  # topics that a document starts from: those that explain most of it
 _CORNER = 0.9  # share of a start's own topic

@@ -366,7 +366,8 @@ def climbed(values_at, z: Tensor, value: Tensor, step: Tensor) -> tuple[Tensor, 
         Which values rose.
     """
     share, moved = torch.ones_like(value), torch.zeros_like(value)
-    rose, left = torch.zeros_like(value, dtype=torch.bool), torch.arange(len(value))
+    rose = torch.zeros_like(value, dtype=torch.bool)
+    left = torch.arange(len(value), device=value.device)
     shape = -1, *value.shape[1:], *[1] * (z.dim() - value.dim())
     for _ in range(_HALVINGS):  # of the draws alone that have a value which fell
         with torch.no_grad():

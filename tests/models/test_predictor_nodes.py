@@ -71,12 +71,12 @@ def test_four_moments_of_the_predictor_are_exact(k, spread):
     torch.testing.assert_close(mean, by_quadrature(*given, lambda eta: eta, 6))
 
 
-@pytest.mark.parametrize(("spread", "off"), [(0.1, 1e-5), (0.3, 1e-4)])
+@pytest.mark.parametrize(("spread", "off"), [(0.1, 1e-5), (0.3, 2e-5)])
 def test_a_logistic_cell(spread, off):
     """E log(1 + exp(eta)): the third moment of V(z) is not exact, an error of third order in t^2.
 
-    Of 1e-5, half are eleven nodes of a predictor whose sd is 1.7. 30 nodes a latent are within 1e-9
-    of 40.
+    At sds of loadings of .1 there are 5e-6 of eleven nodes, where a predictor's sd is 1.6, and with
+    30 of them 3e-9; at .3 the gamma assumption's 1.7e-5. 30 nodes a latent are within 1e-9 of 40.
     """
     given, f = sides(2, spread), torch.nn.functional.softplus
     _, nodes = predictor_nodes(*given, RULE)
@@ -122,7 +122,7 @@ def problem_of(likelihood, noise, k=2, frozen=False):
 
 
 def near_the_end(problem):
-    """Raw factors as fits have them: sds of loadings a third of what they are at first."""
+    """Raw factors as fits have them: sds of .14 of loadings, and of .5 of latents."""
     state = problem.objective.model.initial_globals(problem.rows.X, problem.rows.weights)
     generator = torch.Generator().manual_seed(1)
     size = problem.objective.space.size
@@ -181,7 +181,7 @@ def test_pieces_of_rows_change_nothing(likelihood, monkeypatch):
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_four_latents_take_no_nodes_of_their_own(k):
+def test_several_latents_take_no_nodes_of_their_own(k):
     """300 x 20 answers with four latents took 160 s by six nodes a latent, 3 s now."""
     X = table("bernoulli", 60, 8, k)
     vi = FactorizedVI(FactorAnalysis(k, likelihood="bernoulli"), random_state=0).fit(X)
