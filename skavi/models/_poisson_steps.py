@@ -23,8 +23,9 @@ from skavi.models._poisson_rows import moved, system, values
 
 #: Products of a step: five to ten are usual.
 _MOST_PRODUCTS = 100
-#: Reduction of the residual at which a step is exact enough: at first, and at last.
-_ROUGH, _FINE = 0.3, 1e-3
+#: Reduction of the residual at which a step is exact enough: at first, and at last (finer ones
+#: gain nothing: how rows and columns are coupled is itself known to first order only).
+_ROUGH, _FINE = 0.5, 0.03
 #: Root mean square of the moves of latents (prior sds) and of log sds in a step, at most.
 _REACH = 1.0
 #: Share of the promised gain that a step must bring; of the ELBO, what is rounding.
@@ -34,8 +35,8 @@ _HALVINGS = 30
 _WORTH = 1e-6
 #: Nats a row: columns' own steps that promise less are left out, and after one that gains more rows
 #: come next. Far from the end a model of second order holds nowhere for all rows and columns, but
-#: for one column at a time: 87 x 114 counts with five components take 22 sweeps so, 45 without.
-_LITTLE, _MUCH = 1e-3, 1.0
+#: for one column at a time: 87 x 114 counts with five components take 15 sweeps so, 45 without.
+_LITTLE, _MUCH = 1e-3, 10.0
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,11 @@ _STALLED = 50
 _STALLED_ROUNDED, _ROUNDED_MOVE = 3, 1e-8
 #: The same for second-order sweeps, each of which makes the move many times smaller.
 _STALLED_NEWTON = 2
-#: The same as `_STILL` for them: the next move would be ten times smaller, or less.
-_STILL_NEWTON = 1e-2
+#: The same as `_STILL` for them: the next move would be several times smaller.
+_STILL_NEWTON = 1.0
+#: Nats a row that a second-order sweep may have left when mixing begins: from there on sweeps
+#: converge at a rate (turns of latents of many rows: 1/5), further away mixing only holds them up.
+_MIXED_NEWTON = 1e-6
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
 #: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast
@@ -102,8 +105,7 @@ class CoordinateAscent(Solver):
 
     @over_ranks
     def begin(self, problem, state, tol):
-        newton = problem.objective.model.second_order_sweeps  # which mixing would only hold up
-        return _Ascent(problem, state, tol, 0 if newton else self.memory)
+        return _Ascent(problem, state, tol, self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +139,8 @@ class _Ascent(Run):
         swept, start, promised = self.sweeps.sweep(memory.raw_globals, memory.raw)
         lengths = self.sweeps.lengths(swept)
         residual = float(((swept - memory.raw_globals) / lengths).norm())
-        newest = memory.raw_globals, swept
-        pairs = [*memory.pairs[-self.n_pairs :], newest] if self.n_pairs else []
+        newest, mixes = (memory.raw_globals, swept), self.n_pairs and self._near(memory)
+        pairs = [*memory.pairs[-self.n_pairs :], newest] if mixes else []
         mixed = _anderson(pairs, lengths)
         mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, start, memory)
@@ -170,6 +172,11 @@ class _Ascent(Run):
             remaining=remaining,
             residual=residual,
         )
+
+    def _near(self, memory):
+        """Return whether sweeps converge at a rate, so that mixing them leads on."""
+        newton = self.sweeps.model.second_order_sweeps
+        return not newton or memory.remaining <= _MIXED_NEWTON * self.total_weight
 
     def _in_order(self, memory):
         """Go on from where interchangeable latents are in the model's order, once, near the end."""
