@@ -9,7 +9,7 @@ Maximising over the rows' part leaves the Schur complement D - C'A^-1 C in theta
 steps, linear response and streaming use. Units are natural: `Family.steps`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,6 +99,25 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     )
 
 
+def with_slopes(problem, raw: Tensor, raw_globals: Tensor, d: Derivatives) -> Derivatives:
+    """Return derivatives whose gradient is that of another problem, under a finer rule."""
+    slopes, ranks, g_globals = [], problem.rows.ranks, torch.zeros_like(d.g_globals)
+    for part in problem.parts():
+        some = problem if part == slice(0, len(raw)) else problem.restricted(part)
+        with torch.enable_grad():
+            here, there = raw[part].detach().requires_grad_(True), raw_globals.detach()
+            there.requires_grad_(len(g_globals) > 0)
+            value = (problem.rows.weights[part] * some.row_terms(here, there)).sum()
+            slope = gradient_of(value, (here, there) if len(g_globals) else (here,))
+        slopes.append(slope[0])
+        g_globals = g_globals + (slope[1] if len(g_globals) else 0)
+    g_globals = ranks.sum(g_globals)
+    if len(g_globals):
+        g_globals = g_globals + _differentiate_global_term(problem.objective, raw_globals)[0]
+    steps = d.steps[: len(g_globals)]
+    return replace(d, g=torch.cat(slopes) * d.row_steps, g_globals=g_globals * steps)
+
+
 def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     """Return g, H and C of each row of a part, and sums in q(theta), in plain units.
 
@@ -107,7 +126,7 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     weights, whole = problem.rows.weights[part], len(raw)
     some = problem if part == slice(0, whole) else problem.restricted(part)
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
-    if (known := some.row_derivatives(raw[part], raw_globals)) is not None:
+    if (known := some.second_derivatives(raw[part], raw_globals)) is not None:
         if alone:
             slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
             known = *known[:3], known[3] + slope, known[4] + curvature

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skavi._data.blockwise import EVALUATED_NUMBERS
 from skavi._data.rows import Rows, windows
+from skavi._fit.sparse_curvature import sparse_derivatives
 from skavi._numerics.sums import inner
 from skavi.inference_functions import InferenceFunction
 from skavi.models import LatentVariableModel
@@ -149,6 +150,13 @@ class Problem:
         if known is None or not frozen:
             return known
         return *known[:2], raw.new_empty(*raw.shape, 0), raw.new_empty(0), raw.new_empty(0, 0)
+
+    def second_derivatives(self, raw: Tensor, raw_globals: Tensor):
+        """Return the same, or what takes far fewer backward passes than there are parameters."""
+        known = self.row_derivatives(raw, raw_globals)
+        if known is None and not self.is_start:
+            known = sparse_derivatives(self, raw, raw_globals)
+        return known
 
     def parts(self) -> list[slice]:
         """Split the rows into pieces whose evaluation takes bounded memory.

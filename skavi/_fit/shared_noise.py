@@ -43,10 +43,10 @@ def with_shared_noise(objective: Objective, rows: Rows) -> Objective:
     if objective.model.first_form():
         return objective  # what meets is not the same in all of them
     try:
-        shared = _find(objective, rows)
+        found = _find(objective, rows)
     except (ValueError, RuntimeError, torch.linalg.LinAlgError):
         return objective  # the model refuses a point: nothing is known
-    return objective if shared is None else replace(objective, shared=shared)
+    return objective if found is None else replace(objective, shared=found[0], meet=found[1])
 
 
 def _find(objective, rows):
@@ -68,7 +68,7 @@ def _find(objective, rows):
         probes = [_Probe(objective, table, spread, generator) for spread in _SPREADS]
         if not all(probe.confirms(index) for probe in probes):
             return None
-    return shared
+    return shared, meet
 
 
 def _shuffled(X, generator):

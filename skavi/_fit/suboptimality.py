@@ -1,8 +1,9 @@
 """Estimate of how far a fit is below the optimum: the solver's part, and that of the noise rule.
 
 A deterministic rule with few draws or nodes shifts the optimum. The loss is estimated by the gain
-of one Newton step under an independent, finer rule. Where a finer rule is too large, another rule
-of the same size is used: it adds another error, so the estimate is twice as large on average.
+of one Newton step under an independent, finer rule, with second derivatives under the fit's own.
+Where a finer rule is too large, another rule of the same size is used: it adds another error, so
+the estimate is twice as large on average.
 """
 
 import math
@@ -51,8 +52,10 @@ def with_noise_error(
     if solved is None:
         solved = solver.suboptimality_of(problem, outcome, tol * problem.total_weight)
 
+    curvature = solver.curvature_at(problem, state) if finer else None
+
     def error_of(finer):
-        estimate = solver.suboptimality_at(finer, state, allowed)
+        estimate = solver.suboptimality_at(finer, state, allowed, curvature)
         if math.isfinite(estimate):
             return estimate
         # No second derivatives: the difference of the rules is a bound, though a coarse one.

@@ -46,6 +46,8 @@ class Objective:
         The value of `global_term` for a given q(theta), if it is fixed.
     shared : tuple of int or None
         A dimension of noise for each global, if some of them can share one; None: not known.
+    meet : Tensor of shape (n_globals, n_globals), or None
+        With `shared`: which globals a row's term was seen to hold together.
     linear_predictor : bool
         Whether each row is known to read theta through one number, linear in it, and no latents.
     """
@@ -58,6 +60,7 @@ class Objective:
     batched: bool = True
     known_term: Tensor | None = None
     shared: tuple[int, ...] | None = None
+    meet: Tensor | None = None
     linear_predictor: bool = False
 
     def given(self, raw_globals: Tensor) -> "Objective":
@@ -277,8 +280,6 @@ class Objective:
             return self.model.half_expected_terms(theta, z, factors, rest, X)
 
         return terms
-
-    # --- rows that read theta through one number ------------------------------------------------
 
     def slopes(self, X: Tensor, points: Tensor) -> Tensor:
         """Return the unit vector along which each row's log joint is steepest, (n_rows, size).

@@ -211,7 +211,14 @@ class Solver(Component):
         """Return an equivalent problem and state on which this solver is faster."""
         return problem, state
 
-    def suboptimality_at(self, problem, state, tol) -> float:
+    def curvature_at(self, problem, state) -> Any:
+        """Return second derivatives with which `suboptimality_at` need not find its own, or None.
+
+        They hardly differ from one noise rule to a finer one, but take a pass for each number.
+        """
+        return None
+
+    def suboptimality_at(self, problem, state, tol, curvature=None) -> float:
         """Estimate by one Newton step how far a state is below the optimum, to about `tol` nats."""
         return estimate_suboptimality(problem, state, tol)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skavi._curvature import arrow_derivatives, with_slopes
 from skavi._data import coupling as kinds
 from skavi._data.coupling import Coupling
 from skavi._data.process_ranks import over_ranks
@@ -101,8 +102,16 @@ class Newton(Solver):
             return _solve_rows(problem, state, tol, max_iter)
         return super().solve(problem, state, tol, max_iter, progress)
 
-    def suboptimality_at(self, problem, state, tol):
-        return _Ascent(problem, state, 1.0).decrement()
+    def curvature_at(self, problem, state):
+        if system_of(problem.function, problem.setting.coupling) is not ArrowSystem:
+            return None
+        return arrow_derivatives(problem, state.raw_locals, state.raw_globals)
+
+    def suboptimality_at(self, problem, state, tol, curvature=None):
+        if curvature is None:
+            return _Ascent(problem, state, 1.0).decrement()
+        known = with_slopes(problem, state.raw_locals, state.raw_globals, curvature)
+        return max(ArrowSystem(problem).step_by(known).decrement, 0.0)
 
     def suboptimality_of(self, problem, outcome, tol):
         system = system_of(problem.function, problem.setting.coupling)

@@ -72,6 +72,10 @@ class ArrowSystem(System):
 
     def step(self, raw, raw_globals, damping=0.0, tangents=()):
         d = arrow_derivatives(self.problem, raw, raw_globals)
+        return self.step_by(d, damping)
+
+    def step_by(self, d, damping=0.0):
+        """Return the step that derivatives lead to."""
         # Rows with derivatives that are not finite do not move.
         known = torch.isfinite(d.g).all(1) & torch.isfinite(d.H).all(2).all(1)
         live = (self.weights > 0) & known
