@@ -216,6 +216,17 @@ def test_halves_of_a_topic_are_not_merged_again():
     assert (1, 4) not in pairs
 
 
+def test_of_topics_too_many_one_is_taken_out_or_two_are_merged():
+    """Of a topic that is there twice, one is taken out first, and the two are merged first."""
+    X, topics = small()
+    state = from_topics(X, np.concatenate([topics, topics[:1]]))
+    fewer = list(start._one_fewer(state))
+    assert [each.k for each in fewer] == [4] * (start._TAKEN_OUT + start._PAIRS)
+    best = from_topics(X, topics).swept(20).elbo
+    for each in (fewer[0], fewer[start._TAKEN_OUT]):
+        assert each.swept(20).elbo > best - 1e-3 * abs(best)
+
+
 def test_two_topics_are_not_regrouped():
     X, topics = small()
     state = from_topics(X, topics[:2])
