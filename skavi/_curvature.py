@@ -29,6 +29,9 @@ _FEW_PASSES, _BATCH = 8, 256
 #: Numbers of the unknowns up to which many passes at once are faster: 8 times for the 60 rows of a
 #: compressed `FactorAnalysis`, 0.7 times for 2,000 rows with missing cells.
 _FEW_UNKNOWNS = 2000
+#: Numbers of one evaluation times passes at once: 32 MB an array. 4,096 draws of 88 globals, all
+#: 176 passes at once, took 4 GB.
+_BATCHED_NUMBERS = 4_000_000
 #: Rows whose columns of a band's inverse are held at once.
 _COLUMNS = 256
 
@@ -140,7 +143,8 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
             value = value + problem.objective.global_term(raw_globals)
         gradients = gradient_of(value, unknowns, create_graph=True)
         g, g_globals = gradients[0], gradients[1] if n_global else raw_globals
-        columns = jacobian(torch.cat([g.sum(0), g_globals[:n_global]]), unknowns)
+        slopes = torch.cat([g.sum(0), g_globals[:n_global]])
+        columns = jacobian(slopes, unknowns, len(raw) * some.numbers_a_row)
     of_rows = columns[0].movedim(0, -1)
     H, C = of_rows[..., :n_row].contiguous(), of_rows[..., n_row:].contiguous()
     g, g_globals = g.detach(), g_globals.detach()[:n_global]
@@ -236,7 +240,7 @@ def dense_derivatives(problem, raw: Tensor, raw_globals: Tensor):
         new = raw + moved[: raw.numel()].reshape(raw.shape)
         there = raw_globals if frozen else raw_globals + moved[raw.numel() :]
         (slope,) = gradient_of(total(problem, new, there), (origin,), create_graph=True)
-        (hessian,) = jacobian(slope, (origin,))
+        (hessian,) = jacobian(slope, (origin,), len(raw) * problem.numbers_a_row)
     return slope.detach(), hessian, row_steps, steps
 
 
@@ -255,23 +259,27 @@ def gradient_of(value, unknowns, create_graph=False):
     )
 
 
-def jacobian(values: Tensor, unknowns) -> tuple[Tensor, ...]:
-    """Differentiate every entry of a vector in each unknown; the entry's axis comes first."""
+def jacobian(values: Tensor, unknowns, numbers: int = 1) -> tuple[Tensor, ...]:
+    """Differentiate every entry of a vector in each unknown; the entry's axis comes first.
+
+    An evaluation of the vector holds arrays of as many `numbers`, about.
+    """
     if not (len(values) and values.requires_grad):
         return tuple(values.new_zeros(len(values), *unknown.shape) for unknown in unknowns)
     few = sum(unknown.numel() for unknown in unknowns) <= _FEW_UNKNOWNS
-    if few and len(values) > _FEW_PASSES:
+    at_once = min(_BATCH, _BATCHED_NUMBERS // max(numbers, 1))
+    if few and at_once > 1 and len(values) > _FEW_PASSES:
         try:
-            return _batched_jacobian(values, unknowns)
+            return _batched_jacobian(values, unknowns, at_once)
         except RuntimeError:  # an operation without a batching rule
             pass
     rows = [gradient_of(entry, unknowns) for entry in values]
     return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
-def _batched_jacobian(values, unknowns):
+def _batched_jacobian(values, unknowns, at_once):
     rows = [values.new_empty(0, *unknown.shape) for unknown in unknowns]
-    for directions in torch.eye(len(values)).to(values).split(_BATCH):
+    for directions in torch.eye(len(values)).to(values).split(at_once):
         how = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
         parts = torch.autograd.grad(values, unknowns, directions, **how)  # type: ignore[arg-type]
         for i, (part, unknown) in enumerate(zip(parts, unknowns, strict=True)):

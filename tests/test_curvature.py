@@ -72,3 +72,32 @@ def test_a_constant_has_no_slope():
     x = torch.ones(2, requires_grad=True)
     (found,) = jacobian(torch.ones(3), (x,))
     assert not found.any() and found.shape == (3, 2)
+
+
+def test_passes_at_once_are_as_many_as_memory_allows(monkeypatch):
+    """So many that evaluations together hold 1,000 numbers; one by one where one holds as many."""
+    sizes, own = [], _curvature._batched_jacobian
+
+    def recorded(values, unknowns, at_once):
+        sizes.append(at_once)
+        return own(values, unknowns, at_once)
+
+    monkeypatch.setattr(_curvature, "_BATCHED_NUMBERS", 1000)
+    monkeypatch.setattr(_curvature, "_batched_jacobian", recorded)
+    x = torch.arange(1.0, 11.0, requires_grad=True)
+    for numbers in (1, 300, 1000):
+        (found,) = jacobian(x**3, (x,), numbers)
+        torch.testing.assert_close(found, torch.diag(3 * x.detach() ** 2))
+    assert sizes == [256, 3]
+
+
+@pytest.mark.parametrize("derivatives", [arrow_derivatives, dense_derivatives])
+def test_evaluations_are_of_rows_times_nodes(monkeypatch, derivatives, problem_and_state):
+    """Six rows of one latent, under the nodes of the fit."""
+    problem, state = problem_and_state
+    problem, told = replace(problem, frozen_globals=False), []
+    own = _curvature.jacobian
+    monkeypatch.setattr(_curvature, "jacobian", lambda *given: told.append(given[2]) or own(*given))
+    derivatives(problem, state.raw_locals, state.raw_globals)
+    assert len(problem.nodes.weights) > 1
+    assert told == [6 * len(problem.nodes.weights)]

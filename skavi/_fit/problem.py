@@ -166,9 +166,14 @@ class Problem:
         n = len(self.rows)
         if not self.noise.deterministic:
             return [slice(0, n)]
-        n_nodes = 1 if self.nodes is None else len(self.nodes.weights)
-        size = max(1, EVALUATED_NUMBERS // (n_nodes * self.objective.width))
+        size = max(1, EVALUATED_NUMBERS // self.numbers_a_row)
         return self.objective.model.coupling.pieces(n, size)
+
+    @property
+    def numbers_a_row(self) -> int:
+        """How many numbers (nodes x latents a row) an evaluation of one row holds."""
+        n_nodes = 1 if self.nodes is None else len(self.nodes.weights)
+        return n_nodes * self.objective.width
 
     def elbo(self, state: State) -> Tensor:
         """Return the ELBO of all rows, in nats."""

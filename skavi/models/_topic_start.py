@@ -9,24 +9,20 @@ raises the ELBO is kept. Documents then choose among the topics of two such sear
 which those that the others explain best are dropped. Where more topics are fitted than the data
 have, the topics to spare each hold one word or two, and there are many choices of these words: so
 topics of one word each, of those worst explained, are tried in the place of others, and random ones
-beside them.
+beside them. Where fewer are fitted, each holds several of the data's, which may be together in
+other ways: so a topic is split in two and two others are merged, while that helps.
 
 Sources of the idea: Ueda, Nakano, Ghahramani & Hinton (2000), "SMEM algorithm for mixture models";
 Hughes & Sudderth (2013), "Memoized online variational inference for Dirichlet process mixture
 models". All of it is done on a part of the documents where there are many.
 """
 
-import copy
-from dataclasses import dataclass, replace
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from skavi._data.rows import distinct
 from skavi._data.sparse_rows import CrowdedRows, SparseRows
-from skavi.families import DiagonalFactors, DiagonalNormal
-from skavi.models._topic_closed_forms import tilted
+from skavi.models._sought_topics import Topics
 
 #: Documents on which topics are sought: with these and the cells below, eight seeds on 1,500
 #: simulated documents end within 0.05 % of the best.
@@ -39,8 +35,6 @@ _TIMES, _SPARE = 3, 2
 #: One in so many of the topics that are too many is dropped at once, and at least one: with every
 #: other one, starts of a simulated corpus ended up to 1 % lower.
 _DROPPED = 8
-_SD = 0.2  # of a guess's logits
-_NOISE = 0.2  # sds of the topics' logits around the prior
 _SWEEPS, _LATER_SWEEPS = 20, 6  # of the first topics; after some are dropped
 #: Sweeps after topics are drawn anew: after 15 most of the gain is still to come (simulated
 #: corpora).
@@ -60,19 +54,25 @@ _CHEAP = 500_000
 #: Cells times topics up to which topics of single words are tried: a round of them is some 550
 #: sweeps, here of 1 ms.
 _QUICK = 120_000
-#: Words tried at once; how many of these are kept, how many topics are taken out for each in turn,
-#: and how many of the outcomes are followed to their end. In 10 searches of two simulated corpora
-#: with topics to spare, the best twelve of twelve words ended as six did and took twice as long.
+#: Words tried at once; how many of these are kept, how many topics are taken out for each in turn
+#: (beside `_PAIRS` that are merged: of six searches with topics to spare three ended 2 to 9 nats
+#: higher by that, the others where they did), and how many of the outcomes are followed to their
+#: end. In 10 searches of two simulated corpora with topics to spare, the best twelve of twelve
+#: words ended as six did and took twice as long.
 _WORDS, _WORDS_KEPT, _TAKEN_OUT, _FOLLOWED = 12, 6, 4, 3
 #: Rounds at most, of which two to five are usual, and times that random topics are put in after
 #: them: with these, six seeds of a corpus ended within 11 nats of the best, 17 without.
 _ROUNDS, _TURNS = 12, 4
+#: Pairs of topics merged at most for each one that is split, and for all. Of six searches of three
+#: simulated corpora that ended 20 to 45 nats low, the pair that led to the best was the first of
+#: its split's, or the second.
+_PAIRS, _MERGED = 2, 8
+#: Topics split at least in a round, some of them more than once, and rounds without a gain before
+#: the end: splits begin at random, and one in four misses.
+_SPLITS, _IDLE_SPLITS = 8, 2
 #: After a word is put in, and after a topic is taken out: with 4, one search in four of a simulated
 #: corpus ended 60 nats lower.
 _SWAP_SWEEPS = 12
-_HEIGHT = 2.0  # nats by which a topic's one word outweighs all the others together
-_PRICE = 1.0  # nats: what a topic costs a document that takes it up, about
-_LEAST = 1e-12  # share of a cell that the other topics explain at least
 
 
 def best_topics(model, X: SparseRows, weights: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,7 +82,7 @@ def best_topics(model, X: SparseRows, weights: Tensor, generator: torch.Generato
     X, weights = _part(X, weights, generator)
     k = model.n_components
     if k == 1:
-        topics = _Topics.near_prior(model, X, weights, 1, generator).swept(_SWEEPS)
+        topics = Topics.near_prior(model, X, weights, 1, generator).swept(_SWEEPS)
     elif X.numel() * k > _CHEAP:
         topics = _sought(model, X, weights, generator)
     else:
@@ -95,23 +95,28 @@ def best_topics(model, X: SparseRows, weights: Tensor, generator: torch.Generato
 def _starts(model, X, weights, generator):
     """Return topics to search from: those left of more than asked, and the best of as many."""
     plain = [
-        _Topics.near_prior(model, X, weights, model.n_components, generator).swept(2 * _MOVE_SWEEPS)
+        Topics.near_prior(model, X, weights, model.n_components, generator).swept(2 * _MOVE_SWEEPS)
         for _ in range(_PLAIN)
     ]
     return [_sought(model, X, weights, generator), *_highest(plain)[:_BEST]]
 
 
 def _searched(found, generator):
-    """Return the best that several searches lead to, together and with topics of single words."""
-    best = _recombined(found)
-    if best.X.numel() * best.k > _QUICK:
-        return best
-    second = _highest(found)[1]
-    climbed = [_climbed(best, generator)]
-    if _apart(best, second):
-        climbed.append(_climbed(second, generator))
-    together = _recombined(climbed)
-    return together if any(together is each for each in climbed) else _climbed(together, generator)
+    """Return the best of several searches, with topics split, merged, and of single words."""
+    topics = _recombined(found)
+    if topics.X.numel() * topics.k > _QUICK:
+        return topics
+    topics = _climbed(topics, generator)
+    for _ in range(_TURNS):
+        regrouped = _regrouped(topics, generator)
+        if not _gained(regrouped, topics):
+            return _highest([topics, regrouped])[0]
+        topics = _climbed(regrouped, generator)
+    return topics
+
+
+def _gained(new, old):
+    return new.elbo - old.elbo > _GAIN * abs(old.elbo)
 
 
 def _apart(best, other):
@@ -123,7 +128,7 @@ def _climbed(topics, generator):
     topics = _swapped(topics)
     for _ in range(_TURNS):
         grown = _grown(topics, generator)
-        if grown.elbo - topics.elbo <= _GAIN * abs(topics.elbo):
+        if not _gained(grown, topics):
             break
         topics = _swapped(grown)
     return topics
@@ -137,22 +142,56 @@ def _grown(topics, generator):
     return topics
 
 
+def _regrouped(topics, generator):
+    """Split a topic in two and merge two others, while that helps."""
+    n_splits = max(1, _SPLITS // topics.k)
+    idle = 0 if topics.k > 2 else _IDLE_SPLITS
+    while idle < _IDLE_SPLITS:
+        pairs = [
+            pair
+            for topic in [*range(topics.k)] * n_splits
+            for pair in _merges(topics.with_split(topic, generator).swept(_SWEEPS), topic)
+        ]
+        pairs.sort(key=lambda pair: -pair[0])
+        merged = _highest(more.merged(*two).swept(_SWAP_SWEEPS) for _, more, two in pairs[:_MERGED])
+        best = _highest(each.swept(_MOVE_SWEEPS) for each in merged[:_FOLLOWED])[0]
+        idle = 0 if _gained(best, topics) else idle + 1
+        topics = _highest([topics, best])[0]
+    return topics
+
+
 def _swapped(topics):
     """Put topics of one word each in the place of those needed least, while that helps."""
     for _ in range(_ROUNDS):
         words = topics.unexplained().argsort(descending=True)[:_WORDS].tolist()
         more = _highest(topics.with_word(word).swept(_SWAP_SWEEPS) for word in words)
         fewer = _highest(
-            each.without(topic).swept(_SWAP_SWEEPS)
-            for each in more[:_WORDS_KEPT]
-            for topic in each.losses().argsort()[: min(_TAKEN_OUT, topics.k)].tolist()
+            each.swept(_SWAP_SWEEPS) for kept in more[:_WORDS_KEPT] for each in _one_fewer(kept)
         )
         best = _highest(each.swept(_MOVE_SWEEPS) for each in fewer[:_FOLLOWED])[0]
-        gain = best.elbo - topics.elbo
-        topics = best if gain > 0 else topics
-        if gain <= _GAIN * abs(topics.elbo):
+        before, topics = topics, _highest([topics, best])[0]
+        if not _gained(topics, before):
             break
     return topics
+
+
+def _one_fewer(more):
+    """Yield topics of which one is taken out, or two are merged."""
+    for topic in more.losses().argsort()[: min(_TAKEN_OUT, more.k - 1)].tolist():
+        yield more.without(topic)
+    for _, _, two in _merges(more):
+        yield more.merged(*two)
+
+
+def _merges(more, half=None):
+    """Return the best few pairs to merge, and the ELBOs; never a `half` and the last topic."""
+    elbos = more.elbo - more.merge_losses()
+    if half is not None:
+        elbos[half, -1] = -torch.inf
+    one, other = torch.triu_indices(more.k, more.k, 1)
+    best = elbos[one, other].topk(min(_PAIRS, len(one) - 1)).indices
+    places = zip(one[best].tolist(), other[best].tolist(), strict=True)
+    return [(float(elbos[i, j]), more, (i, j)) for i, j in places]
 
 
 def _highest(found):
@@ -173,7 +212,7 @@ def _recombined(found):
 def _sought(model, X, weights, generator):
     """Return the topics left of more of them than asked."""
     n_first = _TIMES * model.n_components + _SPARE
-    topics = _Topics.near_prior(model, X, weights, n_first, generator).swept(_SWEEPS)
+    topics = Topics.near_prior(model, X, weights, n_first, generator).swept(_SWEEPS)
     return _pruned(topics, model.n_components)
 
 
@@ -211,150 +250,3 @@ def _exchanged(topics, generator):
         if idle == _IDLE_MOVES:
             break
     return topics
-
-
-@dataclass(frozen=True)
-class _Topics:
-    """Factors of some topics, and of the documents under them.
-
-    Attributes
-    ----------
-    model : TopicModel
-        With as many components.
-    X, weights : SparseRows, Tensor
-        The documents.
-    q_topics, q_documents : DiagonalFactors
-    elbo : float
-        Up to a constant that all have in common with as many topics.
-    """
-
-    model: Any
-    X: SparseRows
-    weights: Tensor
-    q_topics: DiagonalFactors
-    q_documents: DiagonalFactors
-    elbo: float = -torch.inf
-
-    @classmethod
-    def near_prior(cls, model, X, weights, k, generator):
-        """Return k topics around the prior's mean, and documents that prefer none."""
-        logits = _drawn(model, weights, k, generator).reshape(-1)
-        q_topics = DiagonalFactors(logits, torch.full_like(logits, _SD))
-        return cls(_of_size(model, k), X, weights, q_topics, _undecided(X, k))
-
-    @property
-    def k(self):
-        """How many topics there are."""
-        return self.model.n_components
-
-    def swept(self, n_sweeps):
-        """Return what sweeps lead to, with its ELBO."""
-        q_topics, q_documents, model = self.q_topics, self.q_documents, self.model
-        for _ in range(n_sweeps):
-            q_documents = model.local_optimum(q_topics, self.X, DiagonalNormal(), q_documents)
-            q_topics = model.global_optimum(q_topics, q_documents, self.X, self.weights)
-        terms = model.expected_log_local(q_documents, q_topics, self.X) + q_documents.entropy()
-        loc = model._loc().to(terms).repeat(self.k)
-        second = (q_topics.mean - loc) ** 2 + q_topics.sd**2
-        prior = -0.5 * second.sum() / model.topic_scale**2
-        elbo = float(self.weights @ terms + prior + q_topics.sd.log().sum())
-        return replace(self, q_topics=q_topics, q_documents=q_documents, elbo=elbo)
-
-    def losses(self):
-        """Return how many nats documents lose without each topic, the others in proportion.
-
-        An upper bound of what they lose when they choose afresh, and quick: only the order counts.
-        """
-        X, shares = self.X, tilted(self.q_documents.mean, self.q_documents.sd)
-        words = self.model._tilted_words(self.q_topics)
-        explained = shares[X.row] * words[X.columns]
-        others = 1 - explained / explained.sum(-1, keepdim=True)
-        cells = (self.weights[X.row] * X.values).unsqueeze(-1)
-        lost = -(cells * others.clamp_min(_LEAST).log()).sum(0)
-        room = torch.log1p(-self.model.own_scale(None, self.q_documents.mean).clamp_max(1 - _LEAST))
-        return lost + (self.weights * X.totals) @ room
-
-    def unexplained(self):
-        """Return how many nats each word would gain if documents could say it as often as they do.
-
-        Counted are documents that say it more often than explained, and gain enough to pay for it.
-        """
-        X, shares = self.X, torch.softmax(self.q_documents.mean, -1)
-        words = self.model._tilted_words(self.q_topics)
-        expected = X.totals[X.row] * X.sampled(shares, words / words.sum(0)).clamp_min(_LEAST)
-        gain = X.values * (X.values / expected).log() - (X.values - expected) - _PRICE
-        gain = torch.where(X.values > expected, gain, 0.0).clamp_min(0)
-        return X.over_columns(self.weights[X.row] * gain)
-
-    def with_word(self, word):
-        """Return one topic more, nearly all of it one word, and documents that prefer none."""
-        loc = self.model._loc().to(self.weights)
-        topic = loc.clone()
-        topic[word] = loc.logsumexp(-1) + _HEIGHT
-        return self._with_more(topic.unsqueeze(0))
-
-    def with_drawn(self, k, generator):
-        """Return k topics more, around the prior's mean, and documents that prefer none."""
-        return self._with_more(_drawn(self.model, self.weights, k, generator))
-
-    def _with_more(self, logits):
-        mean, sd = self._rows(self.q_topics)
-        mean = torch.cat([mean, logits]).reshape(-1)
-        sd = torch.cat([sd, torch.full_like(logits, _SD)]).reshape(-1)
-        k = self.k + len(logits)
-        q_topics, documents = DiagonalFactors(mean, sd), _undecided(self.X, k)
-        model = _of_size(self.model, k)
-        return replace(self, model=model, q_topics=q_topics, q_documents=documents)
-
-    def without(self, topic):
-        """Return all topics but one."""
-        return self.restricted([k for k in range(self.k) if k != topic])
-
-    def restricted(self, kept):
-        """Return some of the topics alone."""
-        q_topics = self._rows(self.q_topics)
-        mean, sd = (t[kept].reshape(-1) for t in q_topics)
-        few = DiagonalFactors(self.q_documents.mean[:, kept], self.q_documents.sd[:, kept])
-        model = _of_size(self.model, len(kept))
-        return replace(self, model=model, q_topics=DiagonalFactors(mean, sd), q_documents=few)
-
-    def beside(self, other):
-        """Return these topics and another's together, and documents that prefer none."""
-        mean, sd = (
-            torch.cat(pair)
-            for pair in zip(*(t._rows(t.q_topics) for t in (self, other)), strict=True)
-        )
-        q_topics = DiagonalFactors(mean.reshape(-1), sd.reshape(-1))
-        k = self.k + other.k
-        documents = _undecided(self.X, k)
-        model = _of_size(self.model, k)
-        return replace(self, model=model, q_topics=q_topics, q_documents=documents)
-
-    def redrawn(self, which, generator):
-        """Return topics of which some are drawn anew, and documents that prefer none."""
-        mean, sd = (t.clone() for t in self._rows(self.q_topics))
-        mean[which] = _drawn(self.model, self.weights, len(which), generator)
-        sd[which] = _SD
-        q_topics = DiagonalFactors(mean.reshape(-1), sd.reshape(-1))
-        return replace(self, q_topics=q_topics, q_documents=_undecided(self.X, self.k))
-
-    def _rows(self, q_topics):
-        return tuple(t.reshape(self.k, -1) for t in (q_topics.mean, q_topics.sd))
-
-
-def _of_size(model, k):
-    model = copy.copy(model)
-    model.n_components = k
-    return model
-
-
-def _drawn(model, weights, k, generator):
-    """Draw logits (k, n_features) of topics around the prior's mean."""
-    loc = model._loc().to(weights)
-    noise = torch.randn(k, len(loc), generator=generator, dtype=torch.float64).to(loc)
-    return loc + _NOISE * model.topic_scale * noise
-
-
-def _undecided(X, k):
-    mean = X.new_zeros(len(X), k)
-    return DiagonalFactors(mean, torch.ones_like(mean))

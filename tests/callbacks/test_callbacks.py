@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi.callbacks import EarlyStopping, ElboMonitor
+from skavi.callbacks._early_stopping import _Watch
 from skavi.inference_functions import MLP
 from skavi.models import FactorAnalysis, MixtureModel, RandomEffects
 from skavi.noise import ClosedForm, MonteCarlo
@@ -203,6 +204,14 @@ def test_patience_min_delta_and_every_count_evaluations(overfitting):
     )
     # Nothing gains a million nats after the first evaluation.
     assert iterations(patience=4, min_delta=1e6) == 5 < best
+
+
+def test_a_gain_is_more_than_min_delta_above_the_last_one():
+    watch, misses = _Watch(), []
+    for value in (0.0, 0.5, 1.05, 1.5, 2.0, 2.1):
+        watch.see(value, None, 1.0)
+        misses.append(watch.misses)
+    assert misses == [0, 1, 0, 1, 2, 0]
 
 
 def _misses(scores):

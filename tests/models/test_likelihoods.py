@@ -437,6 +437,8 @@ def test_many_latents_have_the_importance_weighted_bound():
     found = vi.score_samples(X, n_draws=1024)
     assert (evidence - vi.score_samples(X)).min() > 0.03
     np.testing.assert_allclose(found, evidence, atol=0.03)  # three standard errors
+    two, three = (vi.score_samples(X, n_draws=n_draws) for n_draws in (2, 3))
+    np.testing.assert_allclose(three, two, rtol=1e-12)  # draws come in pairs: of three two count
 
 
 @pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")

@@ -260,3 +260,15 @@ def test_one_vast_study_is_fitted_as_quadrature_has_it():
     assert vi.converged_
     assert vi.global_posterior_.mean["tau"] == pytest.approx(tau, rel=1e-3)
     assert vi.transform(X)[:, 0] == pytest.approx(X[:, 0], abs=1e-3)
+
+
+def test_coefficients_have_a_scale_of_sds_of_their_own_columns():
+    """Prior sds of 2.5 sds of the estimates over that of the covariate, whatever its unit."""
+    given = np.random.default_rng(0).normal(size=(8, 2)) * [7.0, 0.01]
+    model = (
+        FactorizedVI(RandomEffects(centred=False, covariates=[2, 3]))
+        .fit(np.c_[SCHOOLS, given])
+        .model_
+    )
+    wanted = 2.5 * SCHOOLS[:, 0].std() / given.std(0)
+    np.testing.assert_allclose(model.coefficient_scale, wanted, rtol=1e-12)

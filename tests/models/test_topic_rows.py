@@ -9,10 +9,13 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
+from models.test_topic_start import corpus
 from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.rows import Rows
 from skavi._data.sparse_rows import SparseRows
+from skavi._estimators.fitted_estimator import function_on
+from skavi._fit.local_problems import solve_rows
 from skavi.families import DiagonalFactors
 from skavi.models import TopicModel
 from skavi.models import _topic_rows as rows_module
@@ -323,6 +326,18 @@ def test_seeds_agree_on_simulated_topics():
     X = np.array([rng.multinomial(rng.integers(30, 80), p) for p in shares @ topics]).astype(float)
     elbos = np.array([FactorizedVI(TopicModel(5), random_state=s).fit(X).elbo_ for s in range(4)])
     assert (elbos > elbos.max() - 1e-3 * abs(elbos.max())).all()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_no_document_is_better_off_with_the_functions_factor(seed):
+    """Than with what the search finds without it, under the same topics, by more than 1e-6 nats."""
+    X, k = corpus(seed)
+    here = function_on(AmortizedVI(TopicModel(k), random_state=0).fit(X), X)
+    with torch.no_grad():
+        solved, _ = solve_rows(here.problem, here.raw_globals, 1e-9)
+        terms = [here.problem.row_terms(raw, here.raw_globals) for raw in (here.raw, solved)]
+    assert float((terms[0] - terms[1]).max()) <= 1e-6
 
 
 def test_where_topics_start_does_not_depend_on_the_order_of_rows():
