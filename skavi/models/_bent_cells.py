@@ -226,7 +226,7 @@ class BentCells(LinearStart):
         globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
 
         def slopes(rows, index, nodes, weights):
-            return self.row_slopes(rows, globals_, X[index], nodes, weights)
+            return self.row_slopes(rows, globals_, X[index], nodes, weights, few=True)
 
         rows = rows_at_rest(slopes, len(X), self.n_components, X)
         return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)

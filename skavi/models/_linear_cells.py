@@ -53,8 +53,10 @@ class LinearCells:
 
     def expected_rows(self, rows: Side, columns: Side, own: NoiseFactors, rule: Rule) -> Tensor:
         """Return the rows' expected log densities, at nodes of each cell's predictor, (n_rows,)."""
-        mean, nodes = predictor_nodes(rows, columns, self.known, self.offset, rule)
-        values = self.likelihood.expected_at(self.cells.values, mean, nodes, own)
+        levels = self.likelihood.levels_along(own)
+        given = self.known, self.offset, levels.variance
+        mean, nodes = predictor_nodes(rows, columns, *given, rule)
+        values = self.likelihood.expected_at(self.cells.values, mean, nodes, own, levels)
         return self.cells.masked(values).sum(-1)
 
     def derivatives(

@@ -14,6 +14,8 @@ from skavi._numerics.quadrature import hermite_rule, product_rule
 from skavi.families import DiagonalNormal
 from skavi.inference_functions import Table
 from skavi.models import FactorAnalysis
+from skavi.models._likelihoods import NegativeBinomialCells
+from skavi.models._noise_factors import NoiseFactors
 from skavi.models._poisson_rates import Side
 from skavi.models._predictor_nodes import predictor_nodes
 from skavi.noise import GaussHermite, LinearPredictor
@@ -61,7 +63,7 @@ def test_four_moments_of_the_predictor_are_exact(k, spread):
     Given e, the first two moments of V(z) are exact, and eta's first four have no others.
     """
     given = sides(k, spread)
-    mean, nodes = predictor_nodes(*given, RULE)
+    mean, nodes = predictor_nodes(*given, 0.0, RULE)
     nodes = list(nodes)
     torch.testing.assert_close(sum(w for w, _ in nodes), torch.ones_like(mean))
     for power in range(1, 5):
@@ -79,7 +81,7 @@ def test_a_logistic_cell(spread, off):
     30 of them 3e-9; at .3 the gamma assumption's 1.7e-5. 30 nodes a latent are within 1e-9 of 40.
     """
     given, f = sides(2, spread), torch.nn.functional.softplus
-    _, nodes = predictor_nodes(*given, RULE)
+    _, nodes = predictor_nodes(*given, 0.0, RULE)
     found, exact = sum(w * f(eta) for w, eta in nodes), by_quadrature(*given, f, 30)
     assert float((found - exact).abs().max()) < off
 
@@ -87,7 +89,7 @@ def test_a_logistic_cell(spread, off):
 def test_loadings_of_nothing_have_finite_derivatives():
     rows, columns, known, offset = sides(2, 0.3)
     u = torch.zeros_like(columns.mean).requires_grad_(True)
-    _, nodes = predictor_nodes(rows, Side(u, columns.variance), known, offset, RULE)
+    _, nodes = predictor_nodes(rows, Side(u, columns.variance), known, offset, 0.0, RULE)
     total = sum((w * torch.nn.functional.softplus(eta)).sum() for w, eta in nodes)
     (slope,) = torch.autograd.grad(total, u, create_graph=True)
     (curved,) = torch.autograd.grad(slope.sum(), u)
@@ -254,3 +256,24 @@ def test_densities_said_to_be_concave_in_the_latents_are(likelihood):
         blocks = hessian.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         curvatures.append(float(torch.linalg.eigvalsh(blocks).max()))
     assert (max(curvatures) < 1e-9) == model.concave_in_latents
+
+
+def test_the_dispersion_is_in_the_predictor_of_counts():
+    """E (x + 1/d) log(1 + d exp(eta)), log d ~ N(m, s^2): two levels and a wider predictor.
+
+    Against 100 nodes of log d; both have 100 of eta (with 40 each 3e-8 off). The tilt is exact.
+    """
+    cells, rng = NegativeBinomialCells(), np.random.default_rng(0)
+    x = torch.as_tensor(rng.poisson(3.0, (6, 4)) * 1.0)
+    mean = torch.as_tensor(rng.normal(size=(6, 4)))
+    logs, sds = rng.normal(-1, 0.5, (4, 1)), rng.uniform(0.05, 0.8, (4, 1))
+    noise = NoiseFactors(torch.as_tensor(logs), torch.as_tensor(sds), 100)
+    nodes, weights = (each.tolist() for each in hermite_rule(100))
+
+    def expected(levels):
+        root = (0.3 + torch.as_tensor(levels.variance).expand(4)).sqrt()
+        at = ((w, mean + e * root) for e, w in zip(nodes, weights, strict=True))
+        return cells.expected_at(x, mean, at, noise, levels)
+
+    found, exact = (expected(f(noise)) for f in (cells.levels_along, cells.levels_at_nodes))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-9)
