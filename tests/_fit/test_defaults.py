@@ -160,3 +160,18 @@ def test_networks_are_solved_less_closely(function, expected):
 def test_a_share_of_a_wide_gap_is_enough():
     assert defaults.tolerance_of_gap(1e-4, 0.5) == pytest.approx(0.005)
     assert defaults.tolerance_of_gap(1e-4, -0.5) == defaults.tolerance_of_gap(1e-4, 1e-3) == 1e-4
+
+
+class Drawn(NonlinearModel):
+    """The model with nodes of theta, too."""
+
+    def integrated(self, global_family):
+        return ()
+
+
+@pytest.mark.parametrize(("model", "n_rules"), [(NonlinearModel(), 1), (Drawn(), 2)])
+def test_rules_to_compare_with_have_more_nodes_here(model, n_rules):
+    """Nodes of theta are refined where it has any, and those of z."""
+    objective = bind(model, DiagonalNormal(), DiagonalNormal(), torch.zeros(10, 1).double())
+    setting = Setting(objective, Table(), GaussHermite(3), 10)
+    assert len(defaults.finer_rules(setting.noise, setting)) == n_rules
