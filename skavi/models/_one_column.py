@@ -101,9 +101,22 @@ class NonlinearModel(_OneColumnModel):
     True
     """
 
+    learned = (*_OneColumnModel.learned, "theta_integrated_")
+    #: Whether theta is integrated out. Files from before it was say nothing, and score rows by the
+    #: draws that they were fitted with.
+    theta_integrated_: bool = False
+
+    def adapted(self, X, weights):
+        return self.with_arguments({"theta_integrated_": True})
+
+    def check_learned(self, n_features):
+        super().check_learned(n_features)
+        known = self.theta_integrated_ in (True, False)
+        self._require("theta_integrated_", known, "True or False")
+
     def _as_written(self):
         """Say whether the density is the one below, of which more is known."""
-        return type(self).log_local is NonlinearModel.log_local
+        return self.theta_integrated_ and type(self).log_local is NonlinearModel.log_local
 
     def integrated(self, global_family):
         return ("theta",) if self._as_written() else ()

@@ -172,6 +172,8 @@ class Drawn(NonlinearModel):
 @pytest.mark.parametrize(("model", "n_rules"), [(NonlinearModel(), 1), (Drawn(), 2)])
 def test_rules_to_compare_with_have_more_nodes_here(model, n_rules):
     """Nodes of theta are refined where it has any, and those of z."""
-    objective = bind(model, DiagonalNormal(), DiagonalNormal(), torch.zeros(10, 1).double())
+    X = torch.zeros(10, 1).double()
+    model = model.adapted(X, torch.ones(10).double())
+    objective = bind(model, DiagonalNormal(), DiagonalNormal(), X)
     setting = Setting(objective, Table(), GaussHermite(3), 10)
     assert len(defaults.finer_rules(setting.noise, setting)) == n_rules

@@ -33,7 +33,7 @@ def problem_of(model, noise, n_rows=40, frozen=False, family=None):
     generator = torch.Generator().manual_seed(0)
     X = 2 * torch.randn(n_rows, 1, generator=generator, dtype=torch.float64)
     weights = torch.rand(n_rows, generator=generator, dtype=torch.float64)
-    objective = bind(model, DiagonalNormal(), family or DiagonalNormal(), X)
+    objective = bind(model.adapted(X, weights), DiagonalNormal(), family or DiagonalNormal(), X)
     return Problem(objective, Table(), Rows(X, weights), X, noise, None, frozen_globals=frozen)
 
 
