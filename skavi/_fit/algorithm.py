@@ -17,11 +17,11 @@ from skavi._fit.defaults import (
     tolerance,
 )
 from skavi._fit.final_elbo import final_elbo
-from skavi._fit.iterates import ROUGH, Iterate, Solution
+from skavi._fit.iterates import Iterate, Solution
 from skavi._fit.linear_predictor import require_linear_predictor, with_linear_predictor
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
-from skavi._fit.noise_refinement import refine_noise
+from skavi._fit.noise_refinement import refine_noise, solve_roughly
 from skavi._fit.other_optima import move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.shared_noise import with_shared_noise
@@ -34,8 +34,7 @@ from skavi.objective import Objective
 from skavi.solvers import Setting, Solver, State
 from skavi.solvers._base import unwatched
 
-#: Iterations of the factorized fit from which a function starts: it need not be exact. Not
-#: measured: order of magnitude.
+#: Iterations of the factorized fit from which a function starts: not exact. Order of magnitude.
 _REFERENCE_ITERATIONS = 200
 #: Nats a row to which it is fitted at most: a hundredth of what a network is solved to.
 _REFERENCE_TOL = 1e-6
@@ -216,8 +215,10 @@ def _solve(plan, problem, state, stages, best, fitted):
     refined, began = plan.noise is None and bool(problem.noise.refined()), state
     if plan.gap_counts and fitted and solver.needs_deterministic_noise:
         state, tol = stages.solve_to_gap(problem, state, tol, best)
+    elif refined:
+        problem, state = solve_roughly(problem, state, tol, stages)
     else:
-        state = stages.solve(problem, state, max(tol, ROUGH) if refined else tol)
+        state = stages.solve(problem, state, tol)
     if refined:
         problem, state = refine_noise(problem, began, state, tol, stages)
     worth = stages.worth_refining
@@ -364,8 +365,8 @@ def _reference_fit(plan, noise, rows, few, start):
     fitted = fit_model(plan, few, StartingPoint(start, noise), unwatched)
     there = fitted.outcome.state
     assert there.raw_locals is not None
-    whole = there.raw_locals.shape[1] == objective.n_outputs
-    if not updates or fitted.problem.rows.X is not rows.X or not whole:
+    whole = fitted.problem.rows.X is rows.X and there.raw_locals.shape[1] == objective.n_outputs
+    if not (whole and (updates or (stays and fitted.outcome.converged))):
         problem, raw_globals = local_problem(fitted.problem, rows), there.raw_globals
         raw = plan.journal.once(lambda: solve_rows(problem, raw_globals, plan.tol)[0].clone())
         there = State(raw, {}, raw_globals)

@@ -197,11 +197,24 @@ def default_noise(setting: Setting) -> Noise:
         return MonteCarlo(max(1, _NETWORK_BATCH // max(1, n_rows)))
     if objective.linear_predictor and objective.n_drawn_globals:
         return LinearPredictor()
+    several = objective.knows_row_derivatives and objective.n_latents > 1
+    if several and n_rows * objective.width * _PREDICTOR_NODES <= budget(setting):
+        return LinearPredictor()
+    return _noise_of_latents(setting)
+
+
+def other_noise(setting: Setting) -> Noise | None:
+    """Choose the rule to turn to where nodes of cells' predictors lead nowhere, if there is one."""
+    objective = setting.objective
+    along = isinstance(setting.noise, LinearPredictor) and objective.knows_row_derivatives
+    few = objective.n_latents <= objective.model.most_drawn_latents
+    return _noise_of_latents(setting) if along and few else None
+
+
+def _noise_of_latents(setting):
+    objective, n_rows = setting.objective, setting.n_rows
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most, shared = budget(setting), _shared(objective)
-    many = objective.knows_row_derivatives and n_latents > objective.model.most_drawn_latents
-    if many and n_rows * objective.width * _PREDICTOR_NODES <= most:
-        return LinearPredictor()
     product = dimension
     if shared is not None:
         product += len(set(shared)) - objective.n_drawn_globals
@@ -290,3 +303,14 @@ def affordable(noise, setting: Setting) -> bool:
     if isinstance(noise, QuasiMonteCarlo) and n_nodes > _MAX_DRAWS:
         return False
     return n_rows * objective.width * n_nodes <= budget(setting)
+
+
+def finer_rules(noise: Noise, setting: Setting) -> list[Noise]:
+    """Return the rules to compare with that are affordable, and have more nodes here."""
+    sizes = setting.objective.n_drawn_globals, setting.objective.n_latents
+    here = noise.count_nodes(*sizes)
+    return [
+        finer
+        for finer in noise.refined()
+        if affordable(finer, setting) and finer.count_nodes(*sizes) > here
+    ]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from skavi._fit.defaults import affordable
+from skavi._fit.defaults import finer_rules
 from skavi._fit.problem import Problem
 from skavi.solvers import Outcome, Solver
 
@@ -47,7 +47,7 @@ def with_noise_error(
     if not noise.deterministic or not bool(torch.isfinite(state.raw_globals).all()):
         return outcome
     setting = problem.setting
-    finer = [rule for rule in noise.refined() if affordable(rule, setting)] or noise.independent()
+    finer = finer_rules(noise, setting) or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
     if solved is None:
         solved = solver.suboptimality_of(problem, outcome, tol * problem.total_weight)

@@ -1,6 +1,7 @@
 """The half of factor analysis that is for likelihoods with a bend: everything goes cell by cell."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,14 @@ from skavi.models._factor_analysis_start import LinearStart
 from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
 from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
-from skavi.models._rows_at_rest import few_nodes, rows_at_rest
+from skavi.models._rows_at_rest import NODES, few_nodes, rows_at_rest
 
 #: Cells times nodes of their noise and of e at once. Autograd keeps some ten arrays of five times
 #: as many numbers, 20 MB each. Not measured: order of magnitude.
 _NUMBERS = 500_000
+#: Nodes a latent for second derivatives, but of narrow cells. Five for each of two take 1.4 times
+#: as long, for 2e-5 of the largest in place of 2e-4.
+_CURVED = (5, 4, 3, 3)
 
 
 class BentCells(LinearStart):
@@ -33,28 +37,37 @@ class BentCells(LinearStart):
     #: Whether a subclass has its own version of what this integrates and differentiates.
     changed: bool
 
+    @property
+    def concave_in_latents(self):  # type: ignore[override]
+        """Whether all kernels are concave in eta, in which latents are linear: but Student t's."""
+        return not (self.cell.narrow or self.changed)
+
     # --- expectations ---------------------------------------------------------------------------
 
     @property
     def most_drawn_latents(self):  # type: ignore[override]
-        return 2 if self.cell.narrow else 1
+        return 2 if self.cell.narrow else 0
 
     def expected_along_predictors(self, factors, globals_, X, nodes):
-        rule = list(zip(nodes.globals_[:, 0].tolist(), nodes.weights.tolist(), strict=True))
-        prior = -0.5 * (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
-        levels = self.cell.n_noise_nodes if self.cell.own_globals else 1
-        width = self.n_predictors(self.n_explained(X)) * levels * len(rule)
-        size = max(1, _NUMBERS // max(1, width))
-        parts = [slice(first, first + size) for first in range(0, len(X), size)]
-        terms = partial(self._expected_cells, globals_, rule)
-        if len(parts) > 1 and torch.is_grad_enabled():  # nodes are found anew for the gradient
+        parts, terms = self._pieces(X, nodes), partial(self._terms, globals_, _rule(nodes))
+        sloped = factors.mean.requires_grad or globals_.mean.requires_grad
+        if sloped and len(parts) > 1:  # nodes are found anew for the gradient
             terms = partial(checkpoint, terms, use_reentrant=False, preserve_rng_state=False)
-        fits = [terms(factors.mean[part], factors.sd[part], X[part]) for part in parts]
-        return prior + torch.cat(fits) if fits else prior
+        found = [terms(factors.mean[part], factors.sd[part], X[part]) for part in parts]
+        return torch.cat(found) if found else factors.mean.sum(-1)
 
-    def _expected_cells(self, globals_, rule, mean, sd, X):
+    def _pieces(self, X, nodes):
+        """Split the rows, for their cells' nodes and what autograd keeps of these."""
+        levels = self.cell.n_noise_nodes if self.cell.own_globals else 1
+        width = self.n_predictors(self.n_explained(X)) * levels * len(nodes.weights)
+        size = max(1, _NUMBERS // max(1, width))
+        return [slice(first, first + size) for first in range(0, len(X), size)]
+
+    def _terms(self, globals_, rule, mean, sd, X):
+        """Return the rows' expected log joint densities, (n_rows,)."""
         rows, ones = Side(mean, sd**2), X.new_ones(len(X))
-        return sum(
+        prior = -0.5 * (mean**2 + sd**2 + LOG_2PI).sum(-1)
+        return prior + sum(
             cells.expected_rows(rows, *sides, rule) + constant
             for cells, constant, _, *sides in self._linear_cells(globals_, X, ones)
         )
@@ -110,14 +123,16 @@ class BentCells(LinearStart):
             return None
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
         few = nodes.slopes_at is not None
-        reading = few_nodes(self.n_components, X) if few else (nodes.locals_[:, 0], nodes.weights)
+        reading = nodes.locals_[:, 0], nodes.weights
+        if few:
+            reading = few_nodes(self.n_components, X, NODES if self.cell.narrow else _CURVED)
         if frozen:
-            found = self.row_slopes(rows, globals_, X, *reading)
+            found = self.row_slopes(rows, globals_, X, *reading, few=few)
             of_theta = [None] * 3
         else:
             parts = [
                 scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
-                for cells, _, where, *sides in self._linear_cells(globals_, X, weights)
+                for cells, _, where, *sides in self._linear_cells(globals_, X, weights, few)
             ]
             *found, C, g, H = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
             of_theta = [C, g, H]
@@ -128,15 +143,21 @@ class BentCells(LinearStart):
 
     def _slopes(self, factors, globals_, X, nodes, weights, frozen):
         """Return the exact slopes of the rows' weighted terms in all raw numbers."""
-        of_rows, of_theta = (torch.stack([q.mean, q.sd.log()]) for q in (factors, globals_))
-        with torch.enable_grad():
-            of_rows = of_rows.detach().requires_grad_(True)
-            of_theta = of_theta.detach().requires_grad_(not frozen)
-            here, there = (DiagonalFactors(q[0], q[1].exp()) for q in (of_rows, of_theta))
-            terms = self.expected_along_predictors(here, there, X, nodes) + here.entropy()
-            unknowns = [of_rows] if frozen else [of_rows, of_theta]
-            slopes = torch.autograd.grad((weights * terms).sum(), unknowns)
-        return torch.cat(tuple(slopes[0]), -1), None if frozen else slopes[1].flatten()
+        raw = torch.cat([factors.mean, factors.sd.log()], -1)
+        of_theta = torch.stack([globals_.mean, globals_.sd.log()]).detach()
+        of_theta.requires_grad_(not frozen)
+        rule, unknowns = _rule(nodes), [] if frozen else [of_theta]
+        slopes, sums = [raw.new_empty(0, raw.shape[-1])], torch.zeros_like(of_theta)
+        for part in self._pieces(X, nodes):
+            with torch.enable_grad():
+                here = raw[part].detach().requires_grad_(True)
+                mean, log_sd = here.chunk(2, -1)
+                there = DiagonalFactors(of_theta[0], of_theta[1].exp())
+                terms = self._terms(there, rule, mean, log_sd.exp(), X[part]) + log_sd.sum(-1)
+                found = torch.autograd.grad(weights[part] @ terms, [here, *unknowns])
+            slopes.append(found[0])
+            sums += 0.0 if frozen else found[1]
+        return torch.cat(slopes), None if frozen else sums.flatten()
 
     def _by_cells(self, globals_):
         """Say whether the rows' terms are sums over cells with derivatives in closed form."""
@@ -146,22 +167,24 @@ class BentCells(LinearStart):
         diagonal = type(family) is type(global_family) is DiagonalNormal
         return diagonal and self.cell.bends and not self.changed
 
-    def row_slopes(self, rows: Side, globals_, X: Tensor, noise: Tensor, weights: Tensor):
+    def row_slopes(self, rows: Side, globals_, X, noise: Tensor, weights: Tensor, few=False):
         """Return slopes and Hessians of each row's expected log density in its means and log sds.
 
         At nodes of its latents, as `LinearCells.derivatives_of_rows` has them.
         """
         found = [
             cells.derivatives_of_rows(rows, *sides, noise, weights)
-            for cells, _, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)))
+            for cells, _, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)), few)
         ]
         return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
 
-    def _linear_cells(self, globals_, X, weights):
+    def _linear_cells(self, globals_, X, weights, few=False):
         """Yield cells by likelihoods, their constants, places of their raw numbers, and these."""
         offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
         every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
         for part in self._parts(globals_, X):
+            if few:
+                part = replace(part, likelihood=part.likelihood.with_few_nodes())
             index, at = every[part.predictors], part.noise
             columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
             of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
@@ -203,7 +226,12 @@ class BentCells(LinearStart):
         globals_ = DiagonalFactors(*torch.as_tensor(self.theta_read_).to(X))
 
         def slopes(rows, index, nodes, weights):
-            return self.row_slopes(rows, globals_, X[index], nodes, weights)
+            return self.row_slopes(rows, globals_, X[index], nodes, weights, few=True)
 
         rows = rows_at_rest(slopes, len(X), self.n_components, X)
         return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)
+
+
+def _rule(nodes):
+    """Return the nodes of e, each with its weight."""
+    return list(zip(nodes.globals_[:, 0].tolist(), nodes.weights.tolist(), strict=True))

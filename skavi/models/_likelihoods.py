@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from skavi._numerics.quadrature import hermite_rule
 from skavi.families import LOG_2PI
 from skavi.models._likelihood import Likelihood
-from skavi.models._noise_factors import Bent, root_of
+from skavi.models._noise_factors import Bent, Levels, root_of
 
 
 class NormalCells(Likelihood):
@@ -277,6 +277,16 @@ class NegativeBinomialCells(PoissonCells):
         """Return the log of the dispersion, and its inverse."""
         level = noise.at_nodes(noise.mean[:, 0], noise.sd[:, 0])
         return level, (-level).exp()
+
+    def levels_along(self, noise):
+        """Return two levels: eta + l is normal where l, the log of the dispersion, is.
+
+        For l ~ N(m, s^2), E exp(-l) f(l) = exp(-m + s^2 / 2) E f(l - s^2).
+        """
+        mean, variance = noise.mean[:, 0], noise.sd[:, 0] ** 2
+        factor = (0.5 * variance - mean).exp()
+        factors = torch.stack([torch.zeros_like(factor), factor])
+        return Levels(torch.stack([mean, mean - variance]), [1.0, 0.0], factors, variance)
 
     def rest(self, x, noise):
         sizes, weights = self.levels(noise)[1], noise.rule()[1].tolist()

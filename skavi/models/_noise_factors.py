@@ -70,3 +70,24 @@ class Bent:
 def root_of(variance: Tensor) -> Tensor:
     """Return the sd, with a finite derivative where a number is known."""
     return variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels at which a likelihood's bend stands for the expectation over the noise.
+
+    Attributes
+    ----------
+    level : Tensor of shape (n_levels, n_columns)
+    shares : list of float
+        What the share of each level's bend is multiplied by.
+    factors : Tensor of shape (n_levels, n_columns)
+        What is added to it.
+    variance : Tensor of shape (n_columns,), or float
+        To be added to the predictor's.
+    """
+
+    level: Tensor
+    shares: list[float]
+    factors: Tensor
+    variance: Tensor | float = 0.0

@@ -73,7 +73,12 @@ class Spread:
 
 
 def predictor_nodes(
-    rows: Side, columns: Side, known: Tensor, offset: Tensor, rule: Rule
+    rows: Side,
+    columns: Side,
+    known: Tensor,
+    offset: Tensor,
+    variance: Tensor | float,
+    rule: Rule,
 ) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:
     """Return the mean of eta, and pairs of weights and nodes, each of shape (n_rows, n_columns).
 
@@ -84,13 +89,15 @@ def predictor_nodes(
         Loadings, then what meets the known numbers.
     known : Tensor of shape (n_rows, q)
     offset : Tensor of shape (n_rows, 1) or (n_rows, n_columns)
+    variance : Tensor of shape (n_columns,), or float
+        Of what is added to eta.
     rule : list of (float, float)
         Nodes of e, and their weights.
     """
     k = rows.mean.shape[-1]
     loadings = columns.first(k)
     mean = rows.mean @ loadings.mean.mT + known @ columns.mean[:, k:].mT + offset
-    fixed = known**2 @ columns.variance[:, k:].mT
+    fixed = known**2 @ columns.variance[:, k:].mT + variance
     root = (rows.variance @ (loadings.mean**2).mT).clamp_min(_LEAST).sqrt()
     return mean, _nodes(mean, root, fixed, Spread.of(rows, loadings, root), rule)
 

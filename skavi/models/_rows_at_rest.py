@@ -25,12 +25,15 @@ _STEPS, _LONGEST = 30, 1.0
 _STILL = 1e-8
 #: Nodes a latent, for so many latents at most: with five, Student t cells read so are 1e-5 nats a
 #: row below the best, with three 5e-4. Beyond, the nodes of a sphere.
-_NODES = (5, 5, 3, 3)
+NODES = (5, 5, 3, 3)
 
 
-def few_nodes(k: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nodes of a row's latents, shape (n_nodes, k), and weights: for second derivatives."""
-    rule = product_rule((_NODES[k - 1],) * k) if k <= len(_NODES) else spherical_rule(16 * k, k, 0)
+def few_nodes(k: int, like: Tensor, counts: tuple[int, ...] = NODES) -> tuple[Tensor, Tensor]:
+    """Return nodes of a row's latents, shape (n_nodes, k), and weights: for second derivatives.
+
+    `counts`: how many a latent, for one, two, ... latents.
+    """
+    rule = product_rule((counts[k - 1],) * k) if k <= len(counts) else spherical_rule(16 * k, k, 0)
     return tuple(aligned(each).to(like) for each in rule)  # type: ignore[return-value]
 
 

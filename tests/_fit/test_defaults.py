@@ -73,7 +73,8 @@ LINES = {
     "few latents, few globals": ((NonlinearModel(), 1000, 1), GaussHermite, Newton),
     "more of them": ((ByHand(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
     "linear cells": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 30), LinearPredictor, Newton),
-    "narrow cells": ((FactorAnalysis(2, likelihood="student_t"), 50, 9), GaussHermite, Newton),
+    "one latent": ((FactorAnalysis(1, likelihood="bernoulli"), 50, 9), GaussHermite, Newton),
+    "narrow cells": ((FactorAnalysis(2, likelihood="student_t"), 50, 9), LinearPredictor, Newton),
     "Markov model": ((Walk(), 1000, 1), GaussHermite, Newton),
     "few coupled rows": ((Joint(), 100, 2), QuasiMonteCarlo, Newton),
     "many coupled rows": ((Joint(), 1000, 2), QuasiMonteCarlo, LBFGS),
@@ -159,3 +160,20 @@ def test_networks_are_solved_less_closely(function, expected):
 def test_a_share_of_a_wide_gap_is_enough():
     assert defaults.tolerance_of_gap(1e-4, 0.5) == pytest.approx(0.005)
     assert defaults.tolerance_of_gap(1e-4, -0.5) == defaults.tolerance_of_gap(1e-4, 1e-3) == 1e-4
+
+
+class Drawn(NonlinearModel):
+    """The model with nodes of theta, too."""
+
+    def integrated(self, global_family):
+        return ()
+
+
+@pytest.mark.parametrize(("model", "n_rules"), [(NonlinearModel(), 1), (Drawn(), 2)])
+def test_rules_to_compare_with_have_more_nodes_here(model, n_rules):
+    """Nodes of theta are refined where it has any, and those of z."""
+    X = torch.zeros(10, 1).double()
+    model = model.adapted(X, torch.ones(10).double())
+    objective = bind(model, DiagonalNormal(), DiagonalNormal(), X)
+    setting = Setting(objective, Table(), GaussHermite(3), 10)
+    assert len(defaults.finer_rules(setting.noise, setting)) == n_rules

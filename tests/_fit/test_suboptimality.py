@@ -6,7 +6,6 @@ import pytest
 from benchmarks.certificate_problems import BernoulliItems
 from closed_forms import linear_factorized
 from skavi import FactorizedVI
-from skavi._fit import suboptimality
 from skavi.families import FullNormal
 from skavi.models import LinearModel
 from skavi.noise import FixedDraws, GaussHermite, QuasiMonteCarlo
@@ -26,7 +25,7 @@ def _short(**arguments):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_other_draws_judge_where_more_of_them_are_too_many(monkeypatch, solver, seed):
     """Each of the two judges adds an error of its own, so most state more than the truth."""
-    monkeypatch.setattr(suboptimality, "affordable", lambda *_: False)
+    monkeypatch.setattr("skavi._fit.defaults.affordable", lambda *_: False)
     vi = _short(noise=FixedDraws(64, seed), solver=solver)
     assert BEST - vi.elbo_ < 2 * vi.suboptimality_
 
