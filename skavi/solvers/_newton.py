@@ -18,6 +18,7 @@ from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
 from skavi.solvers._loss import estimate_suboptimality
 from skavi.solvers._newton_arrow import ArrowSystem
 from skavi.solvers._newton_banded import BandedSystem
+from skavi.solvers._newton_coupled_network import CoupledNetworkSystem
 from skavi.solvers._newton_dense import DenseSystem, LinearSystem
 from skavi.solvers._newton_network import NetworkSystem
 from skavi.solvers._newton_system import System
@@ -129,7 +130,11 @@ _SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
         kinds.Joint: DenseSystem,
     },
     LinearFunction: {kinds.Independent: LinearSystem, kinds.Series: LinearSystem},
-    InferenceFunction: {kinds.Independent: NetworkSystem, kinds.Series: NetworkSystem},
+    InferenceFunction: {
+        kinds.Independent: NetworkSystem,
+        kinds.Series: NetworkSystem,
+        kinds.Joint: CoupledNetworkSystem,
+    },
 }
 
 
