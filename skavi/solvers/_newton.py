@@ -46,8 +46,8 @@ class Newton(Solver):
     For factorized VI every row has a small block, and rows are coupled by the globals only, so a
     step takes time linear in the number of rows (Schur complement). For functions linear in
     their parameters (`Constant`, `Polynomial`) the same derivatives are gathered into one dense
-    system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one. Each row
-    accepts or rejects its own step.
+    system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one, also over
+    coupled rows. Each row accepts or rejects its own step.
 
     Notes
     -----
