@@ -51,6 +51,7 @@ JOBS = {
     "holes": (linear.holes, None),
     "documents": (documents.documents, None),
     "autoencoder": (autoencoder.digits, None),
+    "autoencoder-binary": (functools.partial(autoencoder.digits, binary=True), None),
 }
 QUICK = ("scrna", "answers", "aggression", "schools", "factors", "holes")
 

@@ -3,6 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from skavi import AmortizedVI
 from skavi.models import BayesianDecoder
@@ -46,19 +47,30 @@ class Loop(nn.Module):
         return (-0.5 * (residual**2 + LOG_2PI) - self.log_sd).sum(-1)
 
 
-def digits(n_epochs=400):
-    """Digits in [0, 1]: at default settings, posterior and point weights."""
-    train, test = split(load_digits().data / 16)
-    x = torch.as_tensor(test)
+class BinaryLoop(Loop):
+    """The plain loop for pixels of two values."""
+
+    def log_likelihood(self, x, z):
+        output = self.decoder(z)
+        return -binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)
+
+
+def digits(n_epochs=400, binary=False):
+    """Digits in [0, 1], or above their middle: at default settings, posterior and point weights."""
+    X = load_digits().data / 16
+    train, test = split((X > 0.5).astype(float) if binary else X)
+    x, loop = torch.as_tensor(test), BinaryLoop if binary else Loop
+    likelihood = "bernoulli" if binary else "normal"
 
     def specialist():
-        return Loop(train, n_epochs)
+        return loop(train, n_epochs)
 
     def posterior_weights():
-        return AmortizedVI(BayesianDecoder(_LATENTS), random_state=0).fit(train)
+        model = BayesianDecoder(_LATENTS, likelihood=likelihood)
+        return AmortizedVI(model, random_state=0).fit(train)
 
     def point_weights():
-        model = BayesianDecoder(_LATENTS, weights="point")
+        model = BayesianDecoder(_LATENTS, likelihood=likelihood, weights="point")
         return AmortizedVI(model, random_state=0).fit(train)
 
     def of_loop(loop):
@@ -92,5 +104,6 @@ def digits(n_epochs=400):
         for name, fit in (("skavi A-VI", posterior_weights), ("skavi A-VI, point", point_weights))
     ]
     everyone.append(Contestant("PyTorch loop", specialist, of_loop, transform))
-    name = f"autoencoder: digits, {train.shape[0]} x {train.shape[1]}, {_LATENTS} latents"
+    pixels = "digits of two values" if binary else "digits"
+    name = f"autoencoder: {pixels}, {train.shape[0]} x {train.shape[1]}, {_LATENTS} latents"
     return Job(name, LOG_LIKELIHOOD, True, everyone)

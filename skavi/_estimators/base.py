@@ -198,7 +198,8 @@ class VariationalInference(
                 reporter.journal.close()
             restored = self.__dict__.pop("_iterate", None)
             if restored is not None:
-                self.elbo_, self.elbo_se_ = final_elbo(restored.problem, restored.outcome.state)
+                there = restored.outcome.state
+                self.elbo_, self.elbo_se_ = final_elbo(restored.problem, there, restored.tol)
         warn_of_end(self, reporter)
         warn_of_model(self)
         return self
@@ -371,7 +372,7 @@ class VariationalInference(
 def _quick_elbo(fitted):
     """Evaluate the ELBO of an interrupted fit; if interrupted again, use the solver's ELBO."""
     try:
-        return final_elbo(fitted.problem, fitted.outcome.state)
+        return final_elbo(fitted.problem, fitted.outcome.state, fitted.tol)
     except KeyboardInterrupt:
         return fitted.outcome.curve[-1], math.nan
 

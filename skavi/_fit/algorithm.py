@@ -150,7 +150,8 @@ def fit_every_start(
                 raise
             errors.append(error)
             continue
-        fits.append((solution, *final_elbo(solution.problem, solution.outcome.state)))
+        reached = solution.outcome.state
+        fits.append((solution, *final_elbo(solution.problem, reached, solution.tol)))
         if solution.stopped:
             break
     if not fits:

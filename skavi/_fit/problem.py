@@ -231,15 +231,23 @@ class Problem:
         parts = self.objective.model.coupling.pieces(len(self.rows), size)
         if len(parts) == 1:
             return self.elbo(state)
-        sums, nodes = [], self.current_nodes()
+        sums, every = [], self.current_nodes()
         for part in parts:
             own = state.of_rows(part)
             raw = self.function.raw(own.raw_locals, own.shared, self.features[part])
+            nodes = _of_rows(every, part)
             terms = self.objective.row_terms(raw, state.raw_globals, self.rows.X[part], nodes)
             sums.append(inner(self.rows.weights[part], terms))
         if self.rows.ranks.rank == 0:
             sums.append(self.objective.global_term(state.raw_globals))
         return self.rows.ranks.sum(sum(sums[1:], sums[0]))
+
+
+def _of_rows(nodes, part):
+    """Return the nodes of some rows, where each row has noise of its own."""
+    if nodes is None or nodes.locals_.shape[1] == 1:
+        return nodes
+    return replace(nodes, locals_=nodes.locals_[:, part])
 
 
 # --- inputs of functions ----------------------------------------------------------------------

@@ -119,11 +119,16 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
         exposure = self.log_exposure(X)
         return offset + exposure if offset.shape[1] else exposure
 
+    @property
+    def reads_predictors(self) -> bool:
+        """Whether functions read cells on the scale of their predictors, not as they are."""
+        return self.mixed is not None
+
     def summary(self, X):
-        """Return X; of columns of different kinds, their cells on the scale of the predictors."""
-        if self.mixed is None:
+        """Return X, or its cells on the scale of their predictors."""
+        if not self.reads_predictors:
             return super().summary(X)
-        cells = self.mixed.pseudo_cells(self.cells_of(X))
+        cells = self.cell.pseudo_cells(self.cells_of(X))
         values = cells.values
         if cells.observed is not None:
             values = torch.where(cells.observed, values, torch.full_like(values, torch.nan))

@@ -35,9 +35,10 @@ class Adam(Solver):
 
     One iteration is one step. Without a ``schedule`` the learning rate falls by 0.3 whenever the
     mean ELBO of one window of steps is not significantly above that of the window before (two
-    standard errors, or tol), and the fit has converged when the rate is below 0.003 of its start;
-    iterates of the last stage are averaged. With a ``schedule`` the fit stops the first time a
-    window brings no significant gain.
+    standard errors, or tol). The fit has converged when the rate is below 0.003 of its start, or
+    after one more fall where later ones promise less than tol: each gains 0.3 of what the one
+    before did. Iterates of the last stage are averaged. With a ``schedule`` the fit stops the first
+    time a window brings no significant gain.
 
     Parameters
     ----------
@@ -123,6 +124,7 @@ class _Memory(Memory):
     averaging: bool = False
     window_began: int = 0
     window_before: tuple[float, float] | None = None
+    at_fall: float = -math.inf
     noise: float = math.inf
     gradient_norm: float = math.inf
     converged: bool = False
@@ -329,7 +331,10 @@ class _Ascent(Run):
             memory = replace(self._retreat(memory), window_began=memory.n_iter)
             return replace(memory, window_before=None)  # no end is below the start
         rate = memory.rate * _DECAY
-        converged = self.schedule is not None or rate < _SMALLEST * self.rate
+        converged = self.schedule is not None or memory.averaging
+        # What noisy steps lose is proportional to the rate: so are the gains of its falls.
+        to_come = _DECAY**2 / (1 - _DECAY) * (now[0] - memory.at_fall + noise)
+        last = rate * _DECAY < _SMALLEST * self.rate or 0 < to_come <= self.least
         return replace(
             memory,
             finished=converged,
@@ -337,7 +342,8 @@ class _Ascent(Run):
             rate=rate,
             kept=self._keep(memory.values),
             window_before=None,
-            averaging=rate * _DECAY < _SMALLEST * self.rate,
+            at_fall=now[0],
+            averaging=last,
         )
 
     def state(self):

@@ -18,6 +18,7 @@ from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
 from skavi.solvers._loss import estimate_suboptimality
 from skavi.solvers._newton_arrow import ArrowSystem
 from skavi.solvers._newton_banded import BandedSystem
+from skavi.solvers._newton_coupled_network import CoupledNetworkSystem
 from skavi.solvers._newton_dense import DenseSystem, LinearSystem
 from skavi.solvers._newton_network import NetworkSystem
 from skavi.solvers._newton_system import System
@@ -45,8 +46,8 @@ class Newton(Solver):
     For factorized VI every row has a small block, and rows are coupled by the globals only, so a
     step takes time linear in the number of rows (Schur complement). For functions linear in
     their parameters (`Constant`, `Polynomial`) the same derivatives are gathered into one dense
-    system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one. Each row
-    accepts or rejects its own step.
+    system; for networks of up to 2000 parameters the step is a damped Gauss-Newton one, also over
+    coupled rows. Each row accepts or rejects its own step.
 
     Notes
     -----
@@ -129,7 +130,11 @@ _SYSTEMS: dict[type, dict[type[Coupling], type[System]]] = {
         kinds.Joint: DenseSystem,
     },
     LinearFunction: {kinds.Independent: LinearSystem, kinds.Series: LinearSystem},
-    InferenceFunction: {kinds.Independent: NetworkSystem, kinds.Series: NetworkSystem},
+    InferenceFunction: {
+        kinds.Independent: NetworkSystem,
+        kinds.Series: NetworkSystem,
+        kinds.Joint: CoupledNetworkSystem,
+    },
 }
 
 

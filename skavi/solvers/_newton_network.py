@@ -184,14 +184,18 @@ class NetworkSystem(System):
         top, rest = self.ranks.sum(top), self.ranks.sum(rest)
         right, side = torch.cat([rest[:, 0], d.g_globals]), rest[:, 1:]
         matrix = torch.cat([torch.cat([top, side], 1), torch.cat([side.mT, -d.H_globals], 1)])
-        units = torch.cat([torch.ones_like(flat), d.steps])[: len(right)]
-        here = torch.cat([flat, raw_globals])[: len(right)]
-        model = LocalModel(matrix, right, here, units, [], right.new_zeros(1))
+        return self.solved(matrix, right, (flat, raw_globals), d.steps, damping, tangents)
+
+    def solved(self, matrix, right, here, steps, damping, tangents) -> NetworkStep:
+        """Return the step of a system in natural units, `steps` those of q(theta)'s parameters."""
+        units = torch.cat([torch.ones_like(here[0]), steps])[: len(right)]
+        unknowns = torch.cat(here)[: len(right)]
+        model = LocalModel(matrix, right, unknowns, units, [], right.new_zeros(1))
         if tangents:
-            model = model.near(tangents, self.total(raw, raw_globals))
+            model = model.near(tangents, self.value(*here))
         solution, _ = model.solve(damping)
         norm = float(right.norm()) / self.problem.total_weight
-        return NetworkStep(solution, d.steps, model.decrement(), norm, model, damping=damping)
+        return NetworkStep(solution, steps, model.decrement(), norm, model, damping=damping)
 
     def _jacobian(self, flat, part):
         return self.problem.function.jacobian(self._unflatten(flat), self.problem.features[part])

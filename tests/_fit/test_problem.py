@@ -1,5 +1,7 @@
 """The bound problem: batches of rows, and the ELBO at the end of a stochastic fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,10 @@ def test_the_elbo_in_parts_is_the_elbo(estimator, size):
     problem, state = _bound(estimator(LinearModel(), noise=QuasiMonteCarlo(64)).fit(COLUMN), COLUMN)
     parts = float(problem.elbo_in_parts(state, size))
     assert parts == pytest.approx(float(problem.elbo(state)), rel=1e-12)  # rounding
+    drawn = [problem.with_noise(MonteCarlo(4)) for _ in range(2)]
+    parts, whole = (replace(p, generator=torch.Generator().manual_seed(0)) for p in drawn)
+    again = float(parts.elbo_in_parts(state, size))
+    assert again == pytest.approx(float(whole.elbo(state)), rel=1e-12)  # each row's own draws
 
 
 @pytest.mark.parametrize("budget", [4_000_000, 2_000])

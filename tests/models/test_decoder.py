@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from skavi import AmortizedVI, FactorizedVI
 from skavi._fit.defaults import falling
 from skavi.models import BayesianDecoder, FactorAnalysis, UnusedLatentsWarning
+from skavi.models._likelihoods import LIKELIHOODS
 from skavi.noise import MonteCarlo
 from skavi.solvers import Adam
 
@@ -149,3 +150,21 @@ def test_a_file_may_hold_no_other_number(used):
     model.n_used_components = used
     with pytest.raises(ValueError, match="n_used_components must be from 0 to 3"):
         model.check_learned(5)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_encoders_read_logs_of_counts(likelihood):
+    """On the scale of log rates, NaN where a cell is missing, covariates as they are."""
+    table = np.array([[0.0, 20.0, 1.0], [3.0, np.nan, -1.0], [400.0, 7.0, 0.0]])
+    model = BayesianDecoder(1, (4,), likelihood, weights="point", covariates=2)
+    solver = Adam(0.01, schedule=falling)
+    vi = AmortizedVI(model, solver=solver, noise=MonteCarlo(), max_iter=2, random_state=0)
+    with pytest.warns(UserWarning, match="did not converge"):
+        vi.fit(table)
+    read = vi.model_.summary(torch.as_tensor(table))
+    expected = LIKELIHOODS[likelihood].pseudo(torch.as_tensor(table[:, :2]))
+    torch.testing.assert_close(read[:, :2], expected, equal_nan=True)
+    torch.testing.assert_close(read[:, 2], torch.as_tensor(table[:, 2]))
+    assert float(read[2, 0]) == pytest.approx(np.log(400), abs=0.01)
+    normal = BayesianDecoder(1, (4,)).summary(torch.as_tensor(table))
+    torch.testing.assert_close(normal, torch.as_tensor(table), equal_nan=True)

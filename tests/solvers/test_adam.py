@@ -89,6 +89,28 @@ def test_adam_stops_where_a_window_does_not_rise_by_two_standard_errors(schedule
     assert stop(vi.elbo_curve_, 0.0, falls, 20)[0] < n_iter  # twenty end it sooner
 
 
+@pytest.mark.parametrize("tol", [0.002, 0.005, 0.01])
+def test_a_coarse_tol_is_reached_where_falls_promise_less(tol):
+    """The stage after which no more than tol is to come is followed by one more, the last.
+
+    Falls gain in proportion to the rate: after one that gained g, those after the next one gain
+    0.3^2 g + 0.3^3 g + ... = 0.09 g / 0.7 in all. Two standard errors are added to g.
+    """
+    vi = FactorizedVI(LinearModel(), noise=MonteCarlo(1), solver=Adam(0.05), tol=tol)
+    vi.set_params(random_state=0).fit(COLUMN)
+    least, before, last = tol * len(COLUMN), -math.inf, False
+    for falls in range(1, 6):
+        end, noise = stop(vi.elbo_curve_, least, falls)
+        if last:
+            break
+        now = vi.elbo_curve_[end - WINDOW : end].mean()
+        to_come = DECAY**2 / (1 - DECAY) * (now - before + noise)
+        last, before = DECAY ** (falls + 1) < SMALLEST or 0 < to_come <= least, now
+    assert vi.converged_
+    assert vi.n_iter_ == end
+    assert falls == {0.002: 5, 0.005: 4, 0.01: 3}[tol]
+
+
 def test_iterates_of_the_last_stage_are_averaged():
     """Ten iterates of equal steps average to the one five and a half steps along.
 
