@@ -9,7 +9,7 @@ Maximising over the rows' part leaves the Schur complement D - C'A^-1 C in theta
 steps, linear response and streaming use. Units are natural: `Family.steps`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     sums = (sum(piece[i] for piece in pieces) for i in (3, 4))
     g_globals, H_globals = (ranks.sum(each) for each in sums)
     if n_global and not alone:
-        slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
+        slope, curvature = differentiate_global_term(problem.objective, raw_globals)
         g_globals, H_globals = g_globals + slope, H_globals + curvature
     used = steps[:n_global]
     return Derivatives(
@@ -102,25 +102,6 @@ def arrow_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> Derivatives:
     )
 
 
-def with_slopes(problem, raw: Tensor, raw_globals: Tensor, d: Derivatives) -> Derivatives:
-    """Return derivatives whose gradient is that of another problem, under a finer rule."""
-    slopes, ranks, g_globals = [], problem.rows.ranks, torch.zeros_like(d.g_globals)
-    for part in problem.parts():
-        some = problem if part == slice(0, len(raw)) else problem.restricted(part)
-        with torch.enable_grad():
-            here, there = raw[part].detach().requires_grad_(True), raw_globals.detach()
-            there.requires_grad_(len(g_globals) > 0)
-            value = (problem.rows.weights[part] * some.row_terms(here, there)).sum()
-            slope = gradient_of(value, (here, there) if len(g_globals) else (here,))
-        slopes.append(slope[0])
-        g_globals = g_globals + (slope[1] if len(g_globals) else 0)
-    g_globals = ranks.sum(g_globals)
-    if len(g_globals):
-        g_globals = g_globals + _differentiate_global_term(problem.objective, raw_globals)[0]
-    steps = d.steps[: len(g_globals)]
-    return replace(d, g=torch.cat(slopes) * d.row_steps, g_globals=g_globals * steps)
-
-
 def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     """Return g, H and C of each row of a part, and sums in q(theta), in plain units.
 
@@ -131,7 +112,7 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
     if (known := some.second_derivatives(raw[part], raw_globals)) is not None:
         if alone:
-            slope, curvature = _differentiate_global_term(problem.objective, raw_globals)
+            slope, curvature = differentiate_global_term(problem.objective, raw_globals)
             known = *known[:3], known[3] + slope, known[4] + curvature
         return known
     with torch.enable_grad():
@@ -152,7 +133,8 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     return g, H, C, g_globals, H_globals
 
 
-def _differentiate_global_term(objective, raw_globals):
+def differentiate_global_term(objective, raw_globals):
+    """Return gradient and Hessian of the ELBO's term of q(theta) alone, in plain units."""
     with torch.enable_grad():
         raw_globals = raw_globals.detach().requires_grad_(True)
         value = objective.global_term(raw_globals)

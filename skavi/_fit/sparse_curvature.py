@@ -61,7 +61,9 @@ def _differentiated(problem, raw, raw_globals, meet, groups):
         g, slopes = gradient_of(value, (raw, copies), create_graph=True)
         some = torch.linspace(0.5, 1.5, groups.shape[1]).to(raw)  # any direction, for a proof
         sought = torch.cat([groups, some[None]]) @ slopes.sum(0)
-        of_row, border = jacobian(torch.cat([g.sum(0), sought]), (raw, copies))
+        of_row, border = jacobian(
+            torch.cat([g.sum(0), sought]), (raw, copies), len(raw) * problem.numbers_a_row
+        )
     H, C = (part[:n_row].movedim(0, -1).mT.contiguous() for part in (of_row, border))
     H_globals = _spread(border[n_row:-1].sum(1), meet, groups)
     along = border[-1].sum(0)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skavi._curvature import arrow_derivatives, with_slopes
+from skavi._curvature import arrow_derivatives
 from skavi._data import coupling as kinds
 from skavi._data.coupling import Coupling
 from skavi._data.process_ranks import over_ranks
@@ -16,7 +16,7 @@ from skavi.inference_functions import InferenceFunction, Table
 from skavi.inference_functions._linear import LinearFunction
 from skavi.solvers._base import Memory, Outcome, Run, Solver, unwatched
 from skavi.solvers._loss import estimate_suboptimality
-from skavi.solvers._newton_arrow import ArrowSystem
+from skavi.solvers._newton_arrow import ArrowSystem, with_slopes
 from skavi.solvers._newton_banded import BandedSystem
 from skavi.solvers._newton_coupled_network import CoupledNetworkSystem
 from skavi.solvers._newton_dense import DenseSystem, LinearSystem
