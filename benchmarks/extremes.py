@@ -191,7 +191,7 @@ def run(model, estimator, table) -> Record:
             problem = not_finite(vi, X)
         record.said = " | ".join(str(w.message)[:200] for w in caught)
         record.elbo, record.n_iter = float(vi.elbo_), int(vi.n_iter_)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # a fit of another seed may take as long
         kinds = {w.category for w in caught} - _ALWAYS
         warned = any(issubclass(kind, UserWarning) for kind in kinds)
         record.verdict = problem or ("warned" if warned else judged(vi, X, plain, model, table))

@@ -274,7 +274,7 @@ def simplified(plan: Plan, rows: Rows) -> tuple[Plan, Rows]:
     """Return the same fit of fewer rows, and with fewer dimensions of noise, where there are."""
     rows = with_equal_rows_merged(plan, rows)
     if plan.noise is not None:
-        require_linear_predictor(plan.objective, rows, plan.noise)
+        require_linear_predictor(plan.objective, plan.noise, rows)
         return plan, rows
     objective = with_linear_predictor(plan.objective, rows)
     return replace(plan, objective=with_shared_noise(objective, rows)), rows

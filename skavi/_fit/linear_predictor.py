@@ -28,11 +28,14 @@ def with_linear_predictor(objective: Objective, rows: Rows) -> Objective:
     return replace(objective, linear_predictor=_is_known(objective, rows))
 
 
-def require_linear_predictor(objective: Objective, rows: Rows, noise) -> None:
-    """Raise a ValueError if a rule for such models is given for another one."""
+def require_linear_predictor(objective: Objective, noise, rows: Rows | None = None) -> None:
+    """Raise a ValueError if a rule for such models is given for another one.
+
+    Without rows, as in a file: for one that no rows would show to be such a model.
+    """
     if objective.knows_row_derivatives or not isinstance(noise, LinearPredictor):
         return
-    if not _is_known(objective, rows):
+    if not (may_be_linear(objective) if rows is None else _is_known(objective, rows)):
         raise ValueError(
             f"noise={noise!r} needs rows without latents that read the globals through one number, "
             f"linear in their unconstrained values, but {type(objective.model).__name__} does not "

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from skavi._fit.linear_predictor import may_be_linear
+from skavi._fit.linear_predictor import require_linear_predictor
 from skavi._fit.problem import inputs_of
 from skavi._numerics.aligned import aligned
 from skavi.inference_functions import Table, TorchFunction
 from skavi.models import LatentVariableModel
-from skavi.noise import LinearPredictor, Noise
+from skavi.noise import Noise
 from skavi.objective import Objective
 
 #: Nodes of a rule in a file. Rules that skavi chooses have at most a quarter as many.
@@ -33,9 +33,7 @@ def check_theta(model: LatentVariableModel, n_features: int, raw: np.ndarray) ->
 
 def check_noise(noise: Noise, objective: Objective) -> None:
     """Refuse a rule of more nodes than an ordinary call has time for, or for other models."""
-    linear = objective.knows_row_derivatives or may_be_linear(objective)
-    if isinstance(noise, LinearPredictor) and not linear:
-        raise ValueError(f"{noise!r} is no rule of {type(objective.model).__name__}")
+    require_linear_predictor(objective, noise)
     dimensions = objective.n_drawn_globals, objective.n_latents
     n_nodes = noise.count_nodes(*dimensions)
     most = max(min(_MOST_NODES, _MOST_NUMBERS // max(1, sum(dimensions))), _FEW_NODES)
