@@ -51,7 +51,6 @@ class LocalLevel(MarkovModel):
     smoother's and the ELBO is the log likelihood. Independent factors (`DiagonalNormal`) have the
     same means, and variances of one over the diagonal of the posterior precision (a tridiagonal
     matrix). Source for the model: Durbin & Koopman (2012), chapter 2.
-    Inference functions read rows outside the series as the first level's prior mean.
 
     Examples
     --------
@@ -151,11 +150,6 @@ class LocalLevel(MarkovModel):
         return float(mean), float(sd)
 
     # --- the model ------------------------------------------------------------------------------
-
-    @property
-    def padding(self):  # type: ignore[override]
-        """What rows outside the series read as: where it is expected, as series may lie far off."""
-        return self._first_level()[0]
 
     def n_latents(self, n_features):
         return 1
