@@ -22,7 +22,7 @@ from skavi._fit.linear_predictor import require_linear_predictor, with_linear_pr
 from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise, solve_roughly
-from skavi._fit.other_optima import move_to_better_optima, settle_rows
+from skavi._fit.other_optima import in_order, move_to_better_optima, settle_rows
 from skavi._fit.problem import Problem, inputs_of
 from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
@@ -42,8 +42,6 @@ _REFERENCE_TOL = 1e-6
 _APART = 1.0
 #: Times tol: what two fits of one optimum may differ by, as where no step gains.
 _TIMES_TOL = 10
-#: Times that latents are put in order: the order may move as a fit goes on. Not measured.
-_REORDERED = 3
 
 
 @dataclass(frozen=True)
@@ -232,20 +230,6 @@ def _solve(plan, problem, state, stages, best, fitted):
     if isinstance(problem.function, Table):
         state = in_order(problem, state, tol, stages)
     return problem, state, tol
-
-
-def in_order(problem: Problem, state: State, tol: float, stages: Stages) -> State:
-    """Go on from where interchangeable latents are in the model's own order, if they are not."""
-    objective = problem.objective
-    for _ in range(_REORDERED):
-        there = objective.global_factor(state.raw_globals)
-        ordered = objective.model.in_order(there, objective.model.n_explained(problem.rows.X))
-        if ordered is None or stages.failure or stages.spent:
-            break
-        raw_globals = objective.global_family.raw(ordered)
-        raw = objective.start_locals(raw_globals, problem.rows.X)
-        state = stages.solve(problem, State(raw, {}, raw_globals), tol)
-    return state
 
 
 def with_suboptimality(fit: Fit) -> Fit:

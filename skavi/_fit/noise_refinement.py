@@ -34,7 +34,9 @@ def solve_roughly(problem, state, tol, stages):
         if finer is None:
             break
         problem, state = _under(finer, problem, began, state)
-    return problem, stages.solve(problem, state, max(tol, ROUGH))
+    if stages.outcome.suboptimality > max(tol, ROUGH) * problem.total_weight:
+        state = stages.solve(problem, state, max(tol, ROUGH))
+    return problem, state
 
 
 def _attempt(problem, state, tol, stages):

@@ -36,6 +36,8 @@ _COMPARABLE = 4.0
 #: Newton steps a start: about 10 are usual, the rest is for hard rows. Not measured: order of
 #: magnitude.
 _LOCAL_ITERATIONS = 50
+#: Times that latents are put in order: the order may move as a fit goes on. Not measured.
+_REORDERED = 3
 #: Rounds of moving rows and solving again; they end when no row moves. Not measured: order of
 #: magnitude.
 _MAX_ROUNDS = 5
@@ -230,3 +232,17 @@ def _find_peaks(values):
         is_peak.narrow(axis, 1, n - 1).logical_and_(inner >= outer)
         is_peak.narrow(axis, 0, n - 1).logical_and_(outer > inner)
     return is_peak
+
+
+def in_order(problem, state: State, tol: float, stages) -> State:
+    """Go on from where interchangeable latents are in the model's own order, if they are not."""
+    objective = problem.objective
+    for _ in range(_REORDERED):
+        there = objective.global_factor(state.raw_globals)
+        ordered = objective.model.in_order(there, objective.model.n_explained(problem.rows.X))
+        if ordered is None or stages.failure or stages.spent:
+            break
+        raw_globals = objective.global_family.raw(ordered)
+        raw = objective.start_locals(raw_globals, problem.rows.X)
+        state = stages.solve(problem, State(raw, {}, raw_globals), tol)
+    return state

@@ -106,6 +106,7 @@ class NonlinearModel(_OneColumnModel):
     #: draws that they were fitted with.
     theta_integrated_: bool = False
 
+    @over_ranks
     def adapted(self, X, weights):
         return self.with_arguments({"theta_integrated_": True})
 
