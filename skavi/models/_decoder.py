@@ -78,6 +78,9 @@ class BayesianDecoder(CellwiseModel):
     Globals, in ``global_posterior_``: "weight_0", "bias_0" and so on for every layer, after the
     likelihood's own as in `FactorAnalysis` (one for all columns, but a dispersion for each).
 
+    Inference functions read counts by the log of their rate, and columns of different kinds on the
+    scale of their predictors.
+
     Sources: Margossian & Blei (2024), section 5.4, which has normal cells of unit variance
     (``noise_sd=1.0``); Kingma & Welling (2014) for point estimates.
 
@@ -165,13 +168,16 @@ class BayesianDecoder(CellwiseModel):
         return Point()
 
     roles = ("covariates", "trials")
-    learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_")
+    learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_", "logs_read_")
 
     #: Means and sds of the covariates of the training rows, shape (2, n_covariates).
     covariate_moments_: np.ndarray | None = None
+    #: Whether functions read logs of counts: those in files from before read counts as they are.
+    logs_read_: bool = False
 
     def check_learned(self, n_features):
         super().check_learned(n_features)
+        self._require("logs_read_", self.logs_read_ in (True, False), "True or False")
         if self.n_covariates:
             self._require_learned("covariate_moments_", (2, self.n_covariates))
             positive = bool((np.asarray(self.covariate_moments_)[1] > 0).all())
@@ -256,6 +262,7 @@ class BayesianDecoder(CellwiseModel):
         size = float(scale) if self.mixed is None else scale.cpu().numpy()
         found = {"output_loc": loc.cpu().numpy(), "output_scale": size}
         left_open = {name: value for name, value in found.items() if getattr(self, name) is None}
+        left_open["logs_read_"] = self.cell.counts
         if self.n_covariates:
             centre, spread = Cells(self.given_columns(X), None).mean_and_variance(weights)
             left_open["covariate_moments_"] = torch.stack([centre, spread.sqrt()]).cpu().numpy()
@@ -276,7 +283,7 @@ class BayesianDecoder(CellwiseModel):
         Rows of 100 genes that were held out get -324 nats where counts are read as they are, -241
         by their logs (300 rows of pyPLNmodels' scRNA table fitted).
         """
-        return self.cell.counts or super().reads_predictors
+        return self.logs_read_ or super().reads_predictors
 
     # --- where to start -------------------------------------------------------------------------
 
