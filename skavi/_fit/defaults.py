@@ -207,18 +207,10 @@ def default_noise(setting: Setting) -> Noise:
     several = objective.knows_row_derivatives and objective.n_latents > 1
     if several and n_rows * objective.width * _PREDICTOR_NODES <= budget(setting):
         return LinearPredictor()
-    return _noise_of_latents(setting)
+    return _noise_of_draws(setting)
 
 
-def other_noise(setting: Setting) -> Noise | None:
-    """Choose the rule to turn to where nodes of cells' predictors lead nowhere, if there is one."""
-    objective = setting.objective
-    along = isinstance(setting.noise, LinearPredictor) and objective.knows_row_derivatives
-    few = objective.n_latents <= objective.model.most_drawn_latents
-    return _noise_of_latents(setting) if along and few else None
-
-
-def _noise_of_latents(setting):
+def _noise_of_draws(setting):
     objective, n_rows = setting.objective, setting.n_rows
     n_latents, dimension = objective.n_latents, _dimension(objective, n_rows)
     most, shared = budget(setting), _shared(objective)

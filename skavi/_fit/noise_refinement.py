@@ -2,7 +2,7 @@
 
 import math
 
-from skavi._fit.defaults import finer_rules, nearly_exact, other_noise
+from skavi._fit.defaults import finer_rules, nearly_exact
 from skavi._fit.iterates import ROUGH
 from skavi._fit.suboptimality import NOISE_TOLERANCE
 from skavi.noise import GaussHermite, LinearPredictor
@@ -27,7 +27,7 @@ def solve_roughly(problem, state, tol, stages):
     """
     began, far = state, max(tol, _FAR if stages.solver.second_order else ROUGH)
     for _ in range(_MAX_REFINEMENTS):
-        problem, state = _attempt(problem, state, far, stages)
+        state = stages.solve(problem, state, far)
         if far <= max(tol, ROUGH) or stages.failure or not stages.outcome.converged:
             return problem, state
         finer = _finer_rule(problem, state, tol)
@@ -37,17 +37,6 @@ def solve_roughly(problem, state, tol, stages):
     if stages.outcome.suboptimality > max(tol, ROUGH) * problem.total_weight:
         state = stages.solve(problem, state, max(tol, ROUGH))
     return problem, state
-
-
-def _attempt(problem, state, tol, stages):
-    """Solve, under the other rule where the first one leads nowhere; return both."""
-    other = other_noise(problem.setting)
-    if other is not None and state.n_owned and stages.solver.second_order:
-        there = stages.attempt(problem, state, tol)
-        if there is not None:
-            return problem, there
-        problem = problem.with_noise(other)
-    return problem, stages.solve(problem, state, tol)
 
 
 def refine_noise(problem, began, state, tol, stages):

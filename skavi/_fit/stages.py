@@ -17,8 +17,6 @@ from skavi.solvers._loss import gradient_norm
 _MAX_DETOURS = 3
 #: First-order iterations of such a round. Not measured: order of magnitude.
 _DETOUR = 1000
-#: Iterations of an attempt: ten are usual (Student t cells of two latents).
-_ATTEMPT = 40
 #: Nats that may be left, beside 1e-4 a row, where refinement is still worth its time: few, against
 #: what a rule that is too coarse may be off. Not measured: order of magnitude.
 _NEAR = 1.0
@@ -90,12 +88,6 @@ class Stages:
             self._note_failure(problem, first)
         assert self.outcome is not None
         return self.outcome.state
-
-    def attempt(self, problem, state, tol):
-        """Run the solver for a few iterations; return where it ends, or None if it is not near."""
-        self.total_weight = problem.total_weight
-        there = self._run(problem, state, tol, _ATTEMPT)
-        return there.state if there.converged or self.spent else None
 
     def solve_to_gap(self, problem, state, least, best):
         """Solve a network to 1 % of its amortization gap, and at least to `least` nats a row.

@@ -44,10 +44,6 @@ class BentCells(LinearStart):
 
     # --- expectations ---------------------------------------------------------------------------
 
-    @property
-    def most_drawn_latents(self):  # type: ignore[override]
-        return 2 if self.cell.narrow else 0
-
     def expected_along_predictors(self, factors, globals_, X, nodes):
         parts, terms = self._pieces(X, nodes), partial(self._terms, globals_, _rule(nodes))
         sloped = factors.mean.requires_grad or globals_.mean.requires_grad

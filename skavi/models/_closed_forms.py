@@ -26,13 +26,6 @@ class ClosedForms:
     #: Whether `approached_locals` holds bounded memory, however many rows it is given.
     approaches_all_rows: bool = False
 
-    #: Latents of a row up to which they have nodes where nodes of cells' linear predictors, which
-    #: several have at first, lead nowhere. Six nodes for each of two are further off than ten of
-    #: predictors (200 x 10 answers: .003 nats in all, 1e-5), and for each of four take 160 s in
-    #: place of 3 (300 x 20 answers). But Student t cells turn within their own scale: under a
-    #: column of zeros, and two latents, curvatures at nodes other than the ELBO's own lead nowhere.
-    most_drawn_latents: int = 0
-
     def own_family(self) -> Family | None:
         """Return the family of local factors that suits the model; None: the usual one."""
         return None

@@ -94,8 +94,7 @@ class FactorAnalysis(BentCells):
     cell by cell, with the noise where q(theta) has independent factors. Of several latents eta has
     the nodes, a cell at a time (`skavi.noise.LinearPredictor`): its distribution is taken to have
     the right first four moments, and those beyond of a gamma mixture of normals, which is 2e-5 nats
-    a cell off where loadings have sds of 0.3. Two latents of Student t cells have nodes as one
-    has where that leads nowhere, as under a column of zeros.
+    a cell off where loadings have sds of 0.3.
 
     A table of mixed columns has one predictor a column, and for a category one a level but the
     last; rows of "loadings" and of "coefficients" follow in the columns' order. "mean" leaves
