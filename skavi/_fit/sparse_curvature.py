@@ -9,6 +9,8 @@ side: every row has a copy of q(theta)'s parameters, in which that of the row's 
 for each number of its factor.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -44,12 +46,8 @@ def sparse_derivatives(problem, raw: Tensor, raw_globals: Tensor) -> tuple[Tenso
 
 
 def _differentiated(problem, raw, raw_globals, meet, groups):
-    objective, X, weights, n_row = (
-        problem.objective,
-        problem.rows.X,
-        problem.rows.weights,
-        len(raw.T),
-    )
+    objective, X, weights = problem.objective, problem.rows.X, problem.rows.weights
+    n_row = raw.shape[-1]
 
     def term(raw, raw_globals, x):
         return objective.row_terms(raw[None], raw_globals, x[None], problem.nodes)[0]
@@ -76,7 +74,7 @@ def _differentiated(problem, raw, raw_globals, meet, groups):
 
 def _of_parameters(meet):
     """Return which parameters of q(theta), means and log sds, meet, and groups of them."""
-    groups, size = _groups(meet), len(meet)
+    groups, size = _groups(tuple(map(tuple, meet.tolist()))), len(meet)
     whole = (meet | torch.eye(size).to(meet)).repeat(2, 2)
     masks = torch.zeros(2 * len(groups), 2 * size, device=meet.device)
     for i, group in enumerate(groups):
@@ -85,18 +83,20 @@ def _of_parameters(meet):
     return whole, masks
 
 
-def _groups(meet) -> list[list[int]]:
+@lru_cache(maxsize=16)
+def _groups(pairs: tuple[tuple[bool, ...], ...]) -> list[list[int]]:
     """Return groups of globals no two of which meet each other or another one, but for hubs.
 
     Hubs, which meet many, are alone; as many of them as make the fewest groups.
     """
+    meet = torch.tensor(pairs)
     order = meet.sum(1).argsort(descending=True, stable=True).tolist()
     found = [_groups_without(meet, order[:n], order[n:]) for n in range(len(order) + 1)]
     return min(found, key=len)
 
 
 def _groups_without(meet, hubs, others):
-    near = meet[others][:, others].to(torch.float64) + torch.eye(len(others)).to(meet.device)
+    near = meet[others][:, others].to(torch.float64) + torch.eye(len(others))
     apart = (near @ near == 0).tolist()
     groups: list[list[int]] = []
     for i in range(len(others)):
