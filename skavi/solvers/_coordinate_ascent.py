@@ -24,7 +24,7 @@ _STALLED = 50
 _STALLED_ROUNDED, _ROUNDED_MOVE = 3, 1e-8
 #: The same for second-order sweeps, each of which makes the move many times smaller.
 _STALLED_NEWTON = 2
-#: The same as `_STILL` for them: the next move would be several times smaller.
+#: The same as `_STILL` for them, of the move that would come next.
 _STILL_NEWTON = 1.0
 #: Nats a row that a second-order sweep may have left when mixing begins: from there on sweeps
 #: converge at a rate (turns of latents of many rows: 1/5), further away mixing only holds them up.
@@ -155,7 +155,7 @@ class _Ascent(Run):
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
         rounded = stalled >= _STALLED_ROUNDED and residual <= _ROUNDED_MOVE
         stopped = rounded or stalled >= (_STALLED_NEWTON if newton else _STALLED)
-        still = residual <= self.still or stopped or self.tol > _COARSE
+        still = self._next(residual, memory) <= self.still or stopped or self.tol > _COARSE
         calm = memory.calm + 1 if remaining <= self.tol * self.total_weight and still else 0
         return replace(
             memory,
@@ -172,6 +172,15 @@ class _Ascent(Run):
             remaining=remaining,
             residual=residual,
         )
+
+    def _next(self, residual, memory):
+        """Return the move, in sds, by which q(theta) is not at rest; of Newton steps, the next one.
+
+        It shrinks as the last one did.
+        """
+        newton = self.sweeps.model.second_order_sweeps
+        shrinks = newton and math.isfinite(memory.residual)
+        return residual * min(1.0, residual / memory.residual) if shrinks else residual
 
     def _near(self, memory):
         """Return whether sweeps converge at a rate, so that mixing them leads on."""

@@ -101,7 +101,7 @@ def test_suboptimality_is_honest():
     X = table(80, 8, 2)
     best = fit(X, 2, tol=1e-11)
     assert best.converged_
-    for most in (2, 4, 6):
+    for most in (1, 3, 5):
         with pytest.warns(UserWarning, match="max_iter"):
             early = fit(X, 2, max_iter=most)
         left = best.elbo_ - early.elbo_
