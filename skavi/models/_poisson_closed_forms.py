@@ -59,10 +59,11 @@ class LinearPoisson(LinearNormal):
             rates = counts.rates(self._rows(factors, X), columns)
         else:
             rates = _full_rates(counts, design, factors, mean, globals_, index)
-        eta = design @ mean[:, :-1].mT + mean[:, -1]
-        fit = x * (eta + counts.log_exposure) + self.cell.constant(x, {})
+        design = torch.nn.functional.pad(design, (0, 1), value=1.0)
+        fit = ((x @ mean) * design).sum(-1) + (x * counts.log_exposure).sum(-1)
+        fit = fit + self.cell.constant(x, {}).sum(-1) - rates.sum(-1)
         prior = (factors.mean**2 + factors.sd**2 + LOG_2PI).sum(-1)
-        return (counts.cells.masked(fit) - rates).sum(-1) - 0.5 * prior
+        return fit - 0.5 * prior
 
     def local_optimum(self, globals_, X, family, start=None):
         if not self.cell.log_linear:
