@@ -107,8 +107,7 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
 
     The sums are over the rows; where these are `alone`, the term of q(theta) is among them.
     """
-    weights, whole = problem.rows.weights[part], len(raw)
-    some = problem if part == slice(0, whole) else problem.restricted(part)
+    some = problem if part == slice(0, len(raw)) else problem.restricted(part)
     n_row, n_global = raw.shape[-1], 0 if problem.frozen_globals else raw_globals.numel()
     if (known := some.second_derivatives(raw[part], raw_globals)) is not None:
         if alone:
@@ -116,10 +115,8 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
             known = *known[:3], known[3] + slope, known[4] + curvature
         return known
     with torch.enable_grad():
-        raw = raw[part].detach().requires_grad_(True)
-        raw_globals = raw_globals.detach().requires_grad_(n_global > 0)
+        raw, raw_globals, value = sum_of_rows(some, raw[part], raw_globals)
         unknowns = (raw, raw_globals) if n_global else (raw,)
-        value = (weights * some.row_terms(raw, raw_globals)).sum()
         if alone:
             value = value + problem.objective.global_term(raw_globals)
         gradients = gradient_of(value, unknowns, create_graph=True)
@@ -131,6 +128,14 @@ def _differentiate_part(problem, raw, raw_globals, part, alone=False):
     g, g_globals = g.detach(), g_globals.detach()[:n_global]
     H_globals = columns[1][n_row:] if n_global else raw.new_empty(0, 0)
     return g, H, C, g_globals, H_globals
+
+
+def sum_of_rows(problem, raw, raw_globals):
+    """Return parameters that are to be differentiated in, and the weighted sum of rows' terms."""
+    raw, wanted = raw.detach().requires_grad_(True), not problem.frozen_globals
+    raw_globals = raw_globals.detach().requires_grad_(wanted)
+    terms = problem.row_terms(raw, raw_globals)
+    return raw, raw_globals, (problem.rows.weights * terms).sum()
 
 
 def differentiate_global_term(objective, raw_globals):

@@ -100,24 +100,16 @@ class Counts:
         return torch.cat([self[part]._rates(rows[part], columns) for part in parts])
 
     def _rates(self, rows, columns):
-        return self.cells.masked(self._log_rates(rows, columns).exp())
-
-    def _log_rates(self, rows, columns):
-        """Return the log expected rates; what is known of a row has no variance."""
+        """Return the same at once; what is known of a row has no variance."""
         k = self.n_latents(rows)
         known = torch.nn.functional.pad(rows.mean[:, k:], (0, 1), value=1.0)
         fixed = known @ columns.mean[:, k:].mT + 0.5 * known**2 @ columns.variance[:, k:].mT
-        return _log_expected(rows.first(k), columns.first(k)) + fixed + self.log_exposure
+        log_rates = log_expected(rows.first(k), columns.first(k)) + fixed + self.log_exposure
+        return self.cells.masked(log_rates.exp())
 
 
 def log_expected(own: Side, other: Side) -> Tensor:
     """Return log E exp(z_n . w_d), shape (n_own, n_other); infinite where s t >= 1."""
-    size = max(1, _CELLS // max(1, len(other)))
-    parts = [own[first : first + size] for first in range(0, len(own), size)]
-    return torch.cat([_log_expected(part, other) for part in parts or [own]])
-
-
-def _log_expected(own, other):
     total, product = own.mean.new_zeros(()), own.mean.new_ones(len(own), len(other))
     one, apart = own.mean.new_ones(()), _apart(own.variance, other.variance)
     for k in range(own.mean.shape[-1]):

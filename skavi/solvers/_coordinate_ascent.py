@@ -26,9 +26,6 @@ _STALLED_ROUNDED, _ROUNDED_MOVE = 3, 1e-8
 _STALLED_NEWTON = 2
 #: The same as `_STILL` for them, of the move that would come next.
 _STILL_NEWTON = 1.0
-#: Nats a row that a second-order sweep may have left when mixing begins: from there on sweeps
-#: converge at a rate (turns of latents of many rows: 1/5), further away mixing only holds them up.
-_MIXED_NEWTON = 1e-6
 #: Relative to the ELBO: smaller gains are rounding, about 50 times that of one number (2e-16).
 _ROUNDING = 1e-14
 #: The same for what a mixed step may lose: of nearly collinear columns 5e-14 is rounding (breast
@@ -105,7 +102,8 @@ class CoordinateAscent(Solver):
 
     @over_ranks
     def begin(self, problem, state, tol):
-        return _Ascent(problem, state, tol, self.memory)
+        newton = problem.objective.model.second_order_sweeps  # which mixing would only hold up
+        return _Ascent(problem, state, tol, 0 if newton else self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,8 @@ class _Ascent(Run):
 
     def __init__(self, problem, state, tol, n_pairs):
         self.sweeps, self.tol, self.n_pairs = _Sweeps(problem), tol, n_pairs
-        newton = problem.objective.model.second_order_sweeps
-        self.still = (_STILL_NEWTON if newton else _STILL) * math.sqrt(tol)
+        self.newton = problem.objective.model.second_order_sweeps
+        self.still = (_STILL_NEWTON if self.newton else _STILL) * math.sqrt(tol)
         self.total_weight = problem.total_weight
         start = self.sweeps.factors_at(state.raw_locals, state.raw_globals)
         raw, elbo = self.sweeps.locals_and_elbo(state.raw_globals, start)
@@ -139,8 +137,8 @@ class _Ascent(Run):
         swept, start, promised = self.sweeps.sweep(memory.raw_globals, memory.raw)
         lengths = self.sweeps.lengths(swept)
         residual = float(((swept - memory.raw_globals) / lengths).norm())
-        newest, mixes = (memory.raw_globals, swept), self.n_pairs and self._near(memory)
-        pairs = [*memory.pairs[-self.n_pairs :], newest] if mixes else []
+        newest = memory.raw_globals, swept
+        pairs = [*memory.pairs[-self.n_pairs :], newest] if self.n_pairs else []
         mixed = _anderson(pairs, lengths)
         mixed = mixed if mixed is None else _onward(mixed, swept, memory.raw_globals, lengths)
         raw_globals, raw, elbo = self.sweeps.better_of(mixed, swept, start, memory)
@@ -149,7 +147,7 @@ class _Ascent(Run):
         gain = elbo - memory.elbo
         # Sweeps that converge at rate r leave r / (1 - r) times the last gain. Half the squared
         # move, in sds, is another estimate of what is left; what a Newton step promises is better.
-        newton = self.sweeps.model.second_order_sweeps
+        newton = self.newton
         remaining = max(gain, promised if newton else 0.5 * residual**2)
         rising = elbo - memory.peak > _ROUNDING * abs(elbo)
         stalled = 0 if rising or residual < 0.5 * memory.least else memory.stalled + 1
@@ -178,14 +176,9 @@ class _Ascent(Run):
 
         It shrinks as the last one did.
         """
-        newton = self.sweeps.model.second_order_sweeps
-        shrinks = newton and math.isfinite(memory.residual)
-        return residual * min(1.0, residual / memory.residual) if shrinks else residual
-
-    def _near(self, memory):
-        """Return whether sweeps converge at a rate, so that mixing them leads on."""
-        newton = self.sweeps.model.second_order_sweeps
-        return not newton or memory.remaining <= _MIXED_NEWTON * self.total_weight
+        if not self.newton or not 0 < memory.residual < math.inf:
+            return residual
+        return residual * min(1.0, residual / memory.residual)
 
     def _in_order(self, memory):
         """Go on from where interchangeable latents are in the model's order, once, near the end."""

@@ -104,7 +104,9 @@ class Newton(Solver):
         return super().solve(problem, state, tol, max_iter, progress)
 
     def curvature_at(self, problem, state):
-        if system_of(problem.function, problem.setting.coupling) is not ArrowSystem:
+        arrow = system_of(problem.function, problem.setting.coupling) is ArrowSystem
+        known = problem.objective.knows_row_derivatives  # which cost no passes
+        if known or problem.frozen_globals or not arrow:
             return None
         return arrow_derivatives(problem, state.raw_locals, state.raw_globals)
 

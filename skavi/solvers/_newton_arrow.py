@@ -14,6 +14,7 @@ from skavi._curvature import (
     differentiate_global_term,
     eliminate,
     gradient_of,
+    sum_of_rows,
 )
 from skavi._numerics.positive_definite import positive
 from skavi._numerics.sums import add_up
@@ -154,21 +155,16 @@ class ArrowSystem(System):
 
 def with_slopes(problem, raw: Tensor, raw_globals: Tensor, d: Derivatives) -> Derivatives:
     """Return derivatives whose gradient is that of another problem, under a finer rule."""
-    slopes, ranks, g_globals = [], problem.rows.ranks, torch.zeros_like(d.g_globals)
+    found = []
     for part in problem.parts():
         some = problem if part == slice(0, len(raw)) else problem.restricted(part)
         with torch.enable_grad():
-            here, there = raw[part].detach().requires_grad_(True), raw_globals.detach()
-            there.requires_grad_(len(g_globals) > 0)
-            value = (problem.rows.weights[part] * some.row_terms(here, there)).sum()
-            slope = gradient_of(value, (here, there) if len(g_globals) else (here,))
-        slopes.append(slope[0])
-        g_globals = g_globals + (slope[1] if len(g_globals) else 0)
-    g_globals = ranks.sum(g_globals)
-    if len(g_globals):
-        g_globals = g_globals + differentiate_global_term(problem.objective, raw_globals)[0]
-    steps = d.steps[: len(g_globals)]
-    return replace(d, g=torch.cat(slopes) * d.row_steps, g_globals=g_globals * steps)
+            here, there, value = sum_of_rows(some, raw[part], raw_globals)
+            found.append(gradient_of(value, (here, there)))
+    g, of_globals = zip(*found, strict=True)
+    g_globals = problem.rows.ranks.sum(sum(of_globals))
+    g_globals = g_globals + differentiate_global_term(problem.objective, raw_globals)[0]
+    return replace(d, g=torch.cat(g) * d.row_steps, g_globals=g_globals * d.steps)
 
 
 def safe_logs(step, gradient, curvature, k):

@@ -166,5 +166,9 @@ def test_encoders_read_logs_of_counts(likelihood):
     torch.testing.assert_close(read[:, :2], expected, equal_nan=True)
     torch.testing.assert_close(read[:, 2], torch.as_tensor(table[:, 2]))
     assert float(read[2, 0]) == pytest.approx(np.log(400), abs=0.01)
+    before = vi.model_.with_arguments({"logs_read_": False})  # as in files that say nothing of it
+    torch.testing.assert_close(
+        before.summary(torch.as_tensor(table)), torch.as_tensor(table), equal_nan=True
+    )
     normal = BayesianDecoder(1, (4,)).summary(torch.as_tensor(table))
     torch.testing.assert_close(normal, torch.as_tensor(table), equal_nan=True)
