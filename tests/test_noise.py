@@ -185,6 +185,16 @@ def test_shared_nodes_are_equal_and_few():
     assert rule.nodes(0, 1, 5, None).globals_.shape == (2, 0)  # a q(theta) that is a point
 
 
+def test_three_nodes_in_shared_dimensions_are_few_together():
+    rule, product = GaussHermite((2, 3), shared=(0, 1, 2, 3)), GaussHermite((2, 3))
+    nodes = rule.nodes(4, 1, 5, None)
+    assert len(nodes.weights) == rule.count_nodes(4, 1) == 2 * 31
+    assert product.count_nodes(4, 1) == 2 * 81
+    fourth = nodes.weights @ (nodes.globals_[:, 0] ** 2 * nodes.globals_[:, 3] ** 2)
+    assert float(fourth) == pytest.approx(1.0, abs=1e-13)
+    assert [finer.count_nodes(4, 1) for finer in rule.refined()] == [4 * 31, 2 * 5**4]
+
+
 @pytest.mark.parametrize("shared", [(0, 2), (-1, 0), "ab", (0.5, 1)])
 def test_shared_counts_dimensions_without_a_gap(shared):
     with pytest.raises((ValueError, TypeError), match="shared"):
