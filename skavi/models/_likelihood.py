@@ -207,8 +207,9 @@ class Likelihood(ABC):
     def expected_over_noise(self, x: Tensor, mean: Tensor, variance: Tensor, noise) -> Tensor:
         """Return the same of every cell x, whose mean and variance of eta may be its column's."""
         root = root_of(variance)
+        one = mean.new_ones([1] * (1 + max(x.ndim, mean.ndim)))
         rule = zip(*(part.tolist() for part in self.rule), strict=True)
-        nodes, levels = ((w, mean + e * root) for e, w in rule), self.levels_at_nodes(noise)
+        nodes, levels = ((w, mean + e * one * root) for e, w in rule), self.levels_at_nodes(noise)
         return self.expected_at(x, mean, nodes, noise, levels)
 
     def expected_at(self, x, mean: Tensor, nodes, noise: NoiseFactors, levels: Levels) -> Tensor:
@@ -220,14 +221,14 @@ class Likelihood(ABC):
         mean : Tensor
             Of eta: a cell's, or its column's.
         nodes : iterable of (float or Tensor, Tensor)
-            Weights and values of eta.
+            Weights and values of eta, at one node or several along dimension 0.
         noise : NoiseFactors
         levels : Levels
         """
         bends = [torch.zeros_like(mean)] * len(levels.level)
         for weight, eta in nodes:
             bends = [
-                bend + weight * self.bend(x, eta, level)
+                bend + (weight * self.bend(x, eta, level)).sum(0)
                 for bend, level in zip(bends, levels.level, strict=True)
             ]
         total = self.slope(x) * mean + self.rest(x, noise)

@@ -65,12 +65,24 @@ def test_four_moments_of_the_predictor_are_exact(k, spread):
     given = sides(k, spread)
     mean, nodes = predictor_nodes(*given, 0.0, RULE)
     nodes = list(nodes)
-    torch.testing.assert_close(sum(w for w, _ in nodes), torch.ones_like(mean))
+    torch.testing.assert_close(sum(w.sum(0) for w, _ in nodes), torch.ones_like(mean))
     for power in range(1, 5):
         exact = by_quadrature(*given, lambda eta, power=power: eta**power, 6)
-        found = sum(w * eta**power for w, eta in nodes)
+        found = sum((w * eta**power).sum(0) for w, eta in nodes)
         torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(mean, by_quadrature(*given, lambda eta: eta, 6))
+
+
+@pytest.mark.parametrize("n_rows", [1, 300, 3000])
+def test_few_cells_have_many_nodes_at_once(n_rows):
+    """The sum over nodes of e one by one, to rounding; an e has five nodes, each a pair."""
+    given = sides(2, 0.3, n_rows)
+    nodes = list(predictor_nodes(*given, 0.0, RULE)[1])
+    assert len(nodes) == {1: 5, 300: 10, 3000: 55}[n_rows]
+    found = sum((w * eta.cos()).sum(0) for w, eta in nodes)
+    alone = (predictor_nodes(*given, 0.0, [pair])[1] for pair in RULE)
+    exact = sum(w[0] * eta[0].cos() for each in alone for w, eta in each)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("spread", "off"), [(0.1, 1e-5), (0.3, 2e-5)])
@@ -82,7 +94,8 @@ def test_a_logistic_cell(spread, off):
     """
     given, f = sides(2, spread), torch.nn.functional.softplus
     _, nodes = predictor_nodes(*given, 0.0, RULE)
-    found, exact = sum(w * f(eta) for w, eta in nodes), by_quadrature(*given, f, 30)
+    found = sum((w * f(eta)).sum(0) for w, eta in nodes)
+    exact = by_quadrature(*given, f, 30)
     assert float((found - exact).abs().max()) < off
 
 
@@ -102,7 +115,7 @@ def test_slopes_where_loadings_are_next_to_nothing(size):
 
     def ours(*given):
         _, nodes = predictor_nodes(*given, 0.0, RULE)
-        return sum(w * torch.nn.functional.softplus(eta) for w, eta in nodes)
+        return sum((w * torch.nn.functional.softplus(eta)).sum(0) for w, eta in nodes)
 
     exact = slope(lambda *given: by_quadrature(*given, torch.nn.functional.softplus, 12))
     torch.testing.assert_close(slope(ours), exact, rtol=0, atol=1e-3)
@@ -303,7 +316,7 @@ def test_the_dispersion_is_in_the_predictor_of_counts():
 
     def expected(levels):
         root = (torch.full_like(mean, 0.3) + levels.variance).sqrt()
-        at = ((w, mean + e * root) for e, w in zip(nodes, weights, strict=True))
+        at = ((w, (mean + e * root).unsqueeze(0)) for e, w in zip(nodes, weights, strict=True))
         return cells.expected_at(x, mean, at, noise, levels)
 
     found, exact = (expected(f(noise)) for f in (cells.levels_along, cells.levels_at_nodes))
