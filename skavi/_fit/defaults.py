@@ -93,10 +93,6 @@ _MOST_NUMBERS = 1_000_000_000
 #: Nats a row: far below what sampling noise leaves of any estimate, and two steps of Newton's
 #: method from 1e-4.
 _TOL = 1e-8
-#: Nats a cell that 200 stochastic steps gain at least before their rate falls: with 0.002 held-out
-#: digits of two values, 1,400 fitted, get -17.08 nats, with 0.001 -16.82 (point weights). Numbers
-#: of 1,400 digits end alike with both; point weights learn 200 rows by heart with any.
-_GAIN_A_CELL = 0.001
 #: Nats a row of a network, which keeps a gap anyway; and that share of its gap.
 _NETWORK_TOL, _SHARE_OF_GAP = 1e-4, 0.01
 #: Nodes a dimension of the first product rule: exact for polynomials of degree 5, and refined
@@ -176,7 +172,7 @@ def tolerance(
     if tol is not None:
         return tol
     if model.stochastic and (noise is None or not noise.deterministic):
-        return max(_GAIN_A_CELL * n_features, model.coarsest_tol)
+        return max(model.least_gain * n_features, model.coarsest_tol)
     return max(_NETWORK_TOL if is_network(function) else _TOL, model.coarsest_tol)
 
 

@@ -89,6 +89,8 @@ class LatentVariableModel(
     #: Whether a fit takes rows and draws afresh at every step by default: for thousands of globals
     #: that no deterministic rule integrates.
     stochastic: bool = False
+    #: Nats a cell that 200 stochastic steps gain at least before their rate falls.
+    least_gain: float = 0.001
     #: Of the priors' sds: how wide q(theta) starts. Not measured: order of magnitude.
     start_share: float = 0.1
 

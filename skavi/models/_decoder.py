@@ -167,6 +167,15 @@ class BayesianDecoder(CellwiseModel):
             )
         return Point()
 
+    @property
+    def least_gain(self):
+        """Cells of two or more levels hold few nats, so a window's gain is small as well.
+
+        Of 1,011 digits, 337 held out, two values get -17.06 nats with 0.003, -16.83 with 0.001
+        (point weights); numbers 31.6 with 0.006, 29.9 with 0.001, in 3,400 steps for 5,600.
+        """
+        return 0.005 if self.cell.has_variance or self.cell.counts else super().least_gain
+
     roles = ("covariates", "trials")
     learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_", "logs_read_")
 

@@ -151,7 +151,9 @@ def test_networks_are_solved_less_closely(function, expected):
     assert defaults.tolerance(None, NonlinearModel(), function) == expected
     assert defaults.tolerance(1e-12, TopicModel(), function) == 1e-12
     decoder = BayesianDecoder(2)
-    assert defaults.tolerance(None, decoder, function, None, 100) == 0.1
+    assert defaults.tolerance(None, decoder, function, None, 100) == 0.5
+    answers = BayesianDecoder(2, likelihood="bernoulli")  # at most log 2 nats a cell
+    assert defaults.tolerance(None, answers, function, None, 100) == 0.1
     assert defaults.tolerance(None, decoder, function, FixedDraws(2), 64) < 1e-2
     coarser = defaults.tolerance(None, TopicModel(), function)
     assert coarser == max(expected, TopicModel().coarsest_tol) > 1e-8
