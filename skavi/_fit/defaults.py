@@ -170,7 +170,7 @@ def tolerance(
     a model that takes stochastic steps until they gain little.
     """
     if tol is not None:
-        return tol
+        return float(tol)  # whole numbers overflow where they count nats
     if model.stochastic and (noise is None or not noise.deterministic):
         return max(model.least_gain * n_features, model.coarsest_tol)
     return max(_NETWORK_TOL if is_network(function) else _TOL, model.coarsest_tol)

@@ -282,7 +282,7 @@ def _require_optimum(problem, response):
 
 def _require_determined(objective, response, raw_globals):
     """Raise a NoResponseError if the posterior is flat in some direction."""
-    ratio = widest_ratio(objective, response.of_globals, raw_globals)
+    ratio = float(sd_ratios(objective, response.of_globals, raw_globals).max())
     if not ratio <= FLAT:
         raise NoResponseError(
             f"The ELBO is flat in some direction of the globals (an sd of {ratio:.1e} times q's), "
@@ -290,8 +290,7 @@ def _require_determined(objective, response, raw_globals):
         )
 
 
-def widest_ratio(objective: Objective, covariance: Tensor, raw_globals: Tensor) -> float:
-    """Return the largest sd of a covariance of q(theta)'s parameters, in their natural steps."""
+def sd_ratios(objective: Objective, covariance: Tensor, raw_globals: Tensor) -> Tensor:
+    """Return the sds of a covariance of q(theta)'s parameters, in their natural steps, (Q,)."""
     steps = objective.global_family.steps(objective.global_factor(raw_globals))
-    ratios = covariance.diagonal().sqrt() / steps
-    return float(ratios.max()) if len(ratios) else 0.0
+    return covariance.diagonal().sqrt() / steps

@@ -90,7 +90,7 @@ class LatentVariableModel(
     #: that no deterministic rule integrates.
     stochastic: bool = False
     #: Nats a cell that 200 stochastic steps gain at least before their rate falls.
-    least_gain: float = 0.001
+    least_gain: Any = 0.001
     #: Of the priors' sds: how wide q(theta) starts. Not measured: order of magnitude.
     start_share: float = 0.1
 

@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator
 from skavi._component import Component
 from skavi._data.column_roles import RESPONSE, ColumnRoles, named_columns
 from skavi._estimators.base import VariationalInference
-from skavi._fit.linear_response import FLAT, widest_ratio
+from skavi._fit.linear_response import FLAT, sd_ratios
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi.families import Family
@@ -106,6 +106,8 @@ def _is_output(value) -> bool:
     return isinstance(value, dict) and set(value) == {"transform"} and value["transform"] in known
 
 
+#: Natural steps of q(theta)'s parameters: no sd of a fit is below. Not measured.
+_NARROWEST = 1e-12
 #: What a fit leaves on an estimator: the check of each attribute, and what it needs.
 FITTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_features_in_": (lambda v: is_whole(v, 1), "an integer >= 1"),
@@ -321,8 +323,9 @@ def _check_globals(fitted, objective):
         raise ValueError("the covariance of the globals is of another kind")
     if not _is_covariance(covariance):
         raise ValueError("_global_covariance is the covariance of nothing")
-    if not widest_ratio(objective, aligned(covariance), aligned(raw)) <= FLAT:
-        raise ValueError("_global_covariance is wider than any that a fit keeps")
+    ratios = sd_ratios(objective, aligned(covariance), aligned(raw))
+    if not bool(((ratios >= _NARROWEST) & (ratios <= FLAT)).all()):
+        raise ValueError("_global_covariance is of no size that a fit keeps")
 
 
 def _is_covariance(matrix: np.ndarray) -> bool:

@@ -150,6 +150,7 @@ def test_decoders_of_few_rows_take_more_draws_a_step(n_rows, n_draws):
 def test_networks_are_solved_less_closely(function, expected):
     assert defaults.tolerance(None, NonlinearModel(), function) == expected
     assert defaults.tolerance(1e-12, TopicModel(), function) == 1e-12
+    assert isinstance(defaults.tolerance(2**62, TopicModel(), function), float)
     decoder = BayesianDecoder(2)
     assert defaults.tolerance(None, decoder, function, None, 100) == 0.5
     answers = BayesianDecoder(2, likelihood="bernoulli")  # at most log 2 nats a cell

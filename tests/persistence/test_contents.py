@@ -203,7 +203,8 @@ def test_what_an_attack_found_is_refused(files, name, where, value, tmp_path):
     [
         ("polynomial", "inference_function_/attributes/input_scale_", 1e-320, "roots of variances"),
         ("polynomial", "inference_function_/attributes/input_scale_", 1e300, "roots of variances"),
-        ("linear", "_global_covariance", 1e300, "wider than any that a fit keeps"),
+        ("linear", "_global_covariance", 1e300, "of no size that a fit keeps"),
+        ("linear", "_global_covariance", 1e-320, "of no size that a fit keeps"),
     ],
 )
 def test_numbers_that_no_fit_leaves_are_refused(files, name, where, value, why, tmp_path):
