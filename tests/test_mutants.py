@@ -142,7 +142,7 @@ MUTANTS = {
     ),
     "nodes of the other Hermite polynomials": (
         (noise_rules, "product_rule"),
-        lambda rule: lambda counts: (rule(counts)[0] / np.sqrt(2), rule(counts)[1]),
+        lambda rule: lambda *counts: (rule(*counts)[0] / np.sqrt(2), rule(*counts)[1]),
         noise.test_gauss_hermite_is_exact_for_products_over_dimensions,
     ),
     "rows that leak into each other": ((fitted_model, "solve_rows"), leaking, check_subsets),
