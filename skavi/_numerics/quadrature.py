@@ -3,7 +3,6 @@
 import math
 import warnings
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 import torch
@@ -67,9 +66,11 @@ def product_rule(counts: tuple[int, ...], together: int = 0) -> tuple[np.ndarray
     rules = [(nodes[:, None], weights) for nodes, weights in map(hermite_rule, counts)]
     if together:
         rules.append(few_node_rule(together))
-    weights = np.array([np.prod(w) for w in product(*(rule[1] for rule in rules))])
-    nodes = [np.concatenate([[], *parts]) for parts in product(*(rule[0] for rule in rules))]
-    return np.array(nodes).reshape(len(weights), len(counts) + together), weights
+    nodes, weights = np.zeros((1, 0)), np.ones(1)
+    for more, shares in rules:
+        outer = np.repeat(nodes, len(shares), 0), np.tile(more, (len(nodes), 1))
+        nodes, weights = np.concatenate(outer, 1), np.outer(weights, shares).reshape(-1)
+    return nodes, weights
 
 
 def rule_size(counts: tuple[int, ...], together: int = 0) -> int:
@@ -96,9 +97,8 @@ def few_node_rule(dimension: int) -> tuple[np.ndarray, np.ndarray]:
     nodes = np.sqrt(d + 2) * np.concatenate(sphere)
     of_corner = d**2 * (7 - d) / (2 * (d + 1) ** 2 * (d + 2) ** 2)
     of_edge = 2 * (d - 1) ** 2 / ((d + 1) ** 2 * (d + 2) ** 2)
-    weights = np.repeat([of_corner, of_edge], [len(corners), len(edges)])
-    centre = np.zeros((1, d)), [2 / (d + 2)]
-    return np.concatenate([centre[0], nodes, -nodes]), np.concatenate([centre[1], weights, weights])
+    shares = [2 / (d + 2)] + 2 * ([of_corner] * len(corners) + [of_edge] * len(edges))
+    return np.concatenate([np.zeros((1, d)), nodes, -nodes]), np.array(shares)
 
 
 def sobol_normal(n_draws: int, dimension: int, seed) -> np.ndarray:

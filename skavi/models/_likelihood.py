@@ -207,7 +207,7 @@ class Likelihood(ABC):
     def expected_over_noise(self, x: Tensor, mean: Tensor, variance: Tensor, noise) -> Tensor:
         """Return the same of every cell x, whose mean and variance of eta may be its column's."""
         root = root_of(variance)
-        one = mean.new_ones([1] * (1 + max(x.ndim, mean.ndim)))
+        one = mean.new_ones([1] * (1 + max(x.ndim, mean.ndim)))  # dimension 0 is that of nodes
         rule = zip(*(part.tolist() for part in self.rule), strict=True)
         nodes, levels = ((w, mean + e * one * root) for e, w in rule), self.levels_at_nodes(noise)
         return self.expected_at(x, mean, nodes, noise, levels)
