@@ -101,10 +101,7 @@ class Noise(Component):
         return []
 
     def independent(self) -> "list[Noise]":
-        """Return rules of the same size with independent errors; empty if there is none.
-
-        They replace finer rules that are too large.
-        """
+        """Return rules of the same size with independent errors, for where finer ones are large."""
         return []
 
 
@@ -340,7 +337,9 @@ class GaussHermite(Noise):
 
     def refined(self):
         n_local, n_global = self._counts()
-        more = max(2, 2 * n_global - 1)  # less than twice as many, since there may be four globals
+        # Less than twice as many, since there may be four globals; one more of three shared ones.
+        few = self.shared is None or len(set(self.shared)) < 3
+        more = max(2, 2 * n_global - 1) if few else n_global + 1
         return [GaussHermite(n, self.shared) for n in ((2 * n_local, n_global), (n_local, more))]
 
     def _counts(self):
