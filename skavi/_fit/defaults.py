@@ -78,12 +78,9 @@ _FALLING = 100
 _FEW_ROWS = 100
 #: Rows a step of Adam: the minibatch of the paper's decoder (Margossian & Blei 2024).
 _BATCH = 1000
-#: Rows a step, and the learning rate, where both row and latents pass networks. Of 1,400 digits
-#: held-out ones get 32.3 nats with 128 rows, 34.9 with 256 (both at 0.02). At 0.02 some fits fall
-#: by 10 nats on the way: the same digits times 1, 16 and 1,000 get 34.9, 29.8 and 26.5, and 34.7
-#: and 35.2 (16 and 1,000) at 0.015.
+#: Rows a step where both row and latents pass networks. Of 1,400 digits held-out ones get 32.3 nats
+#: with 128 rows, 34.9 with 256 (both at a rate of 0.02).
 _NETWORK_BATCH = 256
-_NETWORK_RATE = 0.015
 #: Rows times draws of theta a step at least: three rows of five columns, with one draw each, ended
 #: anywhere from -69 to -110 nats, and end at -31 to -33 with 42.
 _FEWEST_DRAWN_ROWS = 128
@@ -231,7 +228,7 @@ def default_solver(setting: Setting) -> Solver:
     objective, n_rows = setting.objective, setting.n_rows
     if objective.model.stochastic and not setting.noise.deterministic:
         size = setting.coupling.batch_size(n_rows, _NETWORK_BATCH)
-        return Adam(_NETWORK_RATE, size)
+        return Adam(objective.model.network_rate, size)
     if not setting.noise.deterministic:
         return Adam(batch_size=setting.coupling.batch_size(n_rows, _BATCH))
     near = setting.function.regressed

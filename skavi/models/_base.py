@@ -79,18 +79,18 @@ class LatentVariableModel(
     allows_missing: bool = False
     #: Whether the log joint works under `torch.func.vmap`; None: that is tried before a fit.
     goes_through_vmap: bool | None = None
-    #: Whether X may be CSR: the model then sees `skavi._data.sparse_rows.SparseRows`, also of a
-    #: dense X, and its `summary` for inference functions must be dense.
+    #: Whether X may be CSR: the model then sees `SparseRows`, of a dense X too; `summary` is dense.
     accepts_sparse: bool = False
     #: Whether X must not be negative, as counts.
     positive_only: bool = False
     #: The least number of latents a row.
     fewest_latents: int = 0
-    #: Whether a fit takes rows and draws afresh at every step by default: for thousands of globals
-    #: that no deterministic rule integrates.
+    #: Whether steps draw rows and theta afresh: for thousands of globals, which no rule integrates.
     stochastic: bool = False
     #: Nats a cell that 200 stochastic steps gain at least before their rate falls.
     least_gain: Any = 0.001
+    #: Adam's first rate of such a fit.
+    network_rate: Any = 0.015
     #: Of the priors' sds: how wide q(theta) starts. Not measured: order of magnitude.
     start_share: float = 0.1
 

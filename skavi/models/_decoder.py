@@ -169,13 +169,11 @@ class BayesianDecoder(CellwiseModel):
 
     @property
     def least_gain(self):
-        """Cells of two or more levels hold few nats, so a window's gain is small as well.
+        return self.cell.least_gain
 
-        Of 1,011 digits, 337 held out, two values get -17.06 nats with 0.003, -16.83 with 0.001;
-        numbers 31.6 with 0.006, 29.9 with 0.001, in 3,400 steps for 5,600 (posterior weights: 31.9
-        and 32.4). 0.005 itself was not run on these.
-        """
-        return 0.005 if self.cell.has_variance or self.cell.counts else super().least_gain
+    @property
+    def network_rate(self):
+        return self.cell.network_rate
 
     roles = ("covariates", "trials")
     learned = (*CellwiseModel.learned, "n_used_components", "covariate_moments_", "logs_read_")

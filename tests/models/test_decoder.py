@@ -110,6 +110,19 @@ def test_a_default_fit_uses_minibatches_and_its_latents():
     assert vi.score(X) > linear.score(X) - 0.6
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "rate"), [("normal", 0.015), ("poisson", 0.015), ("negative_binomial", 0.03)]
+)
+def test_the_first_rate_is_that_of_the_cells(likelihood, rate):
+    """Digits fall by 10 nats a row at 0.02, Poisson counts by 100 at 0.03."""
+    X = np.random.default_rng(0).poisson(3.0, (30, 4)).astype(float)
+    vi = AmortizedVI(BayesianDecoder(1, likelihood=likelihood), max_iter=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one step neither converges nor uses latents
+        vi.fit(X)
+    assert vi.solver_.learning_rate == rate
+
+
 @pytest.mark.slow
 def test_counts_have_a_dispersion_for_each_column():
     """Variances are mu + a mu^2, a 0.05, 3 and 3, of which a latent may explain one column's."""
