@@ -14,14 +14,11 @@ from skavi.models._factor_analysis_start import LinearStart
 from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
 from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
-from skavi.models._rows_at_rest import NODES, few_nodes, rows_at_rest
+from skavi.models._rows_at_rest import nodes_of_curvature, rows_at_rest
 
 #: Cells times nodes of their noise and of e at once. Autograd keeps some ten arrays of five times
 #: as many numbers, 20 MB each. Not measured: order of magnitude.
 _NUMBERS = 500_000
-#: Nodes a latent for second derivatives, but of narrow cells. Five for each of two take 1.4 times
-#: as long, for 2e-5 of the largest in place of 2e-4.
-_CURVED = (5, 4, 3, 3)
 
 
 class BentCells(LinearStart):
@@ -121,7 +118,7 @@ class BentCells(LinearStart):
         few = nodes.slopes_at is not None
         reading = nodes.locals_[:, 0], nodes.weights
         if few:
-            reading = few_nodes(self.n_components, X, NODES if self.cell.narrow else _CURVED)
+            reading = nodes_of_curvature(self.n_components, X, self.cell.narrow)
         if frozen:
             found = self.row_slopes(rows, globals_, X, *reading, few=few)
             of_theta = [None] * 3

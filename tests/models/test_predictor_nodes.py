@@ -205,6 +205,23 @@ def test_slopes_are_exact_and_curvatures_near(likelihood, frozen):
         torch.testing.assert_close(found, wanted, rtol=0, atol=near * scale)
 
 
+@pytest.mark.parametrize("k", [3, 4])
+def test_curvatures_of_several_latents_are_as_near_as_with_three_nodes_each(k, monkeypatch):
+    """21 and 31 nodes in place of 27 and 81; both rules are exact to degree 5 in z."""
+    problem = problem_of("bernoulli", LinearPredictor(11), k)
+    at = near_the_end(problem)
+    ours = arrow_derivatives(problem, *at)
+    rule = [torch.as_tensor(each) for each in product_rule((3,) * k)]
+    monkeypatch.setattr("skavi.models._bent_cells.nodes_of_curvature", lambda *arguments: rule)
+    other = arrow_derivatives(problem, *at)
+    monkeypatch.setattr(FactorAnalysis, "row_derivatives", lambda *arguments: None)
+    exact = arrow_derivatives(problem, *at)
+    for name in ("H", "C", "H_globals"):
+        wanted = getattr(exact, name)
+        left, allowed = ((getattr(each, name) - wanted).abs().max() for each in (ours, other))
+        assert 0 < left <= 1.05 * allowed
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_pieces_of_rows_change_nothing(likelihood, monkeypatch):
     """Nor their gradient, for which the nodes of pieces are found anew."""
