@@ -31,6 +31,8 @@ class BentCells(LinearStart):
     learned = (*LinearStart.learned, "theta_read_")
     #: Means and sds of the training q(theta), which functions read rows by.
     theta_read_: np.ndarray | None = None
+    #: Whether second derivatives beside exact slopes are those of normal predictors.
+    quick = False
     #: Whether a subclass has its own version of what this integrates and differentiates.
     changed: bool
 
@@ -82,6 +84,11 @@ class BentCells(LinearStart):
 
     # --- derivatives ------------------------------------------------------------------------------
 
+    def with_quick_curvature(self):
+        model = copy.copy(self)
+        model.quick = True
+        return model
+
     def _integrates(self, rest):
         """Say whether the noise is integrated with eta: where it is independent of it."""
         return self.cell.bends and type(rest) is DiagonalFactors
@@ -117,7 +124,9 @@ class BentCells(LinearStart):
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
         few = nodes.slopes_at is not None
         reading = nodes.locals_[:, 0], nodes.weights
-        if few:
+        if few and self.quick:
+            reading = None, None
+        elif few:
             reading = nodes_of_curvature(self.n_components, X, self.cell.narrow)
         if frozen:
             found = self.row_slopes(rows, globals_, X, *reading, few=few)
@@ -131,7 +140,11 @@ class BentCells(LinearStart):
             of_theta = [C, g, H]
         slope, block = rows_of_cells(rows, found[0], found[1], weights)
         if few:
-            slope, of_theta[1] = self._slopes(factors, globals_, X, nodes, weights, frozen)
+            exact, of_globals = self._slopes(factors, globals_, X, nodes, weights, frozen)
+            if self.quick:
+                _add_to_logs(block, exact - slope)
+                _add_to_logs(of_theta[2], of_globals - of_theta[1])
+            slope, of_theta[1] = exact, of_globals
         return slope, block, *of_theta
 
     def _slopes(self, factors, globals_, X, nodes, weights, frozen):
@@ -223,6 +236,16 @@ class BentCells(LinearStart):
 
         rows = rows_at_rest(slopes, len(X), self.n_components, X)
         return torch.cat([rows.mean, 0.5 * rows.variance.log(), self.given_columns(X)], -1)
+
+
+def _add_to_logs(blocks, slopes):
+    """Mend second derivatives in log sds, in place, by how much slopes were off.
+
+    Where s^2 is small beside the width of a bend f, d/dlog s is s^2 E f'', and d^2/dlog^2 s twice
+    that: it is off by twice as much.
+    """
+    k = slopes.shape[-1] // 2
+    blocks.diagonal(dim1=-2, dim2=-1)[..., k:] += 2 * slopes[..., k:]
 
 
 def _rule(nodes):

@@ -78,6 +78,10 @@ class ClosedForms:
         """
         return None
 
+    def with_quick_curvature(self):
+        """Return the model with second derivatives that are near enough for steps, if cheaper."""
+        return self
+
     # --- optima ---------------------------------------------------------------------------------
 
     def has_coordinate_updates(self, family: Family, global_family: Family) -> bool:

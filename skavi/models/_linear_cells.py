@@ -10,6 +10,7 @@ cells for each node, where automatic differentiation takes one for each paramete
 """
 
 from dataclasses import dataclass
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from skavi._data.missing_cells import Cells
 from skavi.models._expected_cells import Jets, derivatives_of_rest, expected_cells
 from skavi.models._likelihood import Likelihood
 from skavi.models._noise_factors import NoiseFactors
+from skavi.models._normal_predictors import NormalPredictors
 from skavi.models._poisson_rates import Side
 from skavi.models._predictor_nodes import Rule, predictor_nodes
 
@@ -60,7 +62,12 @@ class LinearCells:
         return self.cells.masked(values).sum(-1)
 
     def derivatives(
-        self, rows: Side, columns: Side, own: NoiseFactors, noise: Tensor, weights: Tensor
+        self,
+        rows: Side,
+        columns: Side,
+        own: NoiseFactors,
+        noise: Tensor | None,
+        weights: Tensor | None,
     ):
         """Differentiate the rows' expected log densities.
 
@@ -71,8 +78,9 @@ class LinearCells:
             Loadings, coefficients of covariates, then the mean.
         own : NoiseFactors
             Factors of the likelihood's own globals, r numbers a column.
-        noise : Tensor of shape (n_nodes, k)
-        weights : Tensor of shape (n_nodes,)
+        noise : Tensor of shape (n_nodes, k), or None
+            None: predictors are taken to be normal, as `NormalPredictors` has it.
+        weights : Tensor of shape (n_nodes,), or None
 
         Returns
         -------
@@ -85,7 +93,7 @@ class LinearCells:
         blocks : Tensor of shape (n_columns, 2 (k + p + 1) + r, 2 (k + p + 1) + r)
         """
         jets = Jets.of(self.likelihood, own)
-        found = self._in_parts(rows, columns, jets, noise, weights, _Nodes.everything)
+        found = self._in_parts(rows, columns, jets, noise, weights, methodcaller("everything"))
         *of_rows, slopes, blocks = found
         if not own.size:
             return found
@@ -95,10 +103,10 @@ class LinearCells:
         blocks = blocks + torch.nn.functional.pad(block, (width - r, 0, width - r, 0))
         return *of_rows, slopes, blocks
 
-    def derivatives_of_rows(self, rows: Side, columns: Side, own, noise: Tensor, weights: Tensor):
+    def derivatives_of_rows(self, rows: Side, columns: Side, own, noise, weights):
         """Return the first two of `derivatives` alone: all that a row's own problem has."""
         jets = Jets.of(self.likelihood, own, own_too=False)
-        return self._in_parts(rows, columns, jets, noise, weights, _Nodes.alone)
+        return self._in_parts(rows, columns, jets, noise, weights, methodcaller("alone"))
 
     def _in_parts(self, rows, columns, jets, noise, weights, read):
         """Gather what is read of nodes, for a few rows at a few nodes at once."""
@@ -112,6 +120,8 @@ class LinearCells:
         return *of_rows, *(_sums(part[3:] for part in parts) if len(parts[0]) > 3 else ())
 
     def _nodes(self, rows, columns, jets, noise, weights):
+        if noise is None:
+            return [NormalPredictors(self, rows, columns, jets)]
         size = max(1, _CELLS // max(1, len(rows) * len(columns)))
         pieces = zip(noise.split(size), weights.split(size), strict=True)
         return (_Nodes(self, rows, columns, jets, *piece) for piece in pieces)

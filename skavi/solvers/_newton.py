@@ -106,7 +106,8 @@ class Newton(Solver):
     def curvature_at(self, problem, state):
         arrow = system_of(problem.function, problem.setting.coupling) is ArrowSystem
         known = problem.objective.knows_row_derivatives  # which cost no passes
-        if known or problem.frozen_globals or not arrow:
+        same = problem.for_steps() is problem
+        if (known and same) or problem.frozen_globals or not arrow:
             return None
         return arrow_derivatives(problem, state.raw_locals, state.raw_globals)
 

@@ -79,7 +79,7 @@ class ArrowSystem(System):
         return torch.cat([rows, self.objective.global_term(raw_globals).reshape(1)])
 
     def step(self, raw, raw_globals, damping=0.0, tangents=()):
-        d = arrow_derivatives(self.problem, raw, raw_globals)
+        d = arrow_derivatives(self.problem.for_steps(), raw, raw_globals)
         return self.step_by(d, damping)
 
     def step_by(self, d, damping=0.0):

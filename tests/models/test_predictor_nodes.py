@@ -205,6 +205,25 @@ def test_slopes_are_exact_and_curvatures_near(likelihood, frozen):
         torch.testing.assert_close(found, wanted, rtol=0, atol=near * scale)
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_quick_curvatures_are_near_as_well(likelihood, monkeypatch):
+    """Those in log sds of theta are mended by exact slopes: else .04 to .15 of the largest off.
+
+    Student t cells bend within their scale, as above.
+    """
+    monkeypatch.setattr("skavi._fit.problem._FEW_CELLS", 0)
+    problem = problem_of(likelihood, LinearPredictor(11))
+    at = near_the_end(problem)
+    ours = arrow_derivatives(problem.for_steps(), *at)
+    monkeypatch.setattr(FactorAnalysis, "row_derivatives", lambda *arguments: None)
+    exact = arrow_derivatives(problem, *at)
+    torch.testing.assert_close(ours.g, exact.g)
+    torch.testing.assert_close(ours.g_globals, exact.g_globals)
+    found, wanted = (each.H_globals.diagonal() for each in (ours, exact))
+    off = (found - wanted).abs() / wanted.abs().max()
+    assert float(off.max()) < (0.1 if likelihood == "student_t" else 0.015)
+
+
 @pytest.mark.parametrize("k", [3, 4])
 def test_curvatures_of_several_latents_are_as_near_as_with_three_nodes_each(k, monkeypatch):
     """21 and 31 nodes in place of 27 and 81; both rules are exact to degree 5 in z."""
