@@ -243,12 +243,13 @@ def with_suboptimality(fit: Fit) -> Fit:
         return fit
     network = is_network(kept.problem.function) and kept.solver.needs_deterministic_noise
     known = kept.outcome.suboptimality if network else None
-    outcome = with_noise_error(kept.problem, kept.solver, kept.outcome, kept.tol, known)
+    ended = kept.problem, kept.solver, kept.outcome, kept.tol
+    outcome, curvature = with_noise_error(*ended, known)
     if network:
         allowed = kept.tol * kept.problem.total_weight
         left = outcome.suboptimality <= max(allowed, NOISE_TOLERANCE) and not kept.missed
         outcome = replace(outcome, converged=kept.outcome.suboptimality <= allowed and left)
-    return replace(fit, solution=replace(kept, outcome=outcome))
+    return replace(fit, solution=replace(kept, outcome=outcome, curvature=curvature))
 
 
 # --- what it fits ---------------------------------------------------------------------------------

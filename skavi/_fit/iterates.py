@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from skavi._curvature import Derivatives
 from skavi._fit.problem import Problem
 from skavi.solvers import Outcome, Run, Solver
 
@@ -32,6 +33,8 @@ class Solution:
     missed : float
         Nats a row by which a network is below the rows' own factors, where these are not its
         factors by any measure; else 0.
+    curvature : Derivatives or None
+        Those of the ELBO at the end, where they have been found.
     """
 
     problem: Problem
@@ -42,6 +45,7 @@ class Solution:
     stage: int = 0
     tol: float = math.nan
     missed: float = 0.0
+    curvature: Derivatives | None = None
 
 
 @dataclass(frozen=True)

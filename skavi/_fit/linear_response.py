@@ -103,6 +103,13 @@ def respond(problem, raw: Tensor, raw_globals: Tensor) -> Response:
     return how(problem, raw, raw_globals)
 
 
+def _respond_at_end(fitted: Solution, problem, raw, raw_globals) -> Response:
+    """Return the response of a fit, by second derivatives that its end was judged by if any."""
+    if fitted.curvature is None:
+        return respond(problem, raw, raw_globals)
+    return _from_derivatives(fitted.curvature, problem.rows.weights)
+
+
 def _coupling(objective):
     """Return how rows meet in factorized VI, of which this is the response."""
     return objective.coupling_under(Table())
@@ -127,7 +134,10 @@ def require_feasible(objective, weights: Tensor) -> None:
 
 
 def _from_arrow(problem, raw, raw_globals):
-    d, weights = arrow_derivatives(problem, raw, raw_globals), problem.rows.weights
+    return _from_derivatives(arrow_derivatives(problem, raw, raw_globals), problem.rows.weights)
+
+
+def _from_derivatives(d: Derivatives, weights: Tensor) -> Response:
     A = -0.5 * (d.H + d.H.mT)
     # The block and the border of a row of weight 0 are 0: any block leaves it out.
     A = torch.where((weights > 0)[:, None, None], A, torch.eye(A.shape[-1]).to(A))
@@ -223,7 +233,7 @@ def correction_of(fitted: Solution) -> Correction:
         raw = table.raw_locals
     try:
         require_feasible(objective, problem.rows.weights)
-        response = respond(problem, raw, raw_globals)
+        response = _respond_at_end(fitted, problem, raw, raw_globals)
         _require_optimum(problem, response)
         _require_determined(objective, response, raw_globals)
     except NoResponseError as error:

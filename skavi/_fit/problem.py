@@ -163,6 +163,13 @@ class Problem:
             return known
         return *known[:2], raw.new_empty(*raw.shape, 0), raw.new_empty(0), raw.new_empty(0, 0)
 
+    def row_gradient(self, raw: Tensor, raw_globals: Tensor):
+        """Return the slopes among these where the model has them for less, or None."""
+        rows, frozen = self.rows, self.frozen_globals
+        return self.objective.row_gradient(
+            raw, raw_globals, rows.X, self.current_nodes(), rows.weights, frozen
+        )
+
     def second_derivatives(self, raw: Tensor, raw_globals: Tensor):
         """Return the same, or what takes far fewer backward passes than there are parameters."""
         known = self.row_derivatives(raw, raw_globals)

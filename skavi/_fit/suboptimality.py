@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from skavi._curvature import Derivatives
 from skavi._fit.defaults import finer_rules
 from skavi._fit.problem import Problem
 from skavi.solvers import Outcome, Solver
@@ -38,14 +39,15 @@ def within_gap(problem: Problem, outcome: Outcome, best: float) -> Outcome:
 
 def with_noise_error(
     problem: Problem, solver: Solver, outcome: Outcome, tol: float, solved: float | None = None
-) -> Outcome:
+) -> tuple[Outcome, Derivatives | None]:
     """Return the outcome with the noise rule's error counted in `suboptimality`, `converged`.
 
-    `solved`: what the solver has left, in nats, where that is known.
+    `solved`: what the solver has left, in nats, where that is known. Second derivatives that were
+    found for the estimate come second.
     """
     noise, state = problem.noise, outcome.state
     if not noise.deterministic or not bool(torch.isfinite(state.raw_globals).all()):
-        return outcome
+        return outcome, None
     setting = problem.setting
     finer = finer_rules(noise, setting) or noise.independent()
     allowed = max(tol * problem.total_weight, NOISE_TOLERANCE)
@@ -67,11 +69,12 @@ def with_noise_error(
     error = max(errors(finer), default=0.0)
     if error > allowed:  # two rules estimate a large error better than one
         error = max([error, *errors(rule for each in finer for rule in each.independent()[:1])])
-    return replace(
+    counted = replace(
         outcome,
         suboptimality=max(solved, error),
         converged=outcome.converged and error <= allowed,
     )
+    return counted, curvature
 
 
 def nats_below(left: float) -> str:

@@ -117,9 +117,7 @@ class BentCells(LinearStart):
         Along predictors slopes are exact, and second derivatives those at a few nodes of z:
         Newton's method ends where slopes are 0, a few steps later.
         """
-        if type(factors) is not DiagonalFactors or not self._by_cells(globals_):
-            return None
-        if len(nodes.locals_[0]) != 1:
+        if not self._alone(factors, nodes) or not self._by_cells(globals_):
             return None
         rows, size = Side(factors.mean, factors.sd**2), globals_.mean.shape[-1]
         few = nodes.slopes_at is not None
@@ -147,6 +145,12 @@ class BentCells(LinearStart):
             slope, of_theta[1] = exact, of_globals
         return slope, block, *of_theta
 
+    def row_gradient(self, factors, globals_, X, nodes, weights, frozen):
+        known = self._alone(factors, nodes) and self._by_cells(globals_)
+        if nodes.slopes_at is None or not known:
+            return None
+        return self._slopes(factors, globals_, X, nodes, weights, frozen)
+
     def _slopes(self, factors, globals_, X, nodes, weights, frozen):
         """Return the exact slopes of the rows' weighted terms in all raw numbers."""
         raw = torch.cat([factors.mean, factors.sd.log()], -1)
@@ -164,6 +168,10 @@ class BentCells(LinearStart):
             slopes.append(found[0])
             sums += 0.0 if frozen else found[1]
         return torch.cat(slopes), None if frozen else sums.flatten()
+
+    def _alone(self, factors, nodes):
+        """Say whether rows' latents are independent, under nodes that all rows share."""
+        return type(factors) is DiagonalFactors and len(nodes.locals_[0]) == 1
 
     def _by_cells(self, globals_):
         """Say whether the rows' terms are sums over cells with derivatives in closed form."""
@@ -201,7 +209,7 @@ class BentCells(LinearStart):
                 part.constant,
                 where,
                 columns,
-                part.noise_factors(globals_.mean, globals_.sd),
+                part.noise_factors(globals_.mean, globals_.sd).with_enough_nodes(),
             )
 
     def check_learned(self, n_features):

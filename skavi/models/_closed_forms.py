@@ -78,6 +78,13 @@ class ClosedForms:
         """
         return None
 
+    def row_gradient(self, factors, globals_, X: Tensor, nodes, weights: Tensor, frozen: bool):
+        """Return the slopes among `row_derivatives`, by rows and in q(theta), or None.
+
+        None as well where automatic differentiation takes no longer.
+        """
+        return None
+
     def with_quick_curvature(self):
         """Return the model with second derivatives that are near enough for steps, if cheaper."""
         return self

@@ -35,6 +35,9 @@ _SHRINK = 0.25
 _LENGTHS = (*(_SHRINK**trial for trial in range(8)), 0.0)
 #: Lengths of each row's step.
 _ROW_LENGTHS = (1.0, _SHRINK, _SHRINK**2)
+#: Of the rows, that do not gain by a full step while all others keep theirs. Where more do not,
+#: all try shorter ones: else 1,000 rows of Student t cells took 12 steps in place of 10.
+_FEW_LEFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,30 @@ class ArrowSystem(System):
         best, best_value = raw, self.value(raw, raw_globals)
         gained = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
         for length in _ROW_LENGTHS if raw.shape[1] else ():  # rows without latents have no step
-            new = self.value(raw + length * local, raw_globals)
-            better = (new > best_value) | ~torch.isfinite(best_value)
-            best = torch.where(better[:-1].unsqueeze(-1), raw + length * local, best)
-            best_value = torch.where(better, new, best_value)
-            gained |= better[:-1]
-            if length == 1.0 and bool(gained.all()):
+            left = self._without(gained)
+            if not len(left):
                 break
+            moved = raw[left] + length * local[left]
+            new, old = self._row_values_of(left, moved, raw_globals), best_value[left]
+            better = (new > old) | ~torch.isfinite(old)
+            best = best.index_copy(0, left, torch.where(better[:, None], moved, best[left]))
+            best_value = best_value.index_copy(0, left, torch.where(better, new, old))
+            gained = gained.index_copy(0, left, better | gained[left])
         return best, best_value, gained
+
+    def _without(self, gained):
+        """Return which rows are to be tried: all, or the few that have not gained."""
+        left = (~gained).nonzero()[:, 0]
+        apart = self.problem.objective.model.coupling.independent
+        if not len(left) or (apart and len(left) <= _FEW_LEFT * len(gained)):
+            return left
+        return torch.arange(len(gained), device=gained.device)
+
+    def _row_values_of(self, index, raw, raw_globals):
+        """Return the weighted terms of some rows."""
+        if len(index) == len(self.weights):
+            return self.row_values(raw, raw_globals)
+        return self.weights[index] * self.problem.restricted(index).row_terms(raw, raw_globals)
 
 
 def with_slopes(problem, raw: Tensor, raw_globals: Tensor, d: Derivatives) -> Derivatives:
@@ -158,9 +177,11 @@ def with_slopes(problem, raw: Tensor, raw_globals: Tensor, d: Derivatives) -> De
     found = []
     for part in problem.parts():
         some = problem if part == slice(0, len(raw)) else problem.restricted(part)
-        with torch.enable_grad():
-            here, there, value = sum_of_rows(some, raw[part], raw_globals)
-            found.append(gradient_of(value, (here, there)))
+        if (known := some.row_gradient(raw[part], raw_globals)) is None:
+            with torch.enable_grad():
+                here, there, value = sum_of_rows(some, raw[part], raw_globals)
+                known = gradient_of(value, (here, there))
+        found.append(known)
     g, of_globals = zip(*found, strict=True)
     g_globals = problem.rows.ranks.sum(sum(of_globals))
     g_globals = g_globals + differentiate_global_term(problem.objective, raw_globals)[0]

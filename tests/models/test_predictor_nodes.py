@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skavi import FactorizedVI
-from skavi._curvature import arrow_derivatives
+from skavi._curvature import arrow_derivatives, sum_of_rows
 from skavi._data.rows import Rows
 from skavi._fit.problem import Problem
 from skavi._numerics.quadrature import hermite_rule, product_rule
@@ -203,6 +203,23 @@ def test_slopes_are_exact_and_curvatures_near(likelihood, frozen):
         found, wanted = getattr(ours, name), getattr(exact, name)
         scale = float(wanted.abs().max()) if wanted.numel() else 1.0
         torch.testing.assert_close(found, wanted, rtol=0, atol=near * scale)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_gradient_alone_is_that_of_the_sum_of_rows(likelihood, frozen):
+    problem = problem_of(likelihood, LinearPredictor(11), frozen=frozen)
+    at = near_the_end(problem)
+    of_rows, of_theta = problem.row_gradient(*at)
+    here, there, value = sum_of_rows(problem, *at)
+    unknowns = (here,) if frozen else (here, there)
+    exact = torch.autograd.grad(value, unknowns)
+    torch.testing.assert_close(of_rows, exact[0])
+    if frozen:
+        assert of_theta is None
+    else:
+        torch.testing.assert_close(of_theta, exact[1])
+    assert problem.with_noise(GaussHermite(3)).row_gradient(*at) is None
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
