@@ -126,16 +126,22 @@ class NonlinearModel(_OneColumnModel):
         return Normal(theta["theta"] + z * torch.sin(z) + z, torch.exp(torch.cos(z)))
 
     def log_local(self, theta, z, X):
+        return self._log_density(theta, z, X, 0.0)
+
+    def _log_density(self, theta, z, X, variance):
+        """Return the expected log density for a theta of some variance around the one given.
+
+        theta is in a square, whose expectation adds its variance.
+        """
         log_sd = torch.cos(z)
-        residual = (X - theta["theta"] - z * torch.sin(z) - z) * torch.exp(-log_sd)
-        return (-0.5 * (z**2 + residual**2) - LOG_2PI - log_sd).sum(-1)
+        residual, precision = X - theta["theta"] - z * torch.sin(z) - z, torch.exp(-2 * log_sd)
+        return (-0.5 * (z**2 + precision * (residual**2 + variance)) - LOG_2PI - log_sd).sum(-1)
 
     def half_expected_terms(self, theta, z, factors, rest, X):
-        """Integrate theta out: given z it is in a square, whose expectation adds its variance."""
-        density = self.log_local(theta, z, X)
+        """Integrate theta out, given z."""
         if not self._as_written():
-            return density
-        return density - 0.5 * rest.sd[-1] ** 2 * torch.exp(-2 * torch.cos(z[..., 0]))
+            return self.log_local(theta, z, X)
+        return self._log_density(theta, z, X, rest.sd[-1] ** 2)
 
     def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
         normal = type(factors) is type(globals_) is DiagonalFactors
