@@ -165,10 +165,12 @@ class Problem:
 
     def row_gradient(self, raw: Tensor, raw_globals: Tensor):
         """Return the slopes among these where the model has them for less, or None."""
-        rows, frozen = self.rows, self.frozen_globals
-        return self.objective.row_gradient(
-            raw, raw_globals, rows.X, self.current_nodes(), rows.weights, frozen
-        )
+        objective, rows, nodes = self.objective, self.rows, self.current_nodes()
+        if nodes is None or objective.n_drawn_globals:
+            return None
+        factors, q_theta = objective.local_factors(raw), objective.global_factor(raw_globals)
+        given = rows.X, nodes, rows.weights, self.frozen_globals
+        return objective.model.row_gradient(factors, q_theta, *given)
 
     def second_derivatives(self, raw: Tensor, raw_globals: Tensor):
         """Return the same, or what takes far fewer backward passes than there are parameters."""

@@ -246,13 +246,6 @@ class Objective:
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         return self.model.row_derivatives(factors, q_theta, X, nodes, weights, frozen)
 
-    def row_gradient(self, raw, raw_globals, X, nodes, weights, frozen):
-        """Return what `ClosedForms.row_gradient` knows of the rows' terms, or None."""
-        if nodes is None or self.n_drawn_globals:
-            return None
-        factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
-        return self.model.row_gradient(factors, q_theta, X, nodes, weights, frozen)
-
     def expected_log_terms(self, factors, q_theta, X, nodes):
         """E_q[log p(z, X | theta)], one term per row, or a scalar."""
         if nodes is None:
