@@ -103,13 +103,6 @@ def respond(problem, raw: Tensor, raw_globals: Tensor) -> Response:
     return how(problem, raw, raw_globals)
 
 
-def _respond_at_end(fitted: Solution, problem, raw, raw_globals) -> Response:
-    """Return the response of a fit, by second derivatives that its end was judged by if any."""
-    if fitted.curvature is None:
-        return respond(problem, raw, raw_globals)
-    return _from_derivatives(fitted.curvature, problem.rows.weights)
-
-
 def _coupling(objective):
     """Return how rows meet in factorized VI, of which this is the response."""
     return objective.coupling_under(Table())
@@ -226,21 +219,35 @@ def correction_of(fitted: Solution) -> Correction:
     reason = _refusal(fitted)
     if reason is not None:
         return Correction.without(reason)
-    raw, raw_globals = objective.free(problem.raw(state)).detach(), state.raw_globals.detach()
-    if objective.has_coordinate_updates:  # a model may know fewer rows that are equivalent
-        table = State(raw, {}, raw_globals)
-        problem, table = CoordinateAscent().prepare(problem, table)
-        raw = table.raw_locals
     try:
-        require_feasible(objective, problem.rows.weights)
-        response = _respond_at_end(fitted, problem, raw, raw_globals)
+        response = _at_end(fitted)
         _require_optimum(problem, response)
-        _require_determined(objective, response, raw_globals)
+        _require_determined(objective, response, state.raw_globals.detach())
     except NoResponseError as error:
         return Correction.without(str(error))
     except RuntimeError as error:
         return Correction.without(f"The model's second derivatives cannot be taken: {error}")
     return Correction(response.of_globals.cpu().numpy().copy())
+
+
+def _at_end(fitted: Solution) -> Response:
+    """Return the response of a fit, by the second derivatives that judged its end if it has them.
+
+    Raises
+    ------
+    NoResponseError
+    """
+    problem, state = fitted.problem, fitted.outcome.state
+    objective, raw_globals = problem.objective, state.raw_globals.detach()
+    if fitted.curvature is not None:
+        require_feasible(objective, problem.rows.weights)
+        return _from_derivatives(fitted.curvature, problem.rows.weights)
+    raw = objective.free(problem.raw(state)).detach()
+    if objective.has_coordinate_updates:  # a model may know fewer rows that are equivalent
+        problem, table = CoordinateAscent().prepare(problem, State(raw, {}, raw_globals))
+        raw = table.raw_locals
+    require_feasible(objective, problem.rows.weights)
+    return respond(problem, raw, raw_globals)
 
 
 def _refusal(fitted):
