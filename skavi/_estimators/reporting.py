@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skavi._estimators.fitted_attributes import fitted_attributes
 from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.suboptimality import nats_below
+from skavi._numerics.sums import lost_in
 from skavi._platform.user_warnings import warn
 from skavi.models import CouplingBiasWarning, UnusedLatentsWarning
 
@@ -152,7 +153,7 @@ def warn_of_end(estimator, reporter: Reporter) -> None:
         message = (
             f"{name} did not converge in n_iter_={n_iter} iterations: it stands "
             f"{nats_below(estimator.suboptimality_)} the optimum by its own estimate. "
-            f"{_remedy(estimator)}"
+            f"{_remedy(estimator, reporter.n_samples)}"
         )
     elif reporter.alone:
         best, second = estimator.starts_[:2]
@@ -180,8 +181,13 @@ def warn_of_model(estimator) -> None:
         )
 
 
-def _remedy(estimator):
+def _remedy(estimator, n_rows):
     """Name what may help: what the fit had too little of."""
+    if lost_in(estimator.tol_ * n_rows, estimator.elbo_):
+        return (
+            f"Its ELBO is {estimator.elbo_:.3g} nats, a number in whose rounding tol is lost: "
+            "rescale X, or look for cells that are far from all others."
+        )
     if estimator.n_iter_ >= estimator.max_iter:
         return f"Raise max_iter (now {estimator.max_iter}), or loosen tol."
     return (

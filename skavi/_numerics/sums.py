@@ -13,6 +13,20 @@ _FEW = 32_768
 #: Numbers summed at once: 32 KB, a first-level cache; sums of 100,000 are right to 1e-15
 #: (test_sums).
 _BLOCK = 4096
+#: Of a sum: what rounding leaves unknown of a sum of many terms.
+_ROUNDING = 1e-12
+
+
+def lost_in(part: float, whole: float) -> bool:
+    """Say whether a part is lost in the rounding of the whole, a sum of many terms.
+
+    Examples
+    --------
+    >>> from skavi._numerics.sums import lost_in
+    >>> lost_in(1e-3, 1e6), lost_in(1e-3, -1e16)
+    (False, True)
+    """
+    return part <= _ROUNDING * abs(whole)
 
 
 def add_up(numbers: Tensor) -> Tensor:

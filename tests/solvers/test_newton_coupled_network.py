@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from skavi import AmortizedVI, FactorizedVI
 from skavi._data.rows import Rows
@@ -73,6 +74,17 @@ def test_it_ends_higher_than_first_order_steps_and_not_above_f_vi():
 def test_units_are_smooth_where_all_rows_meet():
     assert default_function(2, GaussianProcess()).activation == "tanh"
     assert default_function(2, FactorAnalysis(1)).activation == "relu"
+
+
+def test_a_network_whose_tol_is_lost_in_the_elbo_ends_and_says_so():
+    """At 1e16 nats rounding is 3 nats: no end at tol (0.001 nats) can be told from a step."""
+    times = np.sort(np.random.default_rng(1).uniform(0, 6, 30))
+    far = np.column_stack([times, np.sin(times)])
+    far[3, 1] = 1e8
+    with pytest.warns(ConvergenceWarning, match="in whose rounding tol is lost: rescale X, or"):
+        vi = AmortizedVI(GaussianProcess(), random_state=0).fit(far)
+    assert vi.elbo_ < -1e15 and not vi.converged_ and vi.n_iter_ == 500
+    assert vi.suboptimality_ > 1e9
 
 
 def test_many_rows_are_refused():
