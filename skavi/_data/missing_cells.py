@@ -7,6 +7,10 @@ from torch import Tensor
 
 from skavi._data.process_ranks import anywhere, total
 
+#: Sds of a column that rounding to single precision may move its cells by. Not measured: far below
+#: what stochastic steps tell apart.
+_MOVED = 1e-4
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -66,6 +70,16 @@ class Cells:
         weight = self.over_rows(weights, torch.ones_like(weights))
         mean = total(weights @ self.values) / weight
         return mean, total(weights @ self.masked(self.values - mean) ** 2) / weight
+
+    def survive_single(self, weights: Tensor) -> bool:
+        """Say whether single precision keeps what each column's cells differ by.
+
+        It has seven digits: of cells near 1e9 it keeps hundreds, and no units.
+        """
+        _, variance = self.mean_and_variance(weights)
+        moved = self.values - self.values.to(torch.float32).to(self.values)
+        lost = self.mean_of(weights, moved.square())
+        return not anywhere(bool((lost > _MOVED**2 * variance).logical_and(variance > 0).any()))
 
     def covariance(self, weights: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the columns' weighted covariances about `mean`, in units of `scale`.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from skavi._data.missing_cells import Cells
 from skavi._data.rows import Rows
 from skavi._fit.checkpoint_journal import Journal
 from skavi._fit.defaults import (
@@ -374,7 +375,8 @@ def _bind(plan, rows, start):
     solver = plan.solver or default_solver(setting)
     stochastic = not solver.needs_deterministic_noise
     # Such a fit's own noise is far above the rounding of single precision.
-    single = plan.single or (plan.solver is None and stochastic and objective.model.stochastic)
+    single = plan.solver is None and stochastic and objective.model.stochastic
+    single = plan.single or (single and rows.ask(Cells.of(rows.X).survive_single, rows.weights))
     problem = Problem(objective, function, rows, features, noise, plan.generator, single=single)
     targets = function.targets(problem, start.state)
     sweeps = stochastic and objective.has_coordinate_updates

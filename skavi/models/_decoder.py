@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
@@ -14,11 +13,10 @@ from skavi._numerics.whole_numbers import is_whole
 from skavi.distributions import PriorOfVariance
 from skavi.families import Point
 from skavi.models._cellwise import CellwiseModel, linear_start
+from skavi.models._decoder_start import SLOPE, cell_of_all_variance, linear_layers
 from skavi.models._factor_analysis import FactorAnalysis
 from skavi.models._factor_analysis_start import WIDE_ETA
 
-#: Slope of a unit below zero, as in the paper's decoder (Margossian & Blei 2024).
-_SLOPE = 0.2
 #: Variance of a latent's means, of a prior variance of 1, above which it is used (Burda et al.
 #: 2016, "Importance weighted autoencoders").
 _USED = 0.01
@@ -152,6 +150,19 @@ class BayesianDecoder(CellwiseModel):
         super().check_data(X)
         for name in ("output_loc", "output_scale"):
             self._require_size(name, self.n_predictors(self.n_explained(X)))
+
+    def prior_conflict(self, X, weights):
+        scaled = self.noise_sd is None and self.output_scale is None
+        if self.mixed is not None or not self.cell.has_variance or not scaled:
+            return ""
+        far = cell_of_all_variance(self.cells_of(X), weights)
+        if far is None:
+            return ""
+        return (
+            f"{type(self).__name__}(): X has a cell of size {far:.3g} beside which all others are "
+            "alike, and it alone sets output_scale and the prior of the noise, in which the others "
+            "are lost. Check that cell, take logs, or set output_scale and noise_sd."
+        )
 
     def _sizes(self):
         sizes = self.hidden_layer_sizes
@@ -329,7 +340,8 @@ class BayesianDecoder(CellwiseModel):
             start["noise_variance"] = torch.maximum(start["noise_variance"], least)
         if "dispersion" in start and self.mixed is None:
             start["dispersion"] = start["dispersion"].expand(self._noise_shape(self.n_explained(X)))
-        return start | self._linear_layers(loadings, bias, generator)
+        widths = (self._n_inputs, *self._sizes(), loadings.shape[1])
+        return start | linear_layers(widths, self.weight_scale, loadings, bias, generator)
 
     def _noise_of_first_weights(self):
         """Return about the variance that the last layer's first sds add to the output.
@@ -339,25 +351,6 @@ class BayesianDecoder(CellwiseModel):
         sd = self.start_share * self.weight_scale
         n_inputs = (self._n_inputs, *self._sizes())[-1]
         return (n_inputs + 1) * sd**2 * self._output_variance()
-
-    def _linear_layers(self, loadings, bias, generator):
-        widths = (self._n_inputs, *self._sizes(), loadings.shape[1])
-        last = len(widths) - 2
-        n_carried = min([self._n_inputs, *(width // 2 for width in self._sizes())])
-        layers: dict[str, Tensor] = {}
-        carry = torch.eye(self._n_inputs).to(loadings)[:, :n_carried]
-        for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths[:-1])):
-            spread = min((2 / n_in) ** 0.5, self.weight_scale)  # He et al. (2015), eq. 10
-            drawn = torch.randn(n_in, n_out, generator=generator, dtype=torch.float64)
-            weight, pairs = (spread * drawn).to(loadings), torch.cat([carry, -carry], 1)
-            weight[:, : 2 * n_carried] = 0.0
-            weight[: len(pairs), : 2 * n_carried] = pairs
-            layers |= {f"weight_{layer}": weight, f"bias_{layer}": weight.new_zeros(n_out)}
-            carry = torch.eye(n_carried).to(loadings) / (1 + _SLOPE)
-            carry = torch.cat([carry, -carry])
-        weight = loadings.new_zeros(widths[-2:])
-        weight[: len(carry)] = carry @ loadings[:n_carried]
-        return layers | {f"weight_{last}": weight, f"bias_{last}": bias}
 
     def initial_locals(self, theta, X):
         """Return the factors that normal cells would have, were the decoder linear.
@@ -387,7 +380,7 @@ class BayesianDecoder(CellwiseModel):
         last = len(self._sizes())
         for layer in range(last + 1):
             z = torch.addmm(theta[f"bias_{layer}"], z, theta[f"weight_{layer}"])
-            z = z if layer == last else F.leaky_relu(z, _SLOPE)
+            z = z if layer == last else F.leaky_relu(z, SLOPE)
         scaled = z if self.output_scale is None else z * torch.as_tensor(self.output_scale).to(z)
         return scaled if self.output_loc is None else scaled + self._beside(theta, self.location(z))
 
