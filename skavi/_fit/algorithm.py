@@ -24,7 +24,7 @@ from skavi._fit.local_problems import local_problem, solve_rows
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise, solve_roughly
 from skavi._fit.other_optima import in_order, move_to_better_optima, settle_rows
-from skavi._fit.problem import Problem, inputs_of
+from skavi._fit.problem import Problem, inputs_of, with_moments
 from skavi._fit.shared_noise import with_shared_noise
 from skavi._fit.stages import Stages
 from skavi._fit.starts_of_theta import starts_of_theta
@@ -368,7 +368,7 @@ def _bind(plan, rows, start):
     q_theta = objective.global_factor(raw_globals)
     objective = replace(objective, model=function.reading(objective.model, q_theta))
     inputs = rows.ask(inputs_of, objective.model, function, rows.X)
-    function = rows.ask(function.fit_inputs, inputs, rows.weights)
+    function = rows.ask(with_moments, objective.model, function, inputs, rows.weights)
     features = function.features(inputs)
     n_parameters = function.n_parameters(features.shape[-1], objective.n_outputs)
     setting = Setting(objective, function, noise, rows.n_total, n_parameters)

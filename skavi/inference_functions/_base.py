@@ -33,6 +33,8 @@ class InferenceFunction(Component):
     regressed: bool = True
     #: How many random starts to choose from; 1 if the start is not random.
     n_starts: int = 1
+    #: Whether features are bounded, however far a row is from those of the fit.
+    bounded: bool = False
     #: Default learning rate of Adam, in natural units.
     learning_rate: float = 0.003
     context: tuple[int, int] | None

@@ -407,6 +407,17 @@ def test_rows_beyond_the_ends_of_other_models_read_as_zero(series):
     np.testing.assert_allclose(vi.transform(padded)[2:-1], vi.transform(series), rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::skavi.models.CouplingBiasWarning")
+@pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
+def test_a_network_reads_a_series_far_from_zero():
+    """The zeros beyond its ends are a billion sds away, and would be all that it reads."""
+    X = random_walk(40)
+    near, far = (AmortizedVI(LocalLevel(), random_state=0).fit(rows) for rows in (X, X + 1e9))
+    assert near.converged_ and far.converged_ and far.n_iter_ < 200
+    assert far.elbo_ == pytest.approx(near.elbo_, abs=0.05)
+    np.testing.assert_allclose(far.transform(X + 1e9) - 1e9, near.transform(X), atol=0.3)
+
+
 # Series of any length
 
 
