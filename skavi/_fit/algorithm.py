@@ -20,7 +20,7 @@ from skavi._fit.defaults import (
 from skavi._fit.final_elbo import final_elbo
 from skavi._fit.iterates import Iterate, Solution
 from skavi._fit.linear_predictor import require_linear_predictor, with_linear_predictor
-from skavi._fit.local_problems import local_problem, solve_rows
+from skavi._fit.local_problems import local_problem, solve_rows, with_rows_at_rest
 from skavi._fit.network_start import best_start
 from skavi._fit.noise_refinement import refine_noise, solve_roughly
 from skavi._fit.other_optima import in_order, move_to_better_optima, settle_rows
@@ -149,12 +149,24 @@ def fit_every_start(
                 raise
             errors.append(error)
             continue
-        reached = solution.outcome.state
-        fits.append((solution, *final_elbo(solution.problem, reached, solution.tol)))
+        fits.append(_evaluated(solution, plan.solver is None))
         if solution.stopped:
             break
     if not fits:
         raise errors[0]
+
+
+def _evaluated(solution, may_settle):
+    """Return a solution, with rows at rest where that is better, its ELBO and standard error."""
+    problem, outcome, tol = solution.problem, solution.outcome, solution.tol
+    found = solution, *final_elbo(problem, outcome.state, tol)
+    if not (may_settle and outcome.converged):
+        return found
+    at_rest = with_rows_at_rest(problem, outcome.state, tol)
+    if at_rest is None:
+        return found
+    other = replace(solution, outcome=replace(outcome, state=at_rest))
+    return max(found, (other, *final_elbo(problem, at_rest, tol)), key=lambda fit: fit[1])
 
 
 def best_of(plan: Plan, fits: list[tuple[Solution, float, float]]) -> Fit:

@@ -9,7 +9,7 @@ from torch import Tensor
 from skavi._curvature import arrow_derivatives
 from skavi._data.blockwise import SOLVED_NUMBERS
 from skavi._data.rows import Rows
-from skavi._fit.defaults import default_solver
+from skavi._fit.defaults import default_solver, evaluation_noise
 from skavi._fit.other_optima import other_optima
 from skavi._fit.problem import Problem
 from skavi.inference_functions import Table
@@ -20,6 +20,8 @@ from skavi.solvers import Newton, State
 #: Newton steps a row: about 10 are usual, rows with shortened steps need more. Not measured:
 #: order of magnitude.
 _LOCAL_ITERATIONS = 200
+#: Rows whose factors are solved after random steps: it takes as long as `transform`.
+_FEW_ROWS = 256
 #: Iterations of L-BFGS for coupled rows: each is cheap. Not measured: order of magnitude.
 _COUPLED_ITERATIONS = 10_000
 
@@ -71,6 +73,19 @@ def solve_rows(problem: Problem, raw_globals: Tensor, tol: float, start: Tensor 
     if moved is not None:
         outcome = solver.solve(problem, State(moved, {}, raw_globals), tol, limit)
     return outcome.state.raw_locals, outcome.converged
+
+
+def with_rows_at_rest(problem: Problem, state: State, tol: float) -> State | None:
+    """Return the state with rows' own factors solved after random steps; None if they are many.
+
+    Where a latent fades away such steps leave its factors far from the prior.
+    """
+    rows, random = problem.rows, not problem.noise.deterministic
+    few = rows.ranks.size == 1 and len(rows) <= _FEW_ROWS
+    if not (random and few and state.n_owned and problem.objective.model.coupling.independent):
+        return None
+    frozen = local_problem(problem, rows).with_noise(evaluation_noise(problem.objective, len(rows)))
+    return replace(state, raw_locals=solve_rows(frozen, state.raw_globals, tol)[0])
 
 
 def estimated_misses(problem: Problem, raw: Tensor, raw_globals: Tensor) -> Tensor:

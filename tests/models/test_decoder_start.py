@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from skavi import AmortizedVI
+from skavi import AmortizedVI, FactorizedVI
 from skavi._data.missing_cells import Cells
-from skavi.models import BayesianDecoder, PriorConflictWarning
+from skavi.models import BayesianDecoder, PriorConflictWarning, UnusedLatentsWarning
 from skavi.models._decoder_start import cell_of_all_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::skavi.closability.AmortizationWarning")
@@ -70,6 +70,14 @@ def test_a_table_far_from_zero_is_fitted_as_it_is_near_zero():
     )
     assert away.elbo_ == pytest.approx(near.elbo_, abs=2.0)
     assert away.transform(X + 1e9).std() == pytest.approx(near.transform(X).std(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_few_rows_end_at_rest_so_that_faded_latents_show():
+    """Three rows say nothing of latents: steps end at means of 0.9, which cost 1.2 nats."""
+    with pytest.warns(UnusedLatentsWarning, match="uses 0 of its 2 latents"):
+        vi = FactorizedVI(BayesianDecoder(2, (4,)), random_state=0).fit(X[:3])
+    assert np.abs(vi.transform(X[:3])).max() < 0.1
 
 
 @pytest.mark.parametrize(
