@@ -27,6 +27,10 @@ class GivenColumns:
         named = {role: named_columns(getattr(self, role)) for role in self.roles}
         return {role: columns for role, columns in named.items() if columns}
 
+    def names(self, role: str) -> bool:
+        """Say whether an argument names columns: an empty list names none."""
+        return bool(named_columns(getattr(self, role)))
+
     def named_kinds(self) -> Mapping[str, Any] | str | None:
         """Return the columns that each likelihood explains, or one that needs levels or trials.
 

@@ -32,6 +32,16 @@ def model(likelihood="normal", d=4, k=1, **kwargs):
     return FactorAnalysis(k, likelihood=likelihood, covariates=[0, d + 1], offset=d + 2, **kwargs)
 
 
+@pytest.mark.parametrize("likelihood", ["normal", "poisson"])
+def test_an_empty_list_names_no_columns(likelihood):
+    X = np.random.default_rng(0).poisson(3.0, size=(12, 3)).astype(float)
+    none = FactorAnalysis(1, likelihood=likelihood, trials=[], offset=[], covariates=[])
+    empty = FactorizedVI(none, random_state=0).fit(X)
+    plain = FactorizedVI(FactorAnalysis(1, likelihood=likelihood), random_state=0).fit(X)
+    assert empty.elbo_ == plain.elbo_
+    assert np.array_equal(empty.sample(4, random_state=1)[0], plain.sample(4, random_state=1)[0])
+
+
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("likelihood", ["normal", "poisson"])
 def test_sweeps_end_at_the_optimum_of_another_solver(likelihood, holes):
