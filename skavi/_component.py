@@ -96,6 +96,12 @@ class Component(BaseEstimator):
         self._require(name, numbers.ndim <= 1, "a number, or an array of one dimension")
         fine = np.isfinite(numbers).all() and (not positive or (numbers > 0).all())
         self._require(name, fine, "positive and finite" if positive else "finite")
+        sizes = np.abs(numbers)
+        within = (sizes <= 1 / _LEAST_SCALE).all() and (
+            not positive or (sizes >= _LEAST_SCALE).all()
+        )
+        neither = "neither 0 nor infinite" if positive else "finite"
+        self._require(name, within, f"numbers whose squares are {neither}")
 
     def _require_size(self, name, n_features):
         """Require None, one number, or one a feature."""

@@ -305,6 +305,8 @@ def test_a_density_that_cannot_be_batched_is_looped_over_in_fit_and_after():
         ({"model": FactorAnalysis(1, "x")}, ValueError, 'must be "isotropic" or "diagonal"'),
         ({"model": FactorAnalysis(1, mean_loc="a")}, TypeError, "mean_loc must be None, a number"),
         ({"model": FactorAnalysis(1, mean_loc=np.inf)}, ValueError, "mean_loc must be finite"),
+        ({"model": FactorAnalysis(1, mean_loc=1e160)}, ValueError, "whose squares are finite"),
+        ({"model": FactorAnalysis(1, mean_scale=1e-160)}, ValueError, "neither 0 nor infinite"),
         ({"model": FactorAnalysis(1, mean_scale=[1, 2])}, ValueError, "2 numbers, but X has 1 fea"),
         ({"model": FactorAnalysis(1, noise_scale=np.inf)}, ValueError, "noise_scale must be posit"),
         ({"model": FactorAnalysis(1, noise_scale=[[1]])}, ValueError, "an array of one dimension"),

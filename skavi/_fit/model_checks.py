@@ -41,7 +41,7 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
         )
     if not bool((rows.weights > 0).any()):
         raise ValueError("X: no response is observed in any row, so there is nothing to fit.")
-    _check_links(model, family, global_family)
+    check_links(model, family, global_family)
     check_signatures(model)
     n_latents = _count_latents(model, model.n_explained(rows.X))
     model = fixed_modules(model, rows.weights)
@@ -76,8 +76,8 @@ def validated_objective(model, family, global_family, rows: Rows, generator) -> 
     return replace(objective, batched=batched)
 
 
-def _check_links(model, family, global_family):
-    """Refuse factors that know their neighbours where latents are not in a chain."""
+def check_links(model, family, global_family):
+    """Raise a ValueError for factors that know their neighbours where nothing is in a chain."""
     if global_family.links_rows:
         raise ValueError(
             f"global_family={global_family} is a family of rows' latents: use DiagonalNormal() or "

@@ -17,6 +17,10 @@ from skavi._numerics.whole_numbers import is_whole
 
 Parameters = dict[str, Tensor]
 Start = tuple[Tensor | None, Parameters]
+#: Of an input's largest size: with a smaller sd it is constant, and only centred.
+_CONSTANT = 1e-12
+#: The largest mean of an input that is constant: its square is finite.
+_FURTHEST = 1e150
 
 
 class InferenceFunction(Component):
@@ -68,6 +72,14 @@ class InferenceFunction(Component):
                 variances = np.asarray(self.input_scale_) ** 2  # a fit takes their roots
             fine = bool((variances > 0).all() and np.isfinite(variances).all())
             self._require("input_scale_", fine, "roots of variances")
+            self._require_learned_means()
+
+    def _require_learned_means(self):
+        """Require means that are as near to 0 as `fit_inputs` leaves them: not beyond their sds."""
+        size, scale = (abs(np.asarray(each)) for each in (self.input_mean_, self.input_scale_))
+        varied = scale != 1.0
+        near = bool((size[varied] * _CONSTANT <= scale[varied]).all() and (size <= _FURTHEST).all())
+        self._require("input_mean_", near, "means of inputs that vary by input_scale_")
 
     def parameter_shapes(self, n_inputs: int, n_outputs: int) -> dict[str, tuple[int, ...]] | None:
         """Return the shapes of the parameters by name, if they follow from these numbers.
@@ -89,7 +101,7 @@ class InferenceFunction(Component):
                 "hold. Check the scale of X."
             )
         sd = variance.sqrt()
-        constant = sd <= 1e-12 * largest(cells.values.abs().amax(0))
+        constant = sd <= _CONSTANT * largest(cells.values.abs().amax(0))
         fitted.input_mean_ = mean.cpu().numpy()
         fitted.input_scale_ = torch.where(constant, torch.ones_like(sd), sd).cpu().numpy()
         return fitted

@@ -93,12 +93,9 @@ class LocalLevel(MarkovModel):
 
     def check_learned(self, n_features):
         super().check_learned(n_features)
-        for name in ("variance_scale_", "initial_mean_", "initial_sd_"):
-            self._require_number(name)
         for name in ("variance_scale_", "initial_sd_"):
-            finite = 0 < getattr(self, name) < math.inf
-            self._require(name, finite, "positive and finite")
-        self._require("initial_mean_", math.isfinite(self.initial_mean_), "finite")
+            self._require_positive(name)
+        self._require_finite("initial_mean_")
 
     def check(self):
         if self.initial_mean is not None:

@@ -141,8 +141,9 @@ def load(
     Notes
     -----
     Before anything is made of a file, its names, types and sizes are compared with what a fit of
-    its class leaves, so that a forged file gets an error here and not later. A file's noise rule
-    may have about 16,000 nodes; one of more must be handed in.
+    its class leaves, and its model is evaluated once at the centre of q, so that a forged file gets
+    an error here and not later. A file's noise rule may have about 16,000 nodes; one of more must
+    be handed in.
 
     Warns
     -----

@@ -8,7 +8,6 @@ sizes are compared with the numbers that the file does hold before anything of t
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
@@ -19,16 +18,18 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skavi._component import Component
-from skavi._data.column_roles import RESPONSE, ColumnRoles, named_columns
 from skavi._estimators.base import VariationalInference
 from skavi._fit.linear_response import FLAT, sd_ratios
+from skavi._fit.model_checks import check_links
 from skavi._numerics.aligned import aligned
 from skavi._numerics.whole_numbers import is_whole
 from skavi.families import Family
 from skavi.inference_functions import InferenceFunction, Table
-from skavi.models import LatentVariableModel
+from skavi.models import FactorAnalysis, LatentVariableModel
 from skavi.noise import Noise
 from skavi.objective import Objective, bind
+from skavi.persistence._centre import check_centre
+from skavi.persistence._columns import check_columns
 from skavi.persistence._sizes import check_function, check_noise, check_theta
 from skavi.solvers import Solver
 
@@ -189,7 +190,9 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
         if isinstance(component, LatentVariableModel):
             component.check_roles()
     _check_fit_is_of(estimator, own)
-    raw, (width, n_features) = fitted["_raw_globals"], _widths(fitted)
+    names = fitted.get("feature_names_in_")
+    width, n_features = check_columns(fitted["model_"], fitted["n_features_in_"], names)
+    raw = fitted["_raw_globals"]
     for name in ("model", "model_"):
         if name in components and own(components[name]) and not components[name].untold:
             check_theta(components[name], n_features, raw)
@@ -201,33 +204,10 @@ def check_contents(estimator: BaseEstimator, own: Callable[[Any], bool], handed:
     if "noise" not in handed:
         for name in ("noise", "noise_"):
             if name in components:
-                check_noise(components[name], objective)
+                check_noise(components[name], objective, fitted.get("n_samples_fit_", 1))
+    if all(map(own, (objective.model, objective.family, objective.global_family))):
+        check_centre(objective, n_features, raw, fitted["noise_"])
     check_function(fitted, objective, width, own(fitted["inference_function_"]))
-
-
-def _are_kinds(kinds, named):
-    """Say whether columns are of the kinds that a model names, as many of each."""
-    counts = Counter(kind.likelihood for kind in kinds)
-    if not isinstance(named, Mapping):
-        return set(counts) <= {named}
-    return counts == Counter({n: len(named_columns(each)) for n, each in named.items()})
-
-
-def _widths(fitted):
-    """Return the columns of a row as the model gets it, and those that it explains."""
-    model, n_features = fitted["model_"], fitted["n_features_in_"]
-    roles = model.columns_
-    if not isinstance(roles, ColumnRoles) or roles.n_columns not in (0, n_features):
-        raise ValueError(f"columns_ are not those of a table of {n_features} columns")
-    counted = {role: len(columns) for role, columns in roles.given.items() if columns}
-    if roles.response:
-        counted[RESPONSE] = len(roles.response)
-    if counted != {role: len(columns) for role, columns in model.named_columns().items()}:
-        raise ValueError(f"columns_ are not those that {type(model).__name__} names")
-    named = model.named_kinds()
-    if (named is not None) != bool(roles.kinds) or not _are_kinds(roles.kinds, named):
-        raise ValueError(f"columns_ have no kinds that {type(model).__name__} names")
-    return roles.row_width(n_features), roles.n_explained(n_features)
 
 
 def _check_attributes(estimator, fitted):
@@ -263,6 +243,9 @@ def _check_fit_is_of(estimator, own):
 
     A fit sets what a model's arguments leave open, and may refine a rule of nodes.
     """
+    model = estimator.model_
+    if estimator.model is None and own(model) and type(model) is not FactorAnalysis:
+        raise ValueError(f"model=None stands for factor analysis, but the fit is of {model!r}")
     for role in ROLES.keys() - {"noise"}:
         chosen, fitted = getattr(estimator, role, None), getattr(estimator, f"{role}_")
         if not isinstance(chosen, Component) or not own(chosen) or type(fitted) is Table:
@@ -297,6 +280,7 @@ def _objective(estimator, n_features) -> Objective:
     if not is_whole(model.count_latents(n_features), model.fewest_latents):
         raise ValueError(f"{type(model).__name__} has {model.count_latents(n_features)!r} latents")
     like = torch.zeros(1, n_features + model.columns_.width, dtype=torch.float64)
+    check_links(model, family, estimator.global_family_)
     objective = bind(model, family, estimator.global_family_, like)
     needed = estimator.global_family_.n_parameters(objective.space.size)
     if needed != estimator._raw_globals.size:

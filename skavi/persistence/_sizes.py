@@ -15,6 +15,8 @@ from skavi.objective import Objective
 _MOST_NODES = 1 << 14
 #: Numbers of all nodes of a rule: 32 MB; rules of few nodes may have more.
 _MOST_NUMBERS, _FEW_NODES = 1 << 22, 128
+#: Rows in one log joint for which no product rule is within these: two nodes each would be more.
+_MANY_ROWS = 64
 
 
 def check_theta(model: LatentVariableModel, n_features: int, raw: np.ndarray) -> None:
@@ -31,10 +33,14 @@ def check_theta(model: LatentVariableModel, n_features: int, raw: np.ndarray) ->
     )
 
 
-def check_noise(noise: Noise, objective: Objective) -> None:
-    """Refuse a rule of more nodes than an ordinary call has time for, or for other models."""
+def check_noise(noise: Noise, objective: Objective, n_rows: int) -> None:
+    """Refuse a rule of more nodes than an ordinary call has time for, or for other models.
+
+    `n_rows` were fitted: where rows meet, the latents of several of them have nodes together.
+    """
     require_linear_predictor(objective, noise)
-    dimensions = objective.n_drawn_globals, objective.n_latents
+    together = objective.n_latents * objective.n_colours(min(n_rows, _MANY_ROWS))
+    dimensions = objective.n_drawn_globals, together
     n_nodes = noise.count_nodes(*dimensions)
     most = max(min(_MOST_NODES, _MOST_NUMBERS // max(1, sum(dimensions))), _FEW_NODES)
     if n_nodes > most:

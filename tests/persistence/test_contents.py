@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 import skavi
 from forged_files import FORMAT, SCRIPT, forgeries, outcome, use, write
@@ -73,13 +74,13 @@ _MOST_MEGABYTES = 100
 
 
 def honest_file(name, folder):
-    """Return an honest fit's file, its rows, and what each use of it gives."""
+    """Return an honest fit's file, and its rows."""
     vi, X = HONEST[name]
     state = np.random.RandomState(3) if name == "linear" else 0
     vi = vi.set_params(max_iter=min(12, vi.max_iter), random_state=state).fit(X)
     path = folder / "honest.skavi"
     skavi.save(vi, path)
-    return path, X, use(skavi.load(path), X)
+    return path, X
 
 
 def peak():
@@ -90,7 +91,8 @@ def peak():
 def campaign(name, folder, every):
     """Try one in `every` forgeries of a file; return counts by (category, outcome), failures, and
     the processor seconds that the slowest took in all, with what it was."""
-    path, X, uses = honest_file(name, folder)
+    path, X = honest_file(name, folder)
+    uses = use(skavi.load(path), X)
     header, arrays = read_archive(path)
     counts, wrong = collections.Counter[tuple[str, str]](), []
     slowest = 0.0, "none"
@@ -139,7 +141,7 @@ def test_every_forgery(name, tmp_path):
 def files(tmp_path_factory):
     """Honest headers and arrays by name."""
     found = {}
-    for name in ("linear", "polynomial", "network", "factors", "effects", "series", *NEWER):
+    for name in ATTACKED:
         folder = tmp_path_factory.mktemp("files")
         found[name] = read_archive(honest_file(name, folder)[0])
     return found
@@ -152,12 +154,18 @@ def _set(tree, path, value):
     tree[int(last) if last.isdigit() else last] = value
 
 
-NEWER = ("mixed columns", "groups by a set")
+ATTACKED = HONEST.keys() - {"topics", "amortized topics"}
 _LIKELIHOOD = "params/model/params/likelihood/items"
 _N_COLUMNS = "attributes/model_/attributes/columns_/value/items/0/1"
 #: The levels of the column of trials.
 _LEVELS = "attributes/model_/attributes/columns_/value/items/1/1/items/0/1/items/0/items/2/items"
+_TRIALS = "attributes/model_/attributes/columns_/value/items/1/1/items/0/1/items/0/items"
+_KINDS = "attributes/model_/attributes/columns_/value/items/2/1/items"
 _WIDE = {"kind": "tuple", "items": [10**7, 10**7]}
+_SWAPPED = [
+    {"kind": "list", "items": [name, n_levels, {"kind": "list", "items": []}]}
+    for name, n_levels in (("binomial", 0), ("ordinal", 3), ("normal", 0))
+]
 _ANY = {"class": "skavi.families.DiagonalNormal", "params": {}, "attributes": {}}
 FOUND = [
     ("linear", "attributes/_doc_link_template", SCRIPT),
@@ -184,6 +192,27 @@ FOUND = [
     ("mixed columns", _LEVELS, {"kind": "strings", "values": ["a"]}),
     ("mixed columns", _LEVELS, ["a", "b"]),
     ("groups by a set", "params/model/params/response", None),
+    # Places, kinds and readings of columns that the model does not name.
+    ("mixed columns", f"{_TRIALS}/0", 0),
+    ("mixed columns", f"{_KINDS}/0/items/0", "binomial"),
+    ("mixed columns", _KINDS, _SWAPPED),
+    ("groups", f"{_TRIALS}/3", False),
+    # Components that do not suit one another.
+    ("linear", "attributes/family_/class", "skavi.families.Chain"),
+    ("decoder", "attributes/family_/class", "skavi.families.Chain"),
+    ("groups", "attributes/family_/class", "skavi.families.Chain"),
+    ("gaussian process", "attributes/noise_/class", "skavi.noise.GaussHermite"),
+    ("init", "params/model", None),
+    # Numbers whose squares are 0 or infinite, or that leave no finite density.
+    ("level", "attributes/model_/attributes/initial_mean_", 1e300),
+    ("level", "attributes/model_/attributes/initial_sd_", 1e300),
+    ("level", "attributes/model_/attributes/initial_sd_", 5e-324),
+    ("decoder", "attributes/model_/params/output_loc", 1e300),
+    ("decoder", "attributes/model_/params/output_scale", 1e300),
+    ("decoder", "attributes/model_/params/output_scale", 5e-324),
+    ("mixture", "attributes/model_/params/mean_loc", 1e300),
+    ("mixture", "attributes/model_/params/mean_loc", 1e100),
+    ("states in a chain", "attributes/model_/params/mean_loc", 1e100),
 ]
 
 
@@ -203,6 +232,14 @@ def test_what_an_attack_found_is_refused(files, name, where, value, tmp_path):
     [
         ("polynomial", "inference_function_/attributes/input_scale_", 1e-320, "roots of variances"),
         ("polynomial", "inference_function_/attributes/input_scale_", 1e300, "roots of variances"),
+        ("polynomial", "inference_function_/attributes/input_mean_", 1e300, "means of inputs"),
+        ("polynomial", "inference_function_/attributes/input_mean_", 1e14, "means of inputs"),
+        (
+            "topics given a covariate",
+            "model_/attributes/covariate_centre_",
+            1e300,
+            "no finite density of a row",
+        ),
         ("linear", "_global_covariance", 1e300, "of no size that a fit keeps"),
         ("linear", "_global_covariance", 1e-320, "of no size that a fit keeps"),
     ],
@@ -282,6 +319,42 @@ def test_honest_fits_of_any_scale_are_saved_and_loaded(scale, tmp_path):
     skavi.save(vi, tmp_path / "fit.skavi")
     loaded = skavi.load(tmp_path / "fit.skavi")
     assert np.array_equal(loaded.transform(ROWS * scale), vi.transform(ROWS * scale))
+
+
+@pytest.mark.parametrize("scale", [1e-28, 1e28])
+@pytest.mark.parametrize(
+    "name",
+    ["polynomial", "network", "factors", "level", "series", "mixture", "states in a chain"],
+)
+def test_columns_at_the_ends_of_what_fits_take_are_saved_and_loaded(name, scale, tmp_path):
+    """Fits take columns whose largest cell is from 1e-30 to 1e30 in size."""
+    vi, X = HONEST[name]
+    _assert_read_back(clone(vi).set_params(max_iter=3, random_state=0), X * scale, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["groups", "groups by a set", "gaussian process"])
+@pytest.mark.parametrize("scale", [1e-28, 1e28])
+def test_so_are_responses_beside_labels_and_times(name, scale, tmp_path):
+    vi, X = HONEST[name]
+    response = [0] if "groups" in name else [1]
+    X = X.copy()
+    X[:, response] *= scale
+    _assert_read_back(clone(vi).set_params(max_iter=3, random_state=0), X, tmp_path)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_covariates_of_any_scale_are_saved_and_loaded(scale, tmp_path):
+    X = np.column_stack([COUNTS, ROWS[:, 0] * scale])
+    _assert_read_back(FactorizedVI(TopicModel(2, covariates=[-1]), max_iter=3), X, tmp_path)
+
+
+def _assert_read_back(vi, X, folder):
+    vi.fit(X)
+    skavi.save(vi, folder / "fit.skavi")
+    before = torch.get_rng_state()
+    loaded = skavi.load(folder / "fit.skavi")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(loaded.transform(X), vi.transform(X))
 
 
 def test_a_users_model_may_carry_anything_of_its_own_but_no_name_with_a_meaning(tmp_path):
