@@ -114,7 +114,8 @@ def campaign(name, folder, every):
 def assert_all_fine(name, folder, every):
     counts, wrong, slowest = campaign(name, folder, every)
     print(name, sum(counts.values()), dict(counts), f"slowest {slowest[0]:.2f} s: {slowest[1]}")
-    assert not wrong, wrong
+    print(*(f"  {what}: {came_of_it}" for what, came_of_it in wrong), sep="\n")
+    assert not wrong  # each is printed above, uncut
     assert {"refused"} <= {came_of_it for _, came_of_it in counts}
 
 
