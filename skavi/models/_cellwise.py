@@ -45,7 +45,7 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
         super().check_roles()
         if self.named_kinds() is not None:
             alone = "None where columns are of different kinds: name a column among the covariates"
-            self._require("offset", not self.names("offset"), alone)
+            self._require("offset", not self.names_columns("offset"), alone)
 
     def check(self):
         self._require_integer("n_components", 1)
@@ -105,7 +105,7 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
         cells, and is 1 for an ordinary row. A total of 0 counts as 1/2; a row without cells has
         exposure 1.
         """
-        by_offset = self.names("offset") and self.exposure is None
+        by_offset = self.names_columns("offset") and self.exposure is None
         if not self.cell.counts or self.exposure == "unit" or by_offset:
             return 0.0
         cells = self.cells_of(X)
@@ -137,7 +137,7 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
     def eta(self, theta: Theta, z: Tensor, X: Tensor) -> Tensor:
         """Return eta of rows X at latents z."""
         eta = self.predictor(theta, z, self.covariates_of(X))
-        shifted = self.cell.counts or self.names("offset")
+        shifted = self.cell.counts or self.names_columns("offset")
         return eta + self.shift(X) if shifted else eta
 
     def log_likelihood(self, theta, z, X):
@@ -151,7 +151,7 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
     def _predicted(self, theta, z, given):
         """Return eta and the likelihood's globals, for rows given covariates, then trials."""
         own = self.cell_globals(theta)
-        if self.names("trials"):
+        if self.names_columns("trials"):
             own = dict(own) | {"trials": given[:, self.n_covariates :]}
             given = given[:, : self.n_covariates] if self.n_covariates else None
         return self.predictor(theta, z, given), own
@@ -166,7 +166,7 @@ class CellwiseModel(MixedColumns, HierarchicalModel):
     def _seen(self, theta, z, X):
         """Return eta and the likelihood's globals, for rows X."""
         own = self.cell_globals(theta)
-        if self.names("trials"):
+        if self.names_columns("trials"):
             own = dict(own) | {"trials": self.given_columns(X, "trials")}
         return self.eta(theta, z, X), own
 

@@ -48,7 +48,7 @@ class Emitting(MixedColumns):
     def emitted(self, X: Tensor) -> Tensor:
         """Return the cells that rows show: the explained ones, then trials of binomial columns."""
         rows = self.explained(X)
-        if not self.names("trials"):
+        if not self.names_columns("trials"):
             return rows
         trials = self.given_columns(X, "trials")
         return torch.cat([rows, trials.expand(-1, self._n_tried)], 1)
@@ -133,7 +133,7 @@ class Emitting(MixedColumns):
         return self.emissions.moments(theta, z[:, 0].long(), self.emitted(X))
 
     def replicate(self, theta, z, X):
-        trials = self.given_columns(X, "trials") if self.names("trials") else None
+        trials = self.given_columns(X, "trials") if self.names_columns("trials") else None
         return self.with_given(self.observation(z, theta, trials).sample(), X)
 
     def summary(self, X):

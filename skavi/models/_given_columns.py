@@ -27,7 +27,7 @@ class GivenColumns:
         named = {role: named_columns(getattr(self, role)) for role in self.roles}
         return {role: columns for role, columns in named.items() if columns}
 
-    def names(self, role: str) -> bool:
+    def names_columns(self, role: str) -> bool:
         """Say whether an argument names columns: an empty list names none."""
         return bool(named_columns(getattr(self, role)))
 

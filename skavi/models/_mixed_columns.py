@@ -111,7 +111,7 @@ class MixedColumns(GivenColumns, Component):
     def cells_of(self, X: Tensor) -> Cells:
         """Return the observed cells of the columns that are explained."""
         cells = Cells.of(self.explained(X))
-        if not self.names("trials"):
+        if not self.names_columns("trials"):
             return cells
         return TriedCells(cells.values, cells.observed, self.given_columns(X, "trials"))
 

@@ -77,7 +77,7 @@ class MixedPriors(GroupedModel):
         X, name = GroupedRows.of(X), f"MixedEffects(likelihood={self.likelihood!r})"
         y = self.explained(X)
         self.cell.require_valid(y[~y.isnan()].unsqueeze(-1), name)
-        if self.names("trials"):
+        if self.names_columns("trials"):
             trials = self.given_columns(X, "trials")
             bad = ((y > trials) | (trials < 0)).nonzero()
             if len(bad):
@@ -135,7 +135,7 @@ class MixedPriors(GroupedModel):
         y = self.explained(X)[:, 0]
         seen = ~y.isnan() & (X.weights > 0)
         y = torch.where(seen, y, y[seen][:1] if bool(seen.any()) else torch.zeros_like(y[:1]))
-        if self.names("trials"):
+        if self.names_columns("trials"):
             trials = self.given_columns(X, "trials")[:, 0]
             return torch.log((y + 0.5) / (trials - y + 0.5)), seen
         return self.cell.pseudo(y), seen
