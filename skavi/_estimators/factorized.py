@@ -67,7 +67,8 @@ class FactorizedVI(VariationalInference):
         The tolerance of the fit, in nats a row.
     converged_ : bool
         Whether the solver's stopping rule was met: ``suboptimality_ <= tol_ * n_rows``, or up to
-        2e-3 nats in all that the noise rule may cost.
+        2e-3 nats in all that the noise rule may cost; of random steps, that a window of them gains
+        no more than two of its standard errors, which ``suboptimality_`` then is.
     stopped_early_ : bool
         Whether a callback or Ctrl-C ended the fit, or a callback restored an earlier iterate. Then
         ``converged_`` is False, and ``suboptimality_`` may be NaN; there is no ConvergenceWarning
