@@ -17,6 +17,7 @@ from scipy.linalg import cho_solve_banded, cholesky_banded
 from torch import Tensor
 
 from skavi._numerics.aligned import aligned
+from skavi._numerics.pairs import jacobian_by_pairs
 from skavi._numerics.sums import add_up
 
 #: Rows this far apart in a chain share no neighbour: one backward pass serves all of them.
@@ -144,7 +145,9 @@ def differentiate_global_term(objective, raw_globals):
         raw_globals = raw_globals.detach().requires_grad_(True)
         value = objective.global_term(raw_globals)
         (slope,) = gradient_of(value, (raw_globals,), create_graph=True)
-        (rows,) = jacobian(slope, (raw_globals,))
+        rows = jacobian_by_pairs(slope, raw_globals)  # independent priors, and most q(theta)
+        if rows is None:
+            (rows,) = jacobian(slope, (raw_globals,))
     return slope.detach(), rows
 
 

@@ -270,7 +270,7 @@ def _apply(function, *arguments):
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(rows, left, right):
-        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        batch = _common(left.shape[:-2], right.shape[:-2])
         many, right = _lay_out_batch(rows, batch, right)
         left = left.expand(*batch, *left.shape[-2:]).reshape(-1, left.shape[-1])
         empty = many._matrix(torch.zeros_like(many.values))
@@ -301,7 +301,7 @@ class _Sampled(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(rows, cells, right):
-        batch = torch.broadcast_shapes(cells.shape[:-1], right.shape[:-2])
+        batch = _common(cells.shape[:-1], right.shape[:-2])
         many, right = _lay_out_batch(rows, batch, right)
         product = torch.nn.functional.embedding_bag(  # five times as fast as CSR times dense
             many.columns,
@@ -333,6 +333,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, rows, cells, right):
         return _Product.apply(rows, *_move_batch_first((cells, right), in_dims[1:], (1, 2))), 0
+
+
+def _common(one, other):
+    """Broadcast two shapes; torch's own answer is slow, and its first call imports sympy."""
+    return one if one == other else torch.broadcast_shapes(one, other)
 
 
 def _lay_out_batch(rows, batch, right):

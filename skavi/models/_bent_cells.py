@@ -171,7 +171,7 @@ class BentCells(LinearStart):
 
     def _alone(self, factors, nodes):
         """Say whether rows' latents are independent, under nodes that all rows share."""
-        return type(factors) is DiagonalFactors and len(nodes.locals_[0]) == 1
+        return nodes is not None and type(factors) is DiagonalFactors and len(nodes.locals_[0]) == 1
 
     def _by_cells(self, globals_):
         """Say whether the rows' terms are sums over cells with derivatives in closed form."""

@@ -70,8 +70,9 @@ class ClosedForms:
         weights: Tensor,
         frozen: bool,
     ) -> tuple | None:
-        """Return derivatives of the rows' ELBO terms at nodes in the latents alone, where known.
+        """Return derivatives of the rows' ELBO terms, where known.
 
+        At nodes in the latents alone, or of closed forms where `nodes` is None.
         In raw parameters: slopes (n_rows, P) and Hessians (n_rows, P, P) of each row's weighted
         term, mixed derivatives (n_rows, P, Q), and what the rows add up to in q(theta): slope (Q,)
         and Hessian (Q, Q). The last three are None where q(theta) is `frozen`.

@@ -10,6 +10,7 @@ from torch import Tensor
 from skavi._data.sparse_rows import SparseRows
 from skavi.families import LOG_2PI, DiagonalFactors, DiagonalNormal, Family
 from skavi.models._topic_covariates import DocumentsWithCovariates
+from skavi.models._topic_derivatives import DocumentDerivatives, Normaliser
 from skavi.models._topic_documents import softmax_step
 from skavi.models._topic_rows import approached, polished, searched
 
@@ -45,6 +46,18 @@ class LogisticNormal(DocumentsWithCovariates):
         log_det = self.n_components * float(np.log(self.proportion_scale))
         fit = log_mixture(self._documents(X), proportions, words)
         return fit - 0.5 * ((second + LOG_2PI).sum(-1) + spread) - log_det
+
+    def row_derivatives(self, factors, globals_, X, nodes, weights, frozen):
+        closed = nodes is None and type(factors) is type(globals_) is DiagonalFactors
+        if not closed or (self.n_covariates and not frozen):  # coefficients meet the documents
+            return None
+        words, proportions = self._tilted_words(globals_), tilted(factors.mean, factors.sd)
+        known = DocumentDerivatives(self._documents(X), weights, factors, proportions, words)
+        of_rows = known.of_rows(self._prior_means(globals_, X), self.proportion_scale**-2)
+        if frozen:
+            return *of_rows, None, None, None
+        topics = Normaliser.of(*map(self._topics, (globals_.mean, globals_.sd)))
+        return *of_rows, known.border(topics), *known.of_topics(topics)
 
     def given(self, globals_):
         model = copy.copy(self)

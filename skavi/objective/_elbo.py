@@ -241,7 +241,7 @@ class Objective:
 
     def row_derivatives(self, raw, raw_globals, X, nodes, weights, frozen):
         """Return what `ClosedForms.row_derivatives` knows of the rows' terms, or None."""
-        if nodes is None or self.n_drawn_globals:
+        if nodes is not None and self.n_drawn_globals:
             return None
         factors, q_theta = self.local_factors(raw), self.global_factor(raw_globals)
         return self.model.row_derivatives(factors, q_theta, X, nodes, weights, frozen)
