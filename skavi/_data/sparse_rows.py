@@ -21,6 +21,10 @@ from skavi._platform.private_names import are_transforms_active
 #: Cells, zeros counted, a stored one up to which all are multiplied by `CrowdedRows`: with 12
 #: dimensions and 6,000 stored of 20,000 that took 0.02 ms in place of 0.7.
 _CROWDED = 20
+#: The same for quotients of all cells, which are more work than products: sweeps of five topics in
+#: 646 documents, 38 % of whose cells are stored, took .6 of the time.
+_FULL = 4
+_TINY = 1e-300  # near the least normal float64: keeps quotients of numbers of zero finite
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,17 @@ class SparseRows:
         """Return the transpose of this matrix, with `cells` for its values, times `left`."""
         return self.transposed.product(cells[..., self.transposing], left)
 
+    def quotients_times(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return quotients of the values and of what is `sampled` there, times `right`."""
+        return self.product(self._quotients(left, right), right)
+
+    def transposed_quotients_times(self, left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+        """Return the transpose of the same quotients times `left`, its rows times `weights`."""
+        return self.transposed_product(self._quotients(left, right), weights.unsqueeze(-1) * left)
+
+    def _quotients(self, left, right):
+        return self.values / self.sampled(left, right).clamp_min(_TINY)
+
     def __matmul__(self, right: Tensor) -> Tensor:
         return self.product(self.values, right)
 
@@ -255,6 +270,27 @@ class CrowdedRows(SparseRows):
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
         return (left @ right.mT).flatten(-2)[..., self._places]
+
+    def quotients_times(self, left: Tensor, right: Tensor) -> Tensor:
+        if not self._is_full:
+            return super().quotients_times(left, right)
+        return (right.mT @ self._all_quotients(left, right)).mT
+
+    def transposed_quotients_times(self, left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+        if not self._is_full:
+            return super().transposed_quotients_times(left, right, weights)
+        return self._all_quotients(left, right) @ (weights.unsqueeze(-1) * left)
+
+    def _all_quotients(self, left, right):
+        return self._all / (right @ left.mT).clamp_min(_TINY)
+
+    @cached_property
+    def _is_full(self):
+        return len(self) * self.n_features <= _FULL * self.numel()
+
+    @cached_property
+    def _all(self):
+        return self.dense().mT.contiguous()
 
     @cached_property
     def _places(self):

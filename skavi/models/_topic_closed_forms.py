@@ -74,11 +74,12 @@ class LogisticNormal(DocumentsWithCovariates):
         """Maximise every row's bound to its best optimum; or from `start`, by a few steps."""
         if start is None:
             return self.best_locals(globals_, X, family)
-        loc, documents = self._prior_means(globals_, X), self._documents(X)
-        words, mean, variance = self._tilted_words(globals_), start.mean, start.sd**2
+        documents, words = self._documents(X), self._tilted_words(globals_)
+        by_topic = self._prior_means(globals_, X), start.mean, start.sd**2
+        loc, mean, variance = (each.mT.contiguous() for each in by_topic)  # quicker to sum over
         for _ in range(_SWEEP_STEPS):
             mean, variance = self._local_step(words, documents, loc, mean, variance)
-        return DiagonalFactors(mean, variance.sqrt())
+        return DiagonalFactors(mean.mT.contiguous(), variance.sqrt().mT.contiguous())
 
     def best_locals(self, globals_, X, family, start=None):
         words, loc = self._tilted_words(globals_), self._prior_means(globals_, X)
@@ -94,11 +95,11 @@ class LogisticNormal(DocumentsWithCovariates):
         return approached(documents, words, loc, precision, start, nats)
 
     def _local_step(self, words, X, loc, mean, variance):
-        proportions = tilted(mean, variance.sqrt())
-        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
-        counts = proportions * X.product(ratio, words)
+        """Take a step up in all documents, whose numbers are (k, n_rows)."""
+        proportions = tilted(mean, variance.sqrt(), dim=-2)
+        counts = proportions * X.quotients_times(proportions.mT, words).mT.contiguous()
         precision = mean.new_tensor(self.proportion_scale**-2)
-        return softmax_step(counts, X.totals.unsqueeze(-1), loc, precision, mean, variance)
+        return softmax_step(counts, X.totals, loc, precision, mean, variance, -2)
 
     def global_optimum(self, globals_, factors, X, weights):
         """Raise the bound in every topic's logits, given how often each topic says each word.
@@ -107,9 +108,7 @@ class LogisticNormal(DocumentsWithCovariates):
         """
         covariates, X = self.given_columns(X), self._documents(X)
         words, proportions = self._tilted_words(globals_), tilted(factors.mean, factors.sd)
-        ratio = X.values / X.sampled(proportions, words).clamp_min(_TINY)
-        weighted = weights.unsqueeze(-1) * proportions
-        counts = (words * X.transposed_product(ratio, weighted)).mT
+        counts = (words * X.transposed_quotients_times(proportions, words, weights)).mT
         loc = torch.as_tensor(np.asarray(self.topic_loc, dtype=np.float64)).to(counts)
         precision = counts.new_tensor(self.topic_scale**-2)
         mean, variance = map(self._topics, (globals_.mean, globals_.sd**2))
@@ -128,6 +127,6 @@ def log_mixture(X: SparseRows, proportions: Tensor, words: Tensor) -> Tensor:
     return X.over_rows(X.values * cells) + X.log_orderings
 
 
-def tilted(mean: Tensor, sd: Tensor) -> Tensor:
+def tilted(mean: Tensor, sd: Tensor, *, dim: int = -1) -> Tensor:
     """exp E log softmax(u), with E log sum exp(u) replaced by its bound log sum E exp(u)."""
-    return (mean - torch.logsumexp(mean + 0.5 * sd**2, -1, keepdim=True)).exp()
+    return (mean - torch.logsumexp(mean + 0.5 * sd**2, dim, keepdim=True)).exp()

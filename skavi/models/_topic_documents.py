@@ -210,26 +210,26 @@ def _tilted(mean, variance):
     return (mean - torch.logsumexp(mean + 0.5 * variance, -1, keepdim=True)).exp()
 
 
-def softmax_step(counts, total, loc, precision, mean, variance):
+def softmax_step(counts, total, loc, precision, mean, variance, dim=-1):
     """Take a step up in N(mean, variance) for softmax logits that explain expected counts.
 
     Maximises counts . m - total log sum exp(m + v / 2) + E log N(u; loc, 1 / precision) + entropy
-    over the last dimension: first in m by the Newton step, which is cheap (the Hessian is diagonal
-    plus rank one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the
-    curvature of log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
+    over `dim`: first in m by the Newton step, which is cheap (the Hessian is diagonal plus rank
+    one), then in log v by a diagonal one. A step d is cut to d / (1 + max |d|): the curvature of
+    log sum exp grows by at most exp(2 max |d|) on the way, so no step overshoots.
 
     Returns
     -------
     mean, variance : Tensors
     """
-    p = torch.softmax(mean + 0.5 * variance, -1)
+    p = torch.softmax(mean + 0.5 * variance, dim)
     curvature = total * p + precision
     step = (counts - total * p - (mean - loc) * precision) / curvature
     response = p / curvature
-    rank_one = 1 - total * (p * response).sum(-1, keepdim=True)
-    step = step + total * response * (p * step).sum(-1, keepdim=True) / rank_one
-    mean = mean + step / (1 + step.abs().amax(-1, keepdim=True))
-    expected = total * torch.softmax(mean + 0.5 * variance, -1)
+    rank_one = 1 - total * (p * response).sum(dim, keepdim=True)
+    step = step + total * response * (p * step).sum(dim, keepdim=True) / rank_one
+    mean = mean + step / (1 + step.abs().amax(dim, keepdim=True))
+    expected = total * torch.softmax(mean + 0.5 * variance, dim)
     pull = variance * (expected + precision)
     step = (1 - pull) / (pull + 0.5 * variance**2 * expected)
-    return mean, variance * (step / (1 + step.abs().amax(-1, keepdim=True))).exp()
+    return mean, variance * (step / (1 + step.abs().amax(dim, keepdim=True))).exp()

@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from seeds import seeds
 from skavi import AmortizedVI, FactorizedVI, can_close_gap
+from skavi._data import sparse_rows
 from skavi._data.rows import Rows, distinct
 from skavi._data.sparse_rows import CrowdedRows, SparseRows
 from skavi._fit.model_checks import goes_through_vmap
@@ -88,6 +89,23 @@ def test_products_at_crowded_cells_are_those_at_sparse_ones():
     torch.testing.assert_close(crowded.sampled(left[0], right), cells, rtol=1e-14, atol=0)
     empty = SparseRows.from_scipy(scipy.sparse.csr_array(([1.0], ([3], [7])), (10, 10)))
     assert CrowdedRows.if_crowded(empty) is empty
+
+
+@pytest.mark.parametrize("most", [0, 1000])
+def test_quotients_times_a_matrix_are_those_of_dense_ones(most, monkeypatch):
+    """Of stored cells, and of all: 0 / 0 is 0, as where a topic cannot say a word."""
+    monkeypatch.setattr(sparse_rows, "_FULL", most)
+    rows, dense = sparse_and_dense()
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.rand(n, 3, generator=generator, dtype=torch.float64) for n in (7, 5))
+    right[dense[0].argmin()] = 0
+    rows = rows.with_values(torch.where(rows.columns == dense[0].argmin(), 0.0, rows.values))
+    dense, weights = rows.dense(), torch.linspace(0.5, 2, 7, dtype=torch.float64)
+    quotients = torch.nan_to_num(dense / (left @ right.mT))
+    for each in (rows, CrowdedRows.if_crowded(rows)):
+        torch.testing.assert_close(each.quotients_times(left, right), quotients @ right)
+        ours = each.transposed_quotients_times(left, right, weights)
+        torch.testing.assert_close(ours, quotients.mT @ (weights[:, None] * left))
 
 
 def test_products_and_their_first_two_derivatives():
