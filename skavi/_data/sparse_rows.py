@@ -21,7 +21,7 @@ from skavi._platform.private_names import are_transforms_active
 #: Cells, zeros counted, a stored one up to which all are multiplied by `CrowdedRows`: with 12
 #: dimensions and 6,000 stored of 20,000 that took 0.02 ms in place of 0.7.
 _CROWDED = 20
-#: The same for quotients of all cells, which are more work than products: sweeps of five topics took
+#: The same for quotients of all cells, which are more work than products: sweeps of 5 topics took
 #: .75 of the time at 2.5 cells a stored one, .85 at 3.3 and 4.8, as long at 7.
 _FULL = 4
 _TINY = 1e-300  # near the least normal float64: keeps quotients of numbers of zero finite
