@@ -101,5 +101,6 @@ def _check_output(function, parameters, inputs, objective):
     with torch.no_grad():
         raw = function.evaluate(shared, function.features(rows))
         factors = objective.local_factors(raw)
-    if not (torch.isfinite(raw).all() and torch.isfinite(factors.size()).all()):
+    # A mean of 1e300 is finite, and its square, which every density takes, is not.
+    if not (torch.isfinite(raw.square()).all() and torch.isfinite(factors.size()).all()):
         raise ValueError(f"{function!r} gives no finite factor at its training inputs' mean")

@@ -255,6 +255,16 @@ def test_numbers_that_no_fit_leaves_are_refused(files, name, where, value, why, 
         skavi.load(write(tmp_path / "forged.skavi", header, forged))
 
 
+def test_a_network_whose_means_have_no_finite_square_is_refused(tmp_path):
+    """Weights of 1e300 lead to means of that size: finite, but under no finite density."""
+    path, _ = honest_file("amortized topics", tmp_path)
+    header, arrays = read_archive(path)
+    first = header["estimator"]["attributes"]["_parameters"]["items"][0][1]["name"]
+    forged = arrays | {first: np.full_like(arrays[first], 1e300)}
+    with pytest.raises(ValueError, match="gives no finite factor"):
+        skavi.load(write(tmp_path / "forged.skavi", header, forged))
+
+
 def _copied(tree):
     if isinstance(tree, dict):
         return {name: _copied(value) for name, value in tree.items()}
