@@ -112,11 +112,11 @@ def log_expected(own: Side, other: Side) -> Tensor:
     """Return log E exp(z_n . w_d), shape (n_own, n_other); infinite where s t >= 1."""
     total, product = own.mean.new_zeros(()), own.mean.new_ones(len(own), len(other))
     one, apart = own.mean.new_ones(()), _apart(own.variance, other.variance)
-    for k in range(own.mean.shape[-1]):
-        m, s2, u, t2 = (each[:, k] for each in (own.mean, own.variance, other.mean, other.variance))
-        left = torch.addr(one, s2, t2, alpha=-1)
-        half = torch.stack([m, 0.5 * m**2, 0.5 * s2], -1) @ torch.stack([u, t2, u**2])
-        total = torch.addcdiv(total, half, left)
+    (m, s2), (u, t2) = ((side.mean.mT, side.variance.mT) for side in (own, other))
+    of_own, of_other = torch.stack([m, 0.5 * m**2, 0.5 * s2], -1), torch.stack([u, t2, u**2], 1)
+    for k in range(len(m)):
+        left = torch.addr(one, s2[k], t2[k], alpha=-1)
+        total = torch.addcdiv(total, of_own[k] @ of_other[k], left)
         product = product * (left if apart else left.clamp_min(0.0))  # two below 0 are not above
     if apart:
         return total - 0.5 * product.log()
@@ -192,28 +192,37 @@ def curvature(rates: Tensor, own: Side, other: Side, known: Tensor | None = None
 
 
 def _curvature(rates, own, other, known):
+    """Return the same at once, with few tables of cells in memory: fresh memory takes longer."""
     (n, p), k = own.mean.shape, other.mean.shape[-1]
-    slopes, own_part = rates.new_empty(n, 2 * p, len(other)), rates.new_zeros(3, n, p)
-    for j in range(k):
-        m, s2 = own.mean[:, j : j + 1], own.variance[:, j : j + 1]
-        u, t2 = other.mean[:, j], other.variance[:, j]
-        q = 1 / (1 - s2 * t2)
-        g, h = torch.addcmul(u, m, t2) * q, t2 * q
-        slopes[:, j], slopes[:, p + j] = g, torch.addcmul(h, g, g) * s2
-        s2, weighted = s2[:, 0], rates * h
-        own_part[0, :, j] = weighted.sum(-1)
-        half = 0.5 * weighted * h
-        weighted = weighted * g
-        own_part[1, :, j] = 2 * s2 * weighted.sum(-1)
-        own_part[2, :, j] = 4 * s2**2 * torch.addcmul(half, weighted, g).sum(-1)
+    root, own_part = rates.sqrt(), rates.new_zeros(3, n, p)
+    slopes = rates.new_empty(n, 2 * p, len(other))
+    _of_latents(rates, own, other, slopes, own_part)
     if known is not None:
         slopes[:, k:p] = known.mT
         slopes[:, p + k :] = (known**2).mT * own.variance[:, k:].unsqueeze(-1)
-    weighted = slopes * rates.unsqueeze(1)
-    hessian, at = weighted @ slopes.mT, torch.arange(p, device=rates.device)
-    gradient = weighted.sum(-1)
-    hessian[:, at, at] += own_part[0]
-    hessian[:, at, p + at] += own_part[1]
-    hessian[:, p + at, at] += own_part[1]
-    hessian[:, p + at, p + at] += own_part[2] + 2 * gradient[:, p:]
+    slopes *= root.unsqueeze(1)
+    gradient, hessian = (slopes @ root.unsqueeze(-1)).squeeze(-1), slopes @ slopes.mT
+    own_part[2] += 2 * gradient[:, p:]
+    for i, j, part in ((0, 0, 0), (0, p, 1), (p, 0, 1), (p, p, 2)):
+        block = hessian[:, i : i + p, j : j + p]
+        block.diagonal(dim1=1, dim2=2).add_(own_part[part])
     return gradient, hessian
+
+
+def _of_latents(rates, own, other, slopes, own_part):
+    """Write the slopes g and (h + g^2) s^2, and what a number's own second derivatives add."""
+    p, one = own.mean.shape[-1], rates.new_ones(())
+    (m, s2), (u, t2) = ((side.mean.mT, side.variance.mT) for side in (own, other))
+    left, h, weighted, half = (torch.empty_like(rates) for _ in range(4))
+    for j in range(len(u)):
+        g, bent, wide = slopes[:, j], slopes[:, p + j], s2[j].unsqueeze(-1)
+        torch.addr(one, s2[j], t2[j], alpha=-1, out=left)
+        torch.div(t2[j], left, out=h)
+        torch.addcmul(u[j], m[j].unsqueeze(-1), t2[j], out=g).div_(left)
+        torch.addcmul(h, g, g, out=bent)
+        torch.mul(rates, h, out=weighted)
+        own_part[0, :, j] = weighted.sum(-1)
+        torch.add(bent, h, alpha=-0.5, out=half).mul_(weighted)
+        own_part[2, :, j] = 4 * s2[j] ** 2 * half.sum(-1)
+        own_part[1, :, j] = 2 * s2[j] * weighted.mul_(g).sum(-1)
+        bent *= wide
