@@ -128,6 +128,7 @@ def _best(documents, own):
     """Climb from several starts; then put topics in and take them out, while that helps."""
     share = _first_shares(documents)
     mean, variance = _logits(share), _variance(documents, share)
+    mean[:, 0] = documents.loc  # as far away as covariates put it
     if own is not None:
         mean, variance = (
             torch.cat([o.unsqueeze(1), s], 1) for o, s in zip(own, (mean, variance), strict=True)
@@ -157,14 +158,15 @@ def _variance(documents, share):
 
 
 def _first_shares(documents):
-    """Return shares (n, s, k): even ones, those of a first look, and nearly all for one topic."""
+    """Return shares (n, s, k): the prior's, those of a first look, and nearly all for one topic."""
     n, k = documents.loc.shape
+    prior = torch.softmax(documents.loc, -1).unsqueeze(1)
     even = documents.loc.new_full((n, 1, k), 1 / k)
     explained = documents.explained(_logits(even), _variance(documents, even))
     look = (explained + 0.1) / (explained + 0.1).sum(-1, keepdim=True)
     top = explained[:, 0].topk(min(k, _CORNERS), -1).indices
     corners = torch.nn.functional.one_hot(top, k).to(even)
-    return torch.cat([even, look, (1 - _CORNER) / k + _CORNER * corners], 1)
+    return torch.cat([prior, look, (1 - _CORNER) / k + _CORNER * corners], 1)
 
 
 def _other_shares(mean, variance):
@@ -223,7 +225,7 @@ def _promising(documents, mean, variance, known):
     root = root.gather(1, order.unsqueeze(-1).expand(-1, -1, root.shape[-1]))
     near = documents.totals.unsqueeze(-1) * (2 - 2 * root @ root.mT) < _NEAR
     least = top[:, :1] - _BEHIND if known is None else known[2].unsqueeze(1) - _LATER_BEHIND
-    fine, kept = top > least, torch.zeros_like(top, dtype=torch.bool)
+    fine, kept = top >= least, torch.zeros_like(top, dtype=torch.bool)
     for i in range(top.shape[1]):
         kept[:, i] = fine[:, i] & ~(near[:, i] & kept).any(-1) & (kept.sum(-1) < _KEPT)
     kept = torch.zeros_like(value, dtype=torch.bool).scatter(1, order, kept)

@@ -306,6 +306,22 @@ def test_rows_of_one_text_differ_by_their_covariates(fitted):
     )
 
 
+@pytest.mark.parametrize("far", [1e3, 1e5, 1e9, 1e20])
+def test_a_covariate_far_away_leaves_the_words_little_to_say(fitted, far):
+    """A document's logits are at the prior's mean there, but for what its words can pull.
+
+    The slope of a bound in its logits is e - n_words p - (m - loc) / s^2, with shares p and
+    e words explained by each topic: |m - loc| <= n_words s^2, and s = 1 here.
+    """
+    vi, X, *_ = fitted
+    row = X[:1].copy()
+    row[:, -1] = far
+    loc = vi.global_posterior_.mean["coefficients"][:, 0] * (far - X[:, -1].mean())
+    away = vi.posterior(row).logits.mean[0] - loc
+    assert np.abs(away).max() <= X[0, :-1].sum() + 1e-12 * far
+    np.testing.assert_allclose(vi.transform(row)[0], np.eye(K)[loc.argmax()], atol=1e-12)
+
+
 def test_new_documents_are_drawn_for_covariates(fitted):
     vi, X, topics, _ = fitted
     first = matched(vi, topics)[0]
