@@ -149,16 +149,18 @@ def _screen_in_pieces(objective, X, raw, raw_globals, frame):
     """Return the result of `_screen` for all rows, computed for a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
     size = max(1, SCREENED_ELBOS // (_POINTS[k] ** k * len(_WIDTHS)))
+    axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
+    kernels = [(_kernel(axis, width), k * math.log(width)) for width in _WIDTHS]
     for first in range(0, len(raw), size):
         part = slice(first, first + size)
-        starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame)
+        starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame, axis, kernels)
         means.append(starts.mean)
         sds.append(starts.sd)
         owners.append(owner + first)
     return DiagonalFactors(torch.cat(means), torch.cat(sds)), torch.cat(owners)
 
 
-def _screen(objective, X, raw, raw_globals, frame):
+def _screen(objective, X, raw, raw_globals, frame, axis, kernels):
     """Return starts near the other optima of every row's ELBO, and the rows they belong to.
 
     Given the log joint on a grid of z, E log p under N(m, s^2) is a Gaussian blur of these values,
@@ -167,7 +169,6 @@ def _screen(objective, X, raw, raw_globals, frame):
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
     centre, reach = frame
-    axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
     points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
     density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
@@ -176,12 +177,12 @@ def _screen(objective, X, raw, raw_globals, frame):
     if not len(rows):
         return DiagonalFactors(mean, sd), rows
     step = 2 * reach / (_POINTS[k] - 1)
-    blurred = [_blur(density.reshape(len(rows), *[_POINTS[k]] * k), axis, w) for w in _WIDTHS]
-    elbo = torch.stack([b + k * math.log(w) for b, w in zip(blurred, _WIDTHS, strict=True)], -1)
+    blurred = [_blur(density.reshape(len(rows), *[_POINTS[k]] * k), *each) for each in kernels]
+    elbo = torch.stack(blurred, 1)
     value = torch.where(_find_peaks(elbo), elbo, -torch.inf).flatten(1)
     top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
-    width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where % len(_WIDTHS)]
-    means, sds = points[where // len(_WIDTHS)], width.unsqueeze(-1) * step
+    width = torch.tensor(_WIDTHS, dtype=X.dtype, device=X.device)[where // len(points)]
+    means, sds = points[where % len(points)], width.unsqueeze(-1) * step
     here, here_sd = mean.unsqueeze(1), sd.unsqueeze(1)
     away = ((means - here).abs() > 0.5 * here_sd + step) | ((sds / here_sd).log().abs() > 1.0)
     chosen = away.any(-1) & torch.isfinite(top) & (top > top[:, :1] - _COMPARABLE)
@@ -213,18 +214,22 @@ def _densities(model, theta, points, X):
     return torch.cat(values).reshape(len(points), n).mT
 
 
-def _blur(density, axis, width):
-    """Average a function on the grid under a normal around each point, of sd `width` grid steps."""
+def _kernel(axis, width):
+    """Return weights of all points of an axis, for a normal of sd `width` grid steps at each."""
     step = float(axis[1] - axis[0])
     kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
-    kernel = kernel / kernel.sum(0)
+    return kernel / kernel.sum(0)
+
+
+def _blur(density, kernel, entropy):
+    """Average a function on the grid under a normal around each point, and add its entropy."""
     for dimension in range(1, density.dim()):
         density = torch.tensordot(density, kernel, ([dimension], [0])).movedim(-1, dimension)
-    return density
+    return density.add_(entropy)
 
 
 def _find_peaks(values):
-    """Mark the local maxima of a function on the grid, shape (n_rows, points..., widths)."""
+    """Mark the local maxima of a function on the grid, shape (n_rows, widths, points...)."""
     is_peak = torch.ones_like(values, dtype=torch.bool)
     for axis in range(1, values.dim()):
         n = values.shape[axis]
