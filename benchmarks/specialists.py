@@ -1,11 +1,11 @@
 """skavi beside the tool of each field: `python benchmarks/specialists.py [JOB ...] [--quick]`.
 
 JOB is any of those listed by --help; none means all. Specialists (`pip install
-"skavi[specialists]"`): pyPLNmodels, girth, statsmodels; scikit-learn and PyTorch are there anyway.
-Data are what these packages ship. The same rows are fitted and held out, one evaluator serves all
-(`specialist_runs/evaluation.py`), and all is at default settings. In one warm process, on one
-thread, everyone fits in turn: once unmeasured, then five times, of which medians are shown; who
-takes more than 20 s is asked once. --quick measures once, and takes fewer jobs.
+"skavi[specialists]"`): pyPLNmodels, glmpca, girth, statsmodels; scikit-learn and PyTorch are there
+anyway. Data are what these packages ship. The same rows are fitted and held out, one evaluator
+serves all (`specialist_runs/evaluation.py`), and all is at default settings. In one warm process,
+on one thread, everyone fits in turn: once unmeasured, then five times, of which medians are shown;
+who takes more than 20 s is asked once. --quick measures once, and takes fewer jobs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 import torch  # noqa: E402
 
 from benchmarks.paper_experiments.report import Report, Table  # noqa: E402
-from benchmarks.specialist_runs import autoencoder, documents, groups, linear  # noqa: E402
+from benchmarks.specialist_runs import autoencoder, documents, groups, linear, robust  # noqa: E402
 from benchmarks.specialist_runs.contest import Job, Run, hold, ratios  # noqa: E402
 
 REPEATS, BUSY = 5, 0.7
@@ -41,6 +41,9 @@ JOBS = {
         for table, k in (("oaks", 5), ("scrna", 5), ("crossover", 2), ("microcosm", 5))
         for suffix in ("", "-terms")
     },
+    "overdispersed-2": (functools.partial(robust.overdispersed, 2), "pyPLNmodels, glmpca"),
+    "overdispersed-5": (functools.partial(robust.overdispersed, 5), "pyPLNmodels, glmpca"),
+    "outliers": (robust.outliers, None),
     "answers": (lambda: linear.answers("simulated", linear.simulated_answers()), "girth"),
     "aggression": (
         lambda: linear.answers("verbal aggression", linear.verbal_aggression()),

@@ -104,6 +104,26 @@ def counts(X, loadings, centre) -> float:
     return linear_rows(lambda eta: there * (x * eta - eta.exp()), constant, loadings, centre)
 
 
+def overdispersed(X, loadings, centre, dispersion) -> float:
+    """Return nats a row of counts of mean m = exp(eta) and variance m + dispersion m^2."""
+    x, there = observed(X)
+    level = torch.as_tensor(np.asarray(dispersion), dtype=x.dtype).log()
+    size = (-level).exp()
+    factorials = torch.lgamma(x + size) - torch.lgamma(size) - torch.lgamma(x + 1)
+
+    def kernel(eta):
+        odds = eta + level
+        return there * (x * odds - (x + size) * torch.nn.functional.softplus(odds))
+
+    return linear_rows(kernel, (there * factorials).sum(-1), loadings, centre)
+
+
+def own_factors(log_joint: Callable, mean, sd) -> float:
+    """Return nats a row with the contestant's own independent normal factors as proposals."""
+    mean, sd = (torch.as_tensor(np.asarray(each)) for each in (mean, sd))
+    return float(importance_sampled(log_joint, mean, torch.diag_embed(sd)).mean())
+
+
 def row_terms(X, loadings, centre) -> float:
     """Return nats a row of the best bounds of Poisson counts, under normal q(z_n) of their own.
 

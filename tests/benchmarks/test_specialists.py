@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import multivariate_normal, nbinom, norm, t
 
 from benchmarks import specialists
 from benchmarks.specialist_runs import evaluation
@@ -52,6 +52,31 @@ def test_answers_and_counts_agree_with_quadrature():
     found = evaluation.counts(counts, LOADINGS, CENTRE)
     factorials = np.vectorize(math.lgamma)(counts + 1).sum(1).mean()
     exact = by_quadrature(lambda x, eta: x * eta - np.exp(eta), counts) - factorials
+    assert found == pytest.approx(exact, abs=0.03)
+
+
+def test_overdispersed_counts_agree_with_quadrature():
+    """Each column has a dispersion of its own; scipy's density has n = 1 / a, p = 1 / (1 + a m)."""
+    counts, a = RNG.negative_binomial(2, 0.3, (30, 3)).astype(float), np.array([0.1, 0.5, 2.0])
+    found = evaluation.overdispersed(counts, LOADINGS, CENTRE, a)
+
+    def log_kernel(x, eta):
+        return nbinom.logpmf(x, 1 / a, 1 / (1 + a * np.exp(eta)))
+
+    assert found == pytest.approx(by_quadrature(log_kernel, counts), abs=0.03)
+
+
+def test_own_factors_agree_with_quadrature():
+    """A proposal that is not the posterior: the prior."""
+    X = RNG.normal(size=(30, 3))
+    x, W, centre = (torch.as_tensor(each) for each in (X, LOADINGS, CENTRE))
+
+    def log_joint(z):
+        cells = torch.distributions.StudentT(4.0, z @ W.mT + centre).log_prob(x)
+        return cells.sum(-1) + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+
+    found = evaluation.own_factors(log_joint, np.zeros((30, 1)), np.ones((30, 1)))
+    exact = by_quadrature(lambda x, eta: t.logpdf(x, 4.0, eta), X)
     assert found == pytest.approx(exact, abs=0.03)
 
 
