@@ -266,8 +266,8 @@ class NegativeBinomialCells(PoissonCells):
         return NegativeBinomial(size, logits=eta + theta["dispersion"].log())
 
     def kernel(self, x, eta, theta):
-        level = theta["dispersion"].log()
-        return x * (eta + level) - (x + 1 / theta["dispersion"]) * self.bend(x, eta, level)
+        logit = eta + theta["dispersion"].log()
+        return x * logit - (x + 1 / theta["dispersion"]) * self.bend(x, logit, 0.0)
 
     def constant(self, x, theta):
         size = 1 / theta["dispersion"]

@@ -37,7 +37,8 @@ class Adam(Solver):
     mean ELBO of one window of steps is not significantly above that of the window before (two
     standard errors, or tol). The fit has converged when the rate is below 0.003 of its start, or
     after one more fall where later ones promise less than tol: each gains 0.3 of what the one
-    before did. Iterates of the last stage are averaged. With a ``schedule`` the fit stops the first
+    before did. Iterates of the last stage are averaged; one window of them ends it where that has
+    gained less than tol since the fall. With a ``schedule`` the fit stops the first
     time a window brings no significant gain.
 
     Parameters
@@ -263,11 +264,11 @@ class _Ascent(Run):
     def _norm(self, slopes):
         """Return the norm of the gradient of all ranks, in nats."""
         ranks, owned = self.problem.rows.ranks, self.owned
-        lengths = [slope.norm() for slope in slopes]
+        lengths = list(torch._foreach_norm(slopes))  # one call, for any number of tensors
         if ranks.size > 1 and owned:
             lengths[0] = ranks.sum(lengths[0] ** 2).sqrt()
-        parts = zip(lengths, self.scales, strict=True)
-        return math.hypot(*(float(length) * scale for length, scale in parts))
+        parts = zip(torch.stack(lengths).tolist(), self.scales, strict=True)
+        return math.hypot(*(length * scale for length, scale in parts))
 
     def _move(self, memory, slopes, rate):
         """Move along the slopes; return the values, with a table that moves by rows unchanged."""
@@ -322,7 +323,9 @@ class _Ascent(Run):
         )
         memory = replace(memory, window_began=memory.n_iter, window_before=now)
         if before is None:
-            return memory
+            gain = now[0] - memory.at_fall + 2 * math.sqrt(2 * now[1])
+            done = memory.averaging and 0 < gain <= self.least
+            return replace(memory, finished=done, converged=done)
         noise = 2 * math.sqrt(now[1] + before[1])
         memory = replace(memory, noise=noise)
         if now[0] - before[0] > max(noise, self.least):

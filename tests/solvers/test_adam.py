@@ -111,6 +111,26 @@ def test_a_coarse_tol_is_reached_where_falls_promise_less(tol):
     assert falls == {0.002: 5, 0.005: 4, 0.01: 3}[tol]
 
 
+def test_one_window_ends_a_last_stage_that_has_gained_less_than_tol():
+    """It is compared with the window before the fall, by two standard errors of both.
+
+    At a tol of 0.01 it has gained -0.3 + 1.2 nats at most, more than 0.6, and is waited for; at
+    0.03 it has gained -0.2 + 1.2 at most, less than 1.8.
+    """
+    ends = {}
+    for tol in (0.01, 0.03):
+        vi = FactorizedVI(LinearModel(), noise=MonteCarlo(1), solver=Adam(0.05), tol=tol)
+        curve = vi.set_params(random_state=0).fit(COLUMN).elbo_curve_
+        windows = curve[: len(curve) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        mean, error = windows.mean(1), (2 * windows.var(axis=1, ddof=1) / WINDOW) ** 0.5
+        ends[tol] = len(windows)
+        fall = {0.01: 4, 0.03: 3}[tol]  # the window that brings the last stage
+        gain = mean[fall + 1] - mean[fall] + 2 * error[fall + 1]
+        assert vi.converged_
+        assert (0 < gain <= tol * len(COLUMN)) == (ends[tol] == fall + 2)
+    assert ends == {0.01: 7, 0.03: 5}
+
+
 def test_iterates_of_the_last_stage_are_averaged():
     """Ten iterates of equal steps average to the one five and a half steps along.
 
