@@ -123,6 +123,32 @@ def test_the_first_rate_is_that_of_the_cells(likelihood, rate):
     assert vi.solver_.learning_rate == rate
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "share"),
+    [
+        ("normal", 1.0),
+        ("bernoulli", 1.0),
+        ("poisson", 0.1),
+        ({"normal": [0, 1, 2, 3], "bernoulli": [4]}, 1.0),
+        ({"normal": [0, 1, 2], "poisson": [3, 4]}, 0.1),
+    ],
+)
+def test_steps_of_weights_are_as_long_as_their_priors_sds(likelihood, share):
+    """A tenth of it where some output is a log rate. Adam's first step is its rate, and no slope's.
+
+    The prior's sd is 2, and a rate of 1e-12 leaves weights at their start.
+    """
+    table = np.minimum(COUNTS, 1) if likelihood == "bernoulli" else COUNTS.copy()
+    table[:, 4] = np.minimum(table[:, 4], 1)
+    model, ends = BayesianDecoder(2, (4,), likelihood, weight_scale=2.0), []
+    for rate in (1e-12, 1e-3):
+        vi = FactorizedVI(model, solver=Adam(rate), max_iter=1, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one step neither converges nor more
+            ends.append(vi.fit(table).global_posterior_.mean["weight_1"])
+    assert_allclose(np.abs(ends[1] - ends[0]), 1e-3 * share * 2.0, rtol=1e-2)  # its epsilon
+
+
 @pytest.mark.slow
 def test_counts_have_a_dispersion_for_each_column():
     """Variances are mu + a mu^2, a 0.05, 3 and 3, of which a latent may explain one column's."""
