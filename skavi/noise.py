@@ -358,7 +358,8 @@ class LinearPredictor(Noise):
     Parameters
     ----------
     n_nodes : int, default=5
-        Nodes a row; of a cell whose row has latents, five times as many.
+        Nodes a row; of a cell whose row has latents as many, or five times as many where loadings
+        are not narrow.
 
     Examples
     --------

@@ -201,6 +201,10 @@ class Likelihood(ABC):
         """Return the fewest levels for predictors that may be given more variance."""
         return self.levels_at_nodes(noise)
 
+    def width(self, levels: Levels) -> Tensor | float:
+        """Return the distance of eta within which `bend` turns, a column's or all columns'."""
+        return 1.0
+
     def bend(self, x: Tensor, eta: Tensor, level: Tensor | float) -> Tensor:
         """Return what is not linear in eta: by default log(1 + exp(eta + level))."""
         return -F.logsigmoid(-(eta + level))

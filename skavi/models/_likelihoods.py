@@ -134,6 +134,10 @@ class StudentTCells(Likelihood):
         left = variances.prod(-1) / root**2
         return level, 0.5 * (along + 0.5 * left).exp()
 
+    def width(self, levels):
+        """Return half of nu^(1/2) times the scale: derivatives of order n are of n! turns of it."""
+        return 0.5 * (0.5 * levels.level.detach()).exp().amin(0)
+
     def bend(self, x, eta, level):
         away = x - eta
         return torch.addcmul(level.exp(), away, away).log()

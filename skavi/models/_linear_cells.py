@@ -57,7 +57,8 @@ class LinearCells:
         """Return the rows' expected log densities, at nodes of each cell's predictor, (n_rows,)."""
         levels = self.likelihood.levels_along(own)
         given = self.known, self.offset, levels.variance
-        mean, nodes = predictor_nodes(rows, columns, *given, rule)
+        width = self.likelihood.width(levels)
+        mean, nodes = predictor_nodes(rows, columns, *given, rule, width)
         values = self.likelihood.expected_at(self.cells.values, mean, nodes, own, levels)
         return self.cells.masked(values).sum(-1)
 
