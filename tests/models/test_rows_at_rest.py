@@ -40,6 +40,22 @@ def test_a_row_that_is_not_finite_stays_where_it_is():
     assert isinstance(found, Side) and bool(found.variance.isfinite().all())
 
 
+def test_a_row_that_goes_to_and_fro_comes_to_rest():
+    """Slopes of 20 arctan(5 (1.5 - m)), whose tangents lead from one side to the other for ever.
+
+    With the prior's -m they are 0 near 1.49; full steps end half a unit off, at a slope of 26.
+    """
+
+    def slopes(rows, index, nodes, weights):
+        away = 5 * (1.5 - rows.mean)
+        zeros = torch.zeros_like(away)
+        curved = torch.cat([-100 / (1 + away**2), zeros], -1)
+        return torch.cat([20 * away.atan(), zeros], -1), torch.diag_embed(curved)
+
+    found = rows_at_rest(slopes, 1, 1, torch.zeros(1, dtype=torch.float64)).mean
+    assert float((20 * (5 * (1.5 - found)).atan() - found).abs()) < 1e-4
+
+
 def far_cells(n_rows=60, n_columns=6, k=2):
     rng = np.random.default_rng(0)
     eta = rng.normal(size=(n_rows, k)) @ rng.normal(size=(k, n_columns))
