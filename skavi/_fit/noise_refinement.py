@@ -3,7 +3,9 @@
 import math
 
 from skavi._fit.defaults import finer_rules, nearly_exact
+from skavi._fit.few_rows import begun_on_few
 from skavi._fit.iterates import ROUGH
+from skavi._fit.nonfinite import elbo_or_lowest
 from skavi._fit.suboptimality import NOISE_TOLERANCE
 from skavi.noise import GaussHermite, LinearPredictor
 
@@ -25,6 +27,7 @@ def solve_roughly(problem, state, tol, stages):
 
     Second-order steps exploit the errors of coarse rules, which are left early.
     """
+    state = stages.journal.once(begun_on_few, problem, state, stages)
     began, far = state, max(tol, _FAR if stages.solver.second_order else ROUGH)
     for _ in range(_MAX_REFINEMENTS):
         state = stages.solve(problem, state, far)
@@ -70,20 +73,15 @@ def _finer_rule(problem, state, tol):
 def _under(rule, problem, began, state):
     """Return the problem under another rule, and where to start."""
     problem = problem.with_noise(rule)
-    return problem, began if _elbo(problem, began) > _elbo(problem, state) else state
+    lower = elbo_or_lowest(problem, began) > elbo_or_lowest(problem, state)
+    return problem, began if lower else state
 
 
 def _exploits(problem, began, state):
     """Say whether a finer rule puts the end of a run below its start."""
     finer = finer_rules(problem.noise, problem.setting)
     problems = [problem.with_noise(rule) for rule in finer]
-    return any(_elbo(each, began) > _elbo(each, state) for each in problems)
-
-
-def _elbo(problem, state):
-    """Return the ELBO, in nats; minus infinity where it is not a number."""
-    value = float(problem.elbo(state))
-    return -math.inf if math.isnan(value) else value
+    return any(elbo_or_lowest(each, began) > elbo_or_lowest(each, state) for each in problems)
 
 
 def _resolution(problem, tol, elbo):

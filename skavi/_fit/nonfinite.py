@@ -1,5 +1,6 @@
 """Diagnosis of numbers that are not finite: which term of the ELBO, and which rows."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +23,13 @@ def named_singularity(what: str):
             f"A matrix that {what} leads to is singular or not finite "
             f"({str(error).splitlines()[0]}): check the scale of X and of the priors."
         ) from error
+
+
+def elbo_or_lowest(problem, state: State) -> float:
+    """Return the ELBO, in nats; minus infinity where it is not a number."""
+    with torch.no_grad():
+        value = float(problem.elbo(state))
+    return -math.inf if math.isnan(value) else value
 
 
 def what_broke(problem, state: State) -> str:

@@ -141,7 +141,8 @@ class BentCells(LinearStart):
             exact, of_globals = self._slopes(factors, globals_, X, nodes, weights, frozen)
             if self.quick:
                 _add_to_logs(block, exact - slope)
-                _add_to_logs(of_theta[2], of_globals - of_theta[1])
+                if not frozen:
+                    _add_to_logs(of_theta[2], of_globals - of_theta[1])
             slope, of_theta[1] = exact, of_globals
         return slope, block, *of_theta
 

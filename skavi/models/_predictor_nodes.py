@@ -132,7 +132,7 @@ def predictor_nodes(
     wide = loadings.variance.detach().sum(-1) / width**2
     if float((wide**2).mean()) <= _NARROW:
         spread = along + across + rows.mean**2 @ loadings.variance.mT + fixed
-        return mean, _nearly_normal(mean, spread, *_cumulants(rows, loadings), rule)
+        return mean, _nearly_normal(mean, spread, _cumulants(rows, loadings), rule)
     apart = _APART * (across - along).clamp_min(0.0) ** 2 / across.clamp_min(_LEAST)
     root = (along + apart).clamp_min(_LEAST).sqrt()
     return mean, _nodes(mean, root, fixed, Spread.of(rows, loadings, root, apart), rule)
@@ -146,8 +146,9 @@ def _cumulants(rows, loadings):
     return third, fourth
 
 
-def _nearly_normal(mean, variance, third, fourth, rule):
+def _nearly_normal(mean, variance, cumulants, rule):
     """Yield weights and nodes of a predictor of four known cumulants."""
+    third, fourth = cumulants
     variance = variance.clamp_min(_LEAST)
     root = variance.sqrt()
     skew, tails = third / (6 * variance * root), fourth / (24 * variance**2)

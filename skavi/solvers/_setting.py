@@ -9,8 +9,9 @@ _MAX_NEWTON_GLOBALS = 40
 #: Parameters of q(theta) up to which Newton is chosen where the model knows all derivatives: the
 #: corner is 8 MB. 200 x 30 counts with two components (300) take 7 s, by L-BFGS 13.
 _MAX_KNOWN_PARAMETERS = 1000
-#: Numbers of the border then: 160 MB. Not measured: order of magnitude.
-_MAX_BORDER = 20_000_000
+#: Numbers of the border then: 800 MB, of which a step holds four copies. 100,000 rows of 20 columns
+#: and two latents hold 48 million (1.7 to 2.5 GB in all); L-BFGS takes as much, and many steps.
+_MAX_BORDER = 100_000_000
 #: Latents a row up to which Newton is chosen: each adds two backward passes, and a row's block
 #: has (2 x latents) ** 2 numbers. Not measured.
 _MAX_NEWTON_LATENTS = 10
