@@ -14,6 +14,7 @@ from skavi.models._factor_analysis_start import LinearStart
 from skavi.models._linear_cells import LinearCells, rows_of_cells, scattered
 from skavi.models._mixed_cells import Part
 from skavi.models._poisson_rates import Side
+from skavi.models._predictor_nodes import narrow
 from skavi.models._rows_at_rest import nodes_of_curvature, rows_at_rest
 
 #: Cells times nodes of their noise and of e at once. Autograd keeps some ten arrays of five times
@@ -132,7 +133,9 @@ class BentCells(LinearStart):
         else:
             parts = [
                 scattered(cells.derivatives(rows, *sides, *reading), where, 2 * size, weights)
-                for cells, _, where, *sides in self._linear_cells(globals_, X, weights, few)
+                for cells, _, where, *sides in self._linear_cells(
+                    globals_, X, weights, few, given_latents=reading[0] is not None
+                )
             ]
             *found, C, g, H = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
             of_theta = [C, g, H]
@@ -187,21 +190,27 @@ class BentCells(LinearStart):
 
         At nodes of its latents, as `LinearCells.derivatives_of_rows` has them.
         """
+        ones, given = X.new_ones(len(X)), noise is not None
         found = [
             cells.derivatives_of_rows(rows, *sides, noise, weights)
-            for cells, _, _, *sides in self._linear_cells(globals_, X, X.new_ones(len(X)), few)
+            for cells, _, _, *sides in self._linear_cells(globals_, X, ones, few, given)
         ]
         return [sum(each[1:], each[0]) for each in zip(*found, strict=True)]
 
-    def _linear_cells(self, globals_, X, weights, few=False):
-        """Yield cells by likelihoods, their constants, places of their raw numbers, and these."""
+    def _linear_cells(self, globals_, X, weights, few=False, given_latents=False):
+        """Yield cells by likelihoods, their constants, places of their raw numbers, and these.
+
+        `few`: with few nodes of the predictor, which varies little given the latents.
+        """
         offset, known = X.new_zeros(len(X), 1) + self.shift(X), self._known(X)
         every, size = self._linear_index(globals_, X), globals_.mean.shape[-1]
         for part in self._parts(globals_, X):
-            if few:
-                part = replace(part, likelihood=part.likelihood.with_few_nodes())
             index, at = every[part.predictors], part.noise
             columns = Side(globals_.mean[index], globals_.sd[index] ** 2)
+            if few:
+                noise = part.noise_factors(globals_.mean, globals_.sd)
+                thin = given_latents and self._are_narrow(columns, part.likelihood, noise)
+                part = replace(part, likelihood=part.likelihood.with_few_nodes(thin))
             of_cells = offset if offset.shape[1] == 1 else offset[:, part.predictors]
             cells = LinearCells(part.likelihood, part.cells, known, of_cells, weights)
             where = torch.cat([index, index + size, at, at + size], -1)
@@ -212,6 +221,11 @@ class BentCells(LinearStart):
                 columns,
                 part.noise_factors(globals_.mean, globals_.sd).with_enough_nodes(),
             )
+
+    def _are_narrow(self, columns, likelihood, noise):
+        """Say whether loadings are narrow beside the bend of a likelihood."""
+        loadings = columns.first(self.n_components)
+        return narrow(loadings, likelihood.width(likelihood.levels_along(noise)))
 
     def check_learned(self, n_features):
         super().check_learned(n_features)

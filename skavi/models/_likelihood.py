@@ -26,6 +26,9 @@ _N_NODES = 9
 #: Nodes of eta and of the noise for second derivatives of `skavi.models._predictor_nodes`' rule,
 #: which has five: of 40 rows of answers and counts they are as near with these as with 9 and 7.
 _FEW_NODES, _FEW_NOISE_NODES = 5, 3
+#: Nodes of eta given narrow loadings and the latents: of a variance V they miss V^2 of the sixth
+#: derivative in second ones.
+_THIN_NODES = 3
 Globals = Mapping[str, Tensor]
 Rule = tuple[np.ndarray, np.ndarray]
 _LEAST_COUNT = 0.5  # of a column in all: less than one count
@@ -261,9 +264,12 @@ class Likelihood(ABC):
         other.rule = rule
         return other
 
-    def with_few_nodes(self) -> Self:
-        """Return the likelihood with rules of few nodes, for second derivatives."""
-        few = min(len(self.rule[0]), _FEW_NODES)
+    def with_few_nodes(self, thin: bool = False) -> Self:
+        """Return the likelihood with rules of few nodes, for second derivatives.
+
+        `thin`: whether predictors vary little within them.
+        """
+        few = min(len(self.rule[0]), _THIN_NODES if thin else _FEW_NODES)
         other = self.with_rule(hermite_rule(few))
         other.n_noise_nodes = min(self.n_noise_nodes, _FEW_NOISE_NODES)
         return other

@@ -96,6 +96,12 @@ class Spread:
         return mean.clamp_min(_LEAST), variance.clamp_min(0.0)
 
 
+def narrow(loadings: Side, width: Tensor | float) -> bool:
+    """Say whether loadings are narrow beside the `width` within which the integrand bends."""
+    wide = loadings.variance.detach().sum(-1) / width**2
+    return float((wide**2).mean()) <= _NARROW
+
+
 def predictor_nodes(
     rows: Side,
     columns: Side,
@@ -129,8 +135,7 @@ def predictor_nodes(
     fixed = known**2 @ columns.variance[:, k:].mT + variance
     along = rows.variance @ (loadings.mean**2).mT
     across = rows.variance @ loadings.variance.mT
-    wide = loadings.variance.detach().sum(-1) / width**2
-    if float((wide**2).mean()) <= _NARROW:
+    if narrow(loadings, width):
         spread = along + across + rows.mean**2 @ loadings.variance.mT + fixed
         return mean, _nearly_normal(mean, spread, _cumulants(rows, loadings), rule)
     apart = _APART * (across - along).clamp_min(0.0) ** 2 / across.clamp_min(_LEAST)

@@ -191,14 +191,14 @@ def problem_of(likelihood, noise, k=2, frozen=False):
     return Problem(objective, Table(), rows, X, noise, None, frozen_globals=frozen)
 
 
-def near_the_end(problem):
-    """Raw factors as fits have them: sds of .14 of loadings, and of .5 of latents."""
+def near_the_end(problem, log_sd=-2.0):
+    """Raw factors as fits have them: sds of .14 of loadings, or others, and of .5 of latents."""
     state = problem.objective.model.initial_globals(problem.rows.X, problem.rows.weights)
     generator = torch.Generator().manual_seed(1)
     size = problem.objective.space.size
     u = problem.objective.space.unconstrain(state)
     u = u + 0.2 * torch.randn(size, generator=generator, dtype=torch.float64)
-    raw_globals = torch.cat([u, torch.full_like(u, -2.0)])
+    raw_globals = torch.cat([u, torch.full_like(u, log_sd)])
     k = problem.objective.n_latents
     mean = torch.randn(len(problem.rows), k, generator=generator, dtype=torch.float64)
     return torch.cat([mean, torch.full_like(mean, -0.7)], -1), raw_globals
@@ -220,9 +220,7 @@ def test_the_elbo_is_that_of_quadrature_over_the_latents(likelihood):
 def test_the_elbo_of_narrow_loadings_is_that_of_quadrature(likelihood, monkeypatch):
     """Sds of .007 of loadings, by cumulants and by nodes of V(z): each counts cells to 1e-7."""
     ours = problem_of(likelihood, LinearPredictor(40))
-    raw, raw_globals = near_the_end(ours)
-    size = len(raw_globals) // 2
-    at = raw, torch.cat([raw_globals[:size], raw_globals[size:] - 3.0])
+    at = near_the_end(ours, -5.0)
     found = float(ours.elbo_of(*at))
     monkeypatch.setattr("skavi.models._predictor_nodes._NARROW", 0.0)
     other = float(ours.elbo_of(*at))
@@ -286,6 +284,19 @@ def test_quick_curvatures_are_near_as_well(likelihood, monkeypatch):
     found, wanted = (each.H_globals.diagonal() for each in (ours, exact))
     off = (found - wanted).abs() / wanted.abs().max()
     assert float(off.max()) < (0.1 if likelihood == "student_t" else 0.015)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_curvatures_beside_narrow_loadings_take_three_nodes(likelihood, monkeypatch):
+    """As with five to 10^-5 of the largest: given the latents predictors have sds of .01."""
+    problem = problem_of(likelihood, LinearPredictor(11))
+    at = near_the_end(problem, -5.0)
+    ours = arrow_derivatives(problem, *at)
+    monkeypatch.setattr("skavi.models._likelihood._THIN_NODES", 5)
+    other = arrow_derivatives(problem, *at)
+    for name in ("H", "C", "H_globals"):
+        found, wanted = getattr(ours, name), getattr(other, name)
+        assert 0 < float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("k", [3, 4])
