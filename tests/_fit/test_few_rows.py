@@ -34,6 +34,7 @@ def answers(n_rows):
 @pytest.fixture(autouse=True)
 def five_hundred_rows_represent_all(monkeypatch):
     monkeypatch.setattr("skavi._data.rows._REPRESENTATIVES", 500)
+    monkeypatch.setattr("skavi._fit.few_rows._MANY", 1000)
 
 
 def start_of(n_rows):

@@ -257,6 +257,23 @@ def test_the_script_on_the_page_runs_under_torchrun(tmp_path):
 
 
 @pytest.mark.slow
+def test_fits_that_begin_with_a_few_rows_end_in_one_of_several_mirrored_optima():
+    """Of 5,000 rows of counts so many are equal that ranks, which merge their own, hold more.
+
+    Where the count of distinct rows decided on how to begin, ranks found loadings of other signs.
+    """
+    rng = np.random.default_rng(0)
+    eta = rng.normal(size=(5000, 2)) @ rng.normal(size=(2, 6)) + rng.normal(size=6)
+    rows = rng.negative_binomial(2, 1 / (1 + np.exp(eta) / 2)) * 1.0
+    vi = FactorizedVI(FactorAnalysis(2, likelihood="negative_binomial"), random_state=0)
+    one = clone(vi).fit(rows)
+    there = distributed.fit(vi, rows, n_workers=2, sizes=[3200, 1800])
+    assert one.converged_ and there.elbo_ == pytest.approx(one.elbo_, abs=1e-4)
+    for name, mean in one.global_posterior_.mean.items():
+        assert_allclose(there.global_posterior_.mean[name], mean, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads threads from Linux's /proc")
 def test_a_fit_leaves_no_thread_of_the_group(tmp_path):
     """Threads that outlive the interpreter abort the process now and then: here, none is left."""
