@@ -74,6 +74,8 @@ LINES = {
     "more of them": ((ByHand(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
     "linear cells": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 30), LinearPredictor, Newton),
     "one latent": ((FactorAnalysis(1, likelihood="bernoulli"), 50, 9), GaussHermite, Newton),
+    "one": ((FactorAnalysis(1, likelihood="student_t"), 3999, 9), GaussHermite, Newton),
+    "one, long": ((FactorAnalysis(1, likelihood="student_t"), 4000, 9), LinearPredictor, Newton),
     "narrow cells": ((FactorAnalysis(2, likelihood="student_t"), 50, 9), LinearPredictor, Newton),
     "Markov model": ((Walk(), 1000, 1), GaussHermite, Newton),
     "few coupled rows": ((Joint(), 100, 2), QuasiMonteCarlo, Newton),
