@@ -5,7 +5,7 @@ situation                               noise                       solver
 ======================================  ==========================  ==============================
 model knows its expectations            ClosedForm                  CoordinateAscent where offered
 no latents, one linear predictor a row  LinearPredictor, refined    Newton up to 40 globals
-cells of linear predictors, latents     LinearPredictor, refined    Newton up to 1,000 numbers
+cells of linear predictors, latents     LinearPredictor, refined    Newton up to 2,500 numbers
 few latents a row and few globals       GaussHermite, refined       Newton
 more of them, small data                QuasiMonteCarlo, refined    Newton up to 40 globals
 Markov models, few globals              any of the above            Newton (banded)

@@ -20,7 +20,7 @@ _TRIALS = 12
 _DAMPINGS = (0.0, 1e-3, 3e-2, 1.0, 30.0, 1e3)
 #: Globals: each adds two backward passes a step, and two numbers for each row parameter. Not
 #: measured.
-_MAX_GLOBALS = 400
+_MAX_GLOBALS = 1250
 #: Longest step of a log sd: an sd changes by a factor of exp(2) = 7.4 at most.
 LONGEST_LOG_STEP = 2.0
 

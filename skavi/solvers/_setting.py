@@ -7,8 +7,9 @@ from typing import Any
 #: step. Not measured.
 _MAX_NEWTON_GLOBALS = 40
 #: Parameters of q(theta) up to which Newton is chosen where the model knows all derivatives: the
-#: corner is 8 MB. 200 x 30 counts with two components (300) take 7 s, by L-BFGS 13.
-_MAX_KNOWN_PARAMETERS = 1000
+#: corner is 50 MB. 300 x 100 overdispersed counts with five components (1,202) take 21 s, by L-BFGS
+#: 66; with ten (2,402) 131 and 185.
+_MAX_KNOWN_PARAMETERS = 2500
 #: Numbers of the border then: 800 MB, of which a step holds four copies. 100,000 rows of 20 columns
 #: and two latents hold 48 million (1.7 to 2.5 GB in all); L-BFGS takes as much, and many steps.
 _MAX_BORDER = 100_000_000

@@ -73,6 +73,8 @@ LINES = {
     "few latents, few globals": ((NonlinearModel(), 1000, 1), GaussHermite, Newton),
     "more of them": ((ByHand(5, likelihood="bernoulli"), 1000, 3), QuasiMonteCarlo, Newton),
     "linear cells": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 30), LinearPredictor, Newton),
+    "wide tables": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 200), LinearPredictor, Newton),
+    "wider ones": ((FactorAnalysis(5, likelihood="bernoulli"), 50, 210), LinearPredictor, LBFGS),
     "one latent": ((FactorAnalysis(1, likelihood="bernoulli"), 50, 9), GaussHermite, Newton),
     "one": ((FactorAnalysis(1, likelihood="student_t"), 3999, 9), GaussHermite, Newton),
     "one, long": ((FactorAnalysis(1, likelihood="student_t"), 4000, 9), LinearPredictor, Newton),
