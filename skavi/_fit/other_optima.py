@@ -6,7 +6,8 @@ each of them, and the row keeps the best.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -145,22 +146,39 @@ def _frame(problem, raw, raw_globals):
     return add_up(centre.sum(0)) / rows.n_total, reach
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """Points of an axis of the grid, and what a normal around each of them weighs them with."""
+
+    n_latents: int
+    axis: Tensor
+
+    @cached_property
+    def kernels(self):
+        """For each width of the normal, in grid steps: its weights (2-D), and its entropy."""
+        steps = torch.arange(len(self.axis), dtype=self.axis.dtype, device=self.axis.device)
+        found = []
+        for width in _WIDTHS:
+            kernel = torch.exp(-0.5 * ((steps.unsqueeze(1) - steps) / width) ** 2)
+            found.append((kernel / kernel.sum(0), self.n_latents * math.log(width)))
+        return found
+
+
 def _screen_in_pieces(objective, X, raw, raw_globals, frame):
     """Return the result of `_screen` for all rows, computed for a few at a time."""
     k, means, sds, owners = objective.n_latents, [], [], []
     size = max(1, SCREENED_ELBOS // (_POINTS[k] ** k * len(_WIDTHS)))
-    axis = torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device)
-    kernels = [(_kernel(axis, width), k * math.log(width)) for width in _WIDTHS]
+    grid = _Grid(k, torch.linspace(-1, 1, _POINTS[k], dtype=X.dtype, device=X.device))
     for first in range(0, len(raw), size):
         part = slice(first, first + size)
-        starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame, axis, kernels)
+        starts, owner = _screen(objective, X[part], raw[part], raw_globals, frame, grid)
         means.append(starts.mean)
         sds.append(starts.sd)
         owners.append(owner + first)
     return DiagonalFactors(torch.cat(means), torch.cat(sds)), torch.cat(owners)
 
 
-def _screen(objective, X, raw, raw_globals, frame, axis, kernels):
+def _screen(objective, X, raw, raw_globals, frame, grid):
     """Return starts near the other optima of every row's ELBO, and the rows they belong to.
 
     Given the log joint on a grid of z, E log p under N(m, s^2) is a Gaussian blur of these values,
@@ -169,7 +187,7 @@ def _screen(objective, X, raw, raw_globals, frame, axis, kernels):
     theta = objective.space.constrain(objective.global_factor(raw_globals).mean)
     factors, k = objective.local_factors(raw), objective.n_latents
     centre, reach = frame
-    points = centre + reach * torch.cartesian_prod(*[axis] * k).reshape(-1, k)
+    points = centre + reach * torch.cartesian_prod(*[grid.axis] * k).reshape(-1, k)
     density = _densities(objective.model, theta, points, X)
     density = torch.nan_to_num(density, nan=_LOWEST, neginf=_LOWEST, posinf=_LOWEST)
     rows = _find_several(density, k)
@@ -177,7 +195,7 @@ def _screen(objective, X, raw, raw_globals, frame, axis, kernels):
     if not len(rows):
         return DiagonalFactors(mean, sd), rows
     step = 2 * reach / (_POINTS[k] - 1)
-    blurred = [_blur(density.reshape(len(rows), *[_POINTS[k]] * k), *each) for each in kernels]
+    blurred = [_blur(density.reshape(len(rows), *[_POINTS[k]] * k), *each) for each in grid.kernels]
     elbo = torch.stack(blurred, 1)
     value = torch.where(_find_peaks(elbo), elbo, -torch.inf).flatten(1)
     top, where = value.topk(min(_CANDIDATES, value.shape[1]), dim=1)
@@ -212,13 +230,6 @@ def _densities(model, theta, points, X):
         for some in points.split(at_once)
     ]
     return torch.cat(values).reshape(len(points), n).mT
-
-
-def _kernel(axis, width):
-    """Return weights of all points of an axis, for a normal of sd `width` grid steps at each."""
-    step = float(axis[1] - axis[0])
-    kernel = torch.exp(-0.5 * ((axis.unsqueeze(1) - axis) / (width * step)) ** 2)
-    return kernel / kernel.sum(0)
 
 
 def _blur(density, kernel, entropy):
