@@ -187,7 +187,8 @@ def figures():
     theirs, ours = counts["PlnPCA"][0], counts["skavi F-VI"][0]
     yield f"{theirs:.2f} - {ours:.2f} - {times[1]:.2f}"
     theirs, ours = many["PlnPCA"][0], many["skavi F-VI"][0]
-    yield f"take {times[2]:.2f} times the time of ``PlnPCA`` for {ours:.2f} a row (its {theirs:.2f})"
+    yield f"take {times[2]:.2f} times the time of ``PlnPCA`` for {ours:.2f} a row"
+    yield f"a row (its {theirs:.2f})"
     for values, time in ((two, times[3]), (five, times[4])):
         theirs, ours = values["GLM-PCA"][0], values["skavi F-VI"][0]
         yield f"{theirs:.2f} - {ours:.2f} - {time:.0f}"
@@ -226,5 +227,5 @@ def figures():
 def test_figures_beside_the_specialists_are_those_measured():
     page = " ".join((DOCS / "beside.rst").read_text().split())
     found = list(figures())
-    assert len(found) == 22
+    assert len(found) == 23
     assert not [figure for figure in found if figure not in page]
