@@ -200,9 +200,9 @@ def default_noise(setting: Setting) -> Noise:
         return MonteCarlo(max(1, _FEWEST_DRAWN_ROWS // max(1, n_rows)))
     if objective.linear_predictor and objective.n_drawn_globals:
         return LinearPredictor()
-    several = objective.n_latents > 1 or (objective.n_latents == 1 and n_rows >= _LONG)
-    several = several and objective.knows_row_derivatives
-    if several and n_rows * objective.width * _PREDICTOR_NODES <= budget(setting):
+    enough = objective.n_latents > 1 or (objective.n_latents == 1 and n_rows >= _LONG)
+    by_cells = enough and objective.knows_row_derivatives
+    if by_cells and n_rows * objective.width * _PREDICTOR_NODES <= budget(setting):
         return LinearPredictor()
     return _noise_of_draws(setting)
 
